@@ -1,0 +1,209 @@
+"""How fast clips come out of tar shards: our reader beside webdataset, from the same files.
+
+    python benchmarks/reader.py                 # clips/s of both, one process, warm page cache
+    python benchmarks/reader.py --rows 230350   # memory of a process that holds such an index
+
+`--data DIR` keeps the made dataset there and uses it again.
+"""
+
+import argparse
+import io
+import os
+import platform
+import shutil
+import tempfile
+import time
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import open_dataset
+from shards.audio import encode
+from shards.manifest import (
+    INDEX_NAME,
+    INDEX_TYPES,
+    MANIFEST_NAME,
+    Manifest,
+    Shard,
+    sha256_of_file,
+    write_index,
+)
+from shards.order import batch_ids, epoch_order, num_batches
+from shards.tar import END_OF_ARCHIVE, Record, write_record
+
+RATE = 32000
+CLIPS_PER_SHARD = 4096
+BATCH = 256
+
+
+def make_dataset(folder: Path, clips: int, rows: int) -> None:
+    """Writes `clips` random clips; `rows` beyond them point at the same records again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    columns: dict[str, list[Any]] = {name: [] for name in (*INDEX_TYPES, "device")}
+    shards: list[Shard] = []
+    records: list[list[tuple[str, Record]]] = []
+    for number, first in enumerate(range(0, clips, CLIPS_PER_SHARD)):
+        name, offset = f"train-{number:06d}.tar", 0
+        records.append([])
+        with (folder / name).open("wb") as file:
+            for i in range(first, min(clips, first + CLIPS_PER_SHARD)):
+                clip = rng.integers(-32768, 32768, RATE, dtype=np.int16)
+                payload = encode(clip, RATE, "wav")
+                key = f"clip-{i:08d}"
+                record = write_record(file, offset, key, "wav", payload, {"label": i % 10})
+                records[-1].append((key, record))
+                offset += record.record_size
+            file.write(END_OF_ARCHIVE)
+        size = offset + len(END_OF_ARCHIVE)
+        sha256 = sha256_of_file(folder / name)
+        shards.append(
+            Shard(name=name, split="train", count=len(records[-1]), bytes=size, sha256=sha256)
+        )
+    repeats = -(-rows // clips)
+    for number, of_shard in enumerate(records):
+        for key, record in of_shard:
+            for repeat in range(min(repeats, rows - len(columns["key"]))):
+                columns["key"].append(f"{key}-street_pedestrian-{repeat}")
+                columns["recording"].append(f"barcelona-{len(columns['key']) // 10}")
+                columns["split"].append("train")
+                columns["device"].append("abc"[repeat % 3])
+                columns["label"].append(repeat % 10)
+                columns["shard"].append(number)
+                for field in Record.__dataclass_fields__:
+                    columns[field].append(getattr(record, field))
+    write_index(folder / INDEX_NAME, columns, ("device",))
+    manifest = Manifest(
+        kind="audio",
+        classes=tuple(str(i) for i in range(10)),
+        sample_rate=RATE,
+        shape=(RATE,),
+        dtype="int16",
+        encoding="wav",
+        splits={"train": {"count": len(columns["key"]), "classes": {}}},
+        groups=("device",),
+        shards=tuple(shards),
+        index={
+            "name": INDEX_NAME,
+            "sha256": sha256_of_file(folder / INDEX_NAME),
+            "rows": len(columns["key"]),
+        },
+        rejected=None,
+        source={"kind": "benchmark"},
+    ).sealed()
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+
+
+def warm(folder: Path) -> None:
+    for shard in folder.glob("*.tar"):
+        with shard.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def say(what: str, clips: int, seconds: float) -> float:
+    speed = clips / seconds
+    print(f"{what:44} {speed:10,.0f} clips/s  {speed * RATE * 2 / 1e9:6.2f} GB/s")
+    return speed
+
+
+def ours(folder: Path, epochs: int) -> tuple[list[float], int]:
+    """Returns the speed of each epoch and a checksum that does not depend on the order."""
+    dataset = open_dataset(folder)
+    split = dataset.split("train")
+    speeds: list[float] = []
+    for epoch in range(epochs):
+        start = time.perf_counter()
+        order = epoch_order(len(split), 0, epoch)
+        for batch in range(num_batches(len(split), BATCH)):
+            split.fetch(batch_ids(order, batch, BATCH))
+        seconds = time.perf_counter() - start
+        what = "ours, first touch (crc32 of every clip)" if epoch == 0 else f"ours, epoch {epoch}"
+        speeds.append(say(what, len(split), seconds))
+    checksum = sum(zlib.crc32(clip) for i in range(len(split)) for clip in split.fetch([i]))
+    return speeds, checksum
+
+
+def webdataset_beside(folder: Path, epochs: int) -> tuple[list[float], int]:
+    """Returns the same for the plainest webdataset pipeline: samples as arrays, in tar order."""
+    import webdataset
+
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    speeds: list[float] = []
+    checksum = 0
+    for epoch in range(epochs):
+        clips = 0
+        start = time.perf_counter()
+        for sample in webdataset.WebDataset(urls, shardshuffle=False):
+            np.frombuffer(sample["wav"], dtype=np.int16, offset=44)
+            clips += 1
+        speeds.append(say(f"webdataset, epoch {epoch}", clips, time.perf_counter() - start))
+    for sample in webdataset.WebDataset(urls, shardshuffle=False):
+        checksum += zlib.crc32(io.BytesIO(sample["wav"]).getbuffer()[44:])
+    return speeds, checksum
+
+
+def memory_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def show_memory(folder: Path, rows: int) -> None:
+    import torch
+
+    print(f"a process that imported torch {torch.__version__}: {memory_mib():8.1f} MiB")
+    dataset = open_dataset(folder)
+    split = dataset.split("train")
+    print(f"with the index of {rows:,} rows open: {memory_mib():8.1f} MiB")
+    for epoch in range(3):
+        order = epoch_order(len(split), 0, epoch)
+        for batch in range(num_batches(len(split), BATCH)):
+            split.fetch(batch_ids(order, batch, BATCH))
+        print(f"after epoch {epoch}: {memory_mib():8.1f} MiB")
+
+
+def describe_machine() -> None:
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "pyarrow", "webdataset"))
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, {model}, Python {platform.python_version()}, {versions}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Reader beside webdataset, one process.")
+    parser.add_argument("--data", type=Path, help="keep the dataset here and use it again")
+    parser.add_argument("--clips", type=int, default=16384, help="one-second clips (default 16384)")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rows", type=int, help="show memory with an index of so many rows")
+    arguments = parser.parse_args()
+    describe_machine()
+    folder = arguments.data or Path(tempfile.mkdtemp(prefix="reader-benchmark-"))
+    try:
+        clips = min(arguments.clips, 1024) if arguments.rows else arguments.clips
+        if not (folder / MANIFEST_NAME).exists():
+            make_dataset(folder, clips, arguments.rows or clips)
+        warm(folder)
+        if arguments.rows:
+            show_memory(folder, arguments.rows)
+            return
+        our_speeds, our_sum = ours(folder, arguments.epochs)
+        their_speeds, their_sum = webdataset_beside(folder, arguments.epochs)
+        assert our_sum == their_sum, "the two did not read the same clips"
+        print(f"same clips in both; best to best: {max(our_speeds) / max(their_speeds):.1f} times")
+    finally:
+        if arguments.data is None:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

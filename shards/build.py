@@ -1,0 +1,302 @@
+"""Clips to tar shards: parallel, resumable, atomic, reproducible to the byte.
+
+A shard is written to the hidden work folder, synced and renamed; beside it a record of its rows is
+kept, so that a build that was killed goes on with the shards it lacks. `dataset.json` comes last:
+a folder that has one is finished.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shards.durable import publish, replace_file
+from shards.errors import InputError
+from shards.manifest import (
+    INDEX_NAME,
+    INDEX_TYPES,
+    MANIFEST_NAME,
+    REJECTED_NAME,
+    SPLITS,
+    WORK_NAME,
+    Manifest,
+    Shard,
+    canonical,
+    parse_manifest,
+    read_manifest,
+    sha256_of,
+    sha256_of_file,
+    write_index,
+)
+from shards.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shape_of
+from shards.progress import progress
+from shards.shard_job import ShardJob, make_shard
+from shards.spool import Spooled, needs_spool, spool
+from shards.workers import cpu_count, run_jobs
+
+PLAN_NAME = "plan.json"
+
+
+def build_dataset(
+    options: BuildOptions,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    show: bool = False,
+) -> Manifest:
+    """Builds a dataset folder, or finishes one that was interrupted.
+
+    Args:
+        options: what to build from what.
+        out: the folder; it may be missing, empty, or a build with the same options.
+        workers: processes; the CPUs of this machine if None. The bytes do not depend on it.
+        overwrite: delete another dataset that is there.
+        show: show progress on standard error.
+
+    Returns:
+        The manifest of the finished dataset.
+
+    Raises:
+        InputError: if the source cannot be used, `out` holds something else, the disk is too small,
+            or with `on_error` "stop" a file is bad.
+    """
+    folder = Path(out).absolute()
+    workers = cpu_count() if workers is None else workers
+    refuse_foreign(folder)
+    plan = make_plan(options, workers, show=show)
+    if (folder / MANIFEST_NAME).exists() and not overwrite:
+        return _finished(folder, plan)
+    work = folder / WORK_NAME
+    if overwrite and (work.is_dir() or (folder / MANIFEST_NAME).exists()):
+        _delete(folder)
+    _refuse_small_disk(folder, plan)
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        _claim(work, plan)
+        spooled, bad = spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [])
+        records = _make_shards(plan, folder, spooled, workers, show=show)
+        manifest = _finish(plan, folder, records, bad)
+    shutil.rmtree(work)
+    return manifest
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Checks that a build may write to the folder.
+
+    Raises:
+        InputError: if it is a file, or a folder with anything but a dataset in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file; name a folder")
+    if not folder.is_dir() or (folder / WORK_NAME).is_dir() or (folder / MANIFEST_NAME).exists():
+        return
+    for other in folder.iterdir():
+        raise InputError(
+            f"--out {folder} is not a dataset and not empty (it has {other.name}); name another"
+        )
+
+
+def _finished(folder: Path, plan: Plan) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest.source.get("plan") != plan.sha256:
+        raise InputError(
+            f"{folder} is a finished dataset of other arguments or other sources; "
+            "name another --out, or use --overwrite to replace it"
+        )
+    for shard in manifest.shards:
+        path = folder / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise InputError(
+                f"{folder} is finished but {shard.name} is missing or cut short; "
+                "copy it again, or use --overwrite to build it again"
+            )
+    if (folder / WORK_NAME).is_dir():
+        shutil.rmtree(folder / WORK_NAME)
+    return manifest
+
+
+def _delete(folder: Path) -> None:
+    ours = {MANIFEST_NAME, INDEX_NAME, REJECTED_NAME, WORK_NAME}
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        shard = path.suffix == ".tar" and path.name.partition("-")[0] in SPLITS
+        if path.name not in ours and not shard:
+            raise InputError(f"--overwrite: {path} is no part of a dataset; move it away")
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refuse_small_disk(folder: Path, plan: Plan) -> None:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    have = sum(path.stat().st_size for path in folder.glob("*.tar")) if folder.is_dir() else 0
+    # FLAC takes half of it at most of the time, but noise takes it all.
+    needed = 2 * plan.bytes if needs_spool(plan) else plan.bytes
+    if needed - have > free:
+        raise InputError(
+            f"--out {folder}: the build takes {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free on that disk; name another place"
+        )
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{work.parent}: another build is at work there") from error
+        yield
+
+
+def _claim(work: Path, plan: Plan) -> None:
+    """Notes the plan in the work folder, or checks that it is the one that was begun."""
+    path = work / PLAN_NAME
+    arguments = plan.options.arguments()
+    mine: dict[str, Any] = {"plan": plan.sha256, "inputs": plan.inputs, "arguments": arguments}
+    if not path.is_file():
+        replace_file(path, work, canonical(mine))
+        return
+    theirs = json.loads(path.read_bytes())
+    if theirs == mine:
+        return
+    changed = [
+        f"--{name.replace('_', '-')} was {theirs['arguments'].get(name)!r}, is {value!r}"
+        for name, value in arguments.items()
+        if theirs["arguments"].get(name) != value
+    ]
+    why = "; ".join(changed) or "the source's files or lists have changed since"
+    raise InputError(
+        f"{work.parent} holds an unfinished build with other arguments or inputs ({why}); "
+        "start it with the same ones to continue, or use --overwrite to begin anew"
+    )
+
+
+def _make_shards(
+    plan: Plan, folder: Path, spooled: Spooled | None, workers: int, *, show: bool
+) -> list[dict[str, Any]]:
+    """Returns the record of every shard, in their order."""
+    source = plan.source
+    jobs = [
+        ShardJob(
+            name=name,
+            split=split,
+            clips=clips,
+            classes=source.classes,
+            groups=source.groups,
+            out=folder,
+            options=plan.options,
+            one_clip=source.one_clip,
+            spooled=spooled and {c.name: spooled[c.name] for c in clips if c.name in spooled},
+            images=None if source.images is None else source.images[[c.start for c in clips]],
+        )
+        for name, split, clips in plan.shards
+    ]
+    records: dict[int, dict[str, Any]] = {}
+    clips = sum(len(job.clips) for job in jobs)
+    with progress("Writing clips", clips, show=show) as advance:
+        for number, record in run_jobs(make_shard, jobs, workers):
+            if "bad" in record:
+                raise bad_file_error(Bad(*record["bad"]), plan.options)
+            records[number] = record
+            advance(len(jobs[number].clips))
+    return [records[number] for number in range(len(jobs))]
+
+
+def _finish(
+    plan: Plan, folder: Path, records: list[dict[str, Any]], spool_bad: list[Bad]
+) -> Manifest:
+    """Writes the index, the report of bad files and, last, the manifest."""
+    work = folder / WORK_NAME
+    groups = plan.source.groups
+    names = ("key", "label", "recording", *groups)
+    places = ("offset", "size", "crc32", "record_offset", "record_size", "record_crc32")
+    filled = [record for record in records if record["rows"]]
+    for record in records:
+        if not record["rows"]:
+            (folder / record["name"]).unlink(missing_ok=True)
+    columns: dict[str, list[Any]] = {name: [] for name in (*INDEX_TYPES, *groups)}
+    for number, record in enumerate(filled):
+        for name, values in zip((*names, *places), zip(*record["rows"], strict=True), strict=True):
+            columns[name].extend(values)
+        columns["shard"].extend([number] * len(record["rows"]))
+        columns["split"].extend([record["split"]] * len(record["rows"]))
+    index = work / f"{INDEX_NAME}.tmp"
+    write_index(index, columns, groups)
+    publish(index, folder / INDEX_NAME)
+    shard_bad = [Bad(*pair) for record in records for pair in record["rejected"]]
+    bad = sorted({*plan.bad, *spool_bad, *shard_bad})
+    rejected = _write_rejected(folder, bad) if bad else None
+    audio = plan.source.kind == "audio"
+    manifest = Manifest(
+        kind=plan.source.kind,
+        classes=plan.source.classes,
+        sample_rate=plan.options.sample_rate if audio else None,
+        shape=shape_of(plan),
+        dtype="int16" if audio else "uint8",
+        encoding=plan.options.encoding if audio else "npy",
+        splits=_split_counts(columns, plan.source.classes),
+        groups=groups,
+        shards=tuple(
+            Shard(
+                name=record["name"],
+                split=record["split"],
+                count=len(record["rows"]),
+                bytes=record["bytes"],
+                sha256=record["sha256"],
+            )
+            for record in filled
+        ),
+        index={
+            "name": INDEX_NAME,
+            "sha256": sha256_of_file(folder / INDEX_NAME),
+            "rows": len(columns["key"]),
+        },
+        rejected=rejected,
+        source={
+            "kind": plan.options.kind,
+            "arguments": plan.options.arguments(),
+            "lists": dict(plan.source.lists),
+            "files": len(plan.source.items),
+            "ignored_files": plan.source.ignored,
+            "plan": plan.sha256,
+        },
+    ).sealed()
+    parse_manifest(manifest.to_bytes())
+    replace_file(folder / MANIFEST_NAME, work, manifest.to_bytes())
+    return manifest
+
+
+def _split_counts(
+    columns: dict[str, list[Any]], classes: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    counts = Counter(zip(columns["split"], columns["label"], strict=True))
+    there = set(columns["split"])
+    return {
+        split: {
+            "count": sum(counts[split, label] for label in range(len(classes))),
+            "classes": {name: counts[split, label] for label, name in enumerate(classes)},
+        }
+        for split in SPLITS
+        if split in there
+    }
+
+
+def _write_rejected(folder: Path, bad: list[Bad]) -> dict[str, Any]:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Bad._fields)
+    writer.writerows(bad)
+    data = text.getvalue().encode()
+    replace_file(folder / REJECTED_NAME, folder / WORK_NAME, data)
+    return {"name": REJECTED_NAME, "sha256": sha256_of(data), "count": len(bad)}

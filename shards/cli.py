@@ -1,0 +1,203 @@
+"""The commands `cpprune shards synth|build|verify|info`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from shards.errors import InputError
+
+KINDS = ("tau2022", "folder", "table", "mnist")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cpprune: error: {message}\nSee `{self.prog} --help`.\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments after `cpprune shards`.
+
+    Returns:
+        The exit status: 0, or 1 if `verify` found something.
+
+    Raises:
+        InputError: for what the user can mend; the caller prints it and exits with 2.
+        SystemExit: for usage errors (status 2) and `--help`.
+    """
+    arguments = _parser().parse_args(argv)
+    commands = {"synth": _synth, "build": _build, "verify": _verify, "info": _info}
+    return commands[arguments.command](arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="cpprune shards", description="Datasets on disk.", allow_abbrev=False)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    _add_synth(commands.add_parser("synth", help="make up a small dataset in TAU's own layout"))
+    _add_build(commands.add_parser("build", help="build a dataset from a source"))
+    verify = commands.add_parser("verify", help="find every damaged byte of a dataset")
+    info = commands.add_parser("info", help="say what is in a dataset")
+    for command in (verify, info):
+        command.add_argument("dataset", type=Path, help="the dataset's folder")
+        _add_json(command)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_synth(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="a new or empty folder")
+    add("--clips", type=int, required=True, help="one-second clips in all, 200 or more")
+    add("--seed", type=int, default=0, help="another seed, other clips (default 0)")
+    add("--workers", type=int, help="processes (default: one for each CPU)")
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "kind",
+        choices=KINDS,
+        metavar="KIND",
+        help="tau2022: a folder in TAU's layout; folder: CLASS/FILE or train|val|test/CLASS/FILE; "
+        "table: a CSV or TSV; mnist: a folder of IDX files",
+    )
+    add("--source", type=Path, required=True, help="the folder or table")
+    add("--out", type=Path, required=True, help="the dataset's folder")
+    add("--split-csv", type=Path, help="tau2022: a training subset such as split5.csv")
+    add(
+        "--fractions",
+        type=_numbers,
+        default=(0.8, 0.1, 0.1),
+        metavar="TRAIN,VAL,TEST",
+        help="where the source has no splits (default 0.8,0.1,0.1)",
+    )
+    add(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        help="of training, where the source has no val split (default 0.1)",
+    )
+    add("--seconds", type=float, default=1.0, help="length of a clip (default 1)")
+    add("--sample-rate", type=int, default=32000, help="Hz (default 32000)")
+    add("--encoding", choices=("wav", "flac"), default="wav", help="default wav")
+    add("--short", choices=("pad", "drop"), default="pad", help="what is shorter than a clip")
+    add("--shard-size", type=int, default=4096, help="clips a shard, about (default 4096)")
+    add("--seed", type=int, default=0, help="of the splits and the shuffle (default 0)")
+    add("--workers", type=int, help="processes (default: one for each CPU)")
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a bad file: stop, or leave it out and list it in rejected.csv",
+    )
+    add("--overwrite", action="store_true", help="delete the dataset or unfinished build in --out")
+    add("--dry-run", action="store_true", help="print the plan, write nothing")
+    table = parser.add_argument_group("tables")
+    table.add_argument("--filename-column", default="filename", help="default filename")
+    table.add_argument("--label-column", default="label", help="default label")
+    table.add_argument("--split-column", help="default split, if there is such a column")
+    table.add_argument(
+        "--group-columns",
+        type=lambda text: tuple(name for name in text.split(",") if name),
+        default=(),
+        metavar="A,B",
+        help="columns to keep; clips of one `location` (or else `recording`) never part",
+    )
+    table.add_argument("--audio-root", type=Path, help="default: the table's folder")
+    _add_json(parser)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _workers(given: int | None) -> int | None:
+    if given is not None and given < 1:
+        raise InputError(f"--workers is {given}; use 1 or more")
+    return given
+
+
+def _say(text: str) -> None:
+    print(text)
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from shards.synthetic import synthesise
+
+    workers = _workers(arguments.workers)
+    synthesise(arguments.out, arguments.clips, arguments.seed, workers, show=True)
+    _say(
+        f"{arguments.clips:,} clips in {arguments.out}; next: "
+        f"cpprune shards build tau2022 --source {arguments.out} --out DATASET"
+    )
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from shards.build import build_dataset, refuse_foreign
+    from shards.plan import BuildOptions, make_plan
+    from shards.summary import plan_lines, plan_summary
+    from shards.workers import cpu_count
+
+    workers = _workers(arguments.workers)
+    names = BuildOptions.__dataclass_fields__
+    options = BuildOptions(**{name: getattr(arguments, name) for name in names})
+    if arguments.dry_run:
+        refuse_foreign(arguments.out.absolute())
+        plan = plan_summary(make_plan(options, workers or cpu_count(), show=True))
+        _say(json.dumps(plan) if arguments.json else "\n".join(plan_lines(plan)))
+        return 0
+    manifest = build_dataset(
+        options, arguments.out, workers=workers, overwrite=arguments.overwrite, show=True
+    )
+    if manifest.rejected:
+        print(
+            f"{manifest.rejected['count']} bad files were left out: see "
+            f"{arguments.out / manifest.rejected['name']}",
+            file=sys.stderr,
+        )
+    counts = {name: split["count"] for name, split in manifest.splits.items()}
+    if arguments.json:
+        _say(json.dumps({"out": str(arguments.out), "splits": counts, "sha256": manifest.sha256}))
+    else:
+        listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        _say(f"{arguments.out} is complete: {listed}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from shards.verify import verify
+
+    most_lines = 50
+    problems = verify(arguments.dataset)
+    if arguments.json:
+        found = [{"file": p.file, "key": p.key, "what": p.what} for p in problems]
+        _say(json.dumps({"whole": not problems, "count": len(problems), "problems": found}))
+    elif problems:
+        for problem in problems[:most_lines]:
+            _say(str(problem))
+        more = len(problems) - most_lines
+        if more > 0:
+            _say(f"… and {more:,} more")
+        _say(f"{arguments.dataset}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
+    else:
+        _say(f"{arguments.dataset} is whole")
+    return 1 if problems else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from shards.summary import info_lines, summarise
+
+    info = summarise(arguments.dataset)
+    _say(json.dumps(info) if arguments.json else "\n".join(info_lines(info)))
+    return 0

@@ -1,0 +1,27 @@
+"""Files that are there whole or not at all, whatever happens in between."""
+
+import os
+from pathlib import Path
+
+
+def replace_file(target: Path, work: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    temporary = work / f"{target.name}.{os.getpid()}.tmp"
+    temporary.write_bytes(data)
+    publish(temporary, target)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Moves a finished file to its place, for good."""
+    sync(temporary)
+    temporary.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

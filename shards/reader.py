@@ -1,0 +1,311 @@
+"""Ids to arrays, by positioned reads straight into the rows of the batch."""
+
+import io
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.manifest import (
+    INDEX_NAME,
+    SPLITS,
+    Manifest,
+    read_index,
+    read_manifest,
+    sha256_of_file,
+)
+from shards.order import Ids
+
+# Far below the usual limit of 1,024 open files; TAU has 57 shards.
+MOST_OPEN_SHARDS = 512
+
+
+class Dataset:
+    """A dataset folder, open for reading. Make one with `open_dataset`.
+
+    It may be used from forked workers and pickled to spawned ones: file descriptors are opened at
+    first use in each process.
+
+    Attributes:
+        path: the folder.
+        manifest: what `dataset.json` says.
+        kind: "audio" or "image".
+        classes: the class names; a label is an index into them.
+        sample_rate: Hz, or None for images.
+        shape: of one sample, for example (32000,) or (1, 28, 28).
+        dtype: of the samples, int16 or uint8.
+        groups: the names of the columns beside the recording, such as "device".
+        splits: split name to number of samples.
+        fingerprint: SHA-256 that changes when any byte of the dataset does.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.kind = manifest.kind
+        self.classes = manifest.classes
+        self.sample_rate = manifest.sample_rate
+        self.shape = manifest.shape
+        self.dtype = np.dtype(manifest.dtype)
+        self.groups = manifest.groups
+        self.splits: dict[str, int] = {
+            name: int(manifest.splits[name]["count"]) for name in SPLITS if name in manifest.splits
+        }
+        self.fingerprint = manifest.sha256
+        texts = ("recording", *self.groups)
+        numbers = ("shard", "offset", "size", "crc32", "label")
+        index = read_index(path / INDEX_NAME, ("key", *numbers, *texts), encoded=texts)
+        self._texts: dict[str, Any] = {name: index[name] for name in ("key", *texts)}
+        self._shard: NDArray[np.int32] = index["shard"]
+        self._offset: Ids = index["offset"]
+        self._size: NDArray[np.int32] = index["size"]
+        self._crc32: NDArray[np.uint32] = index["crc32"]
+        self.labels: Ids = index["label"].astype(np.int64)
+        self._checked = np.zeros(len(self._shard), dtype=np.bool_)
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, {self.splits})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.fingerprint)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def close(self) -> None:
+        """Closes the shards; the next `fetch` opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def split(self, name: str) -> "Split":
+        """Returns one split.
+
+        Raises:
+            InputError: if there is none of that name.
+        """
+        if name not in self.splits:
+            raise InputError(
+                f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}"
+            )
+        first = 0
+        for other, count in self.splits.items():
+            if other == name:
+                break
+            first += count
+        return Split(self, name, first, self.splits[name])
+
+    def texts(self, column: str, first: int = 0, count: int | None = None) -> NDArray[np.str_]:
+        """Returns a text column ("key", "recording" or a group) of some rows, as a str array.
+
+        Raises:
+            InputError: if there is no such column.
+        """
+        if column not in self._texts:
+            raise InputError(
+                f"{self.path} has no column {column!r}; it has {', '.join(self._texts)}"
+            )
+        part = self._texts[column].slice(first, count)
+        if column == "key":
+            return np.array(part.to_pylist(), dtype=np.str_)
+        if len(part.dictionary) == 0:
+            return np.array([], dtype=np.str_)
+        names = np.array(part.dictionary.to_pylist(), dtype=np.str_)
+        chosen: NDArray[np.str_] = names[part.indices.to_numpy()]
+        return chosen
+
+    def key(self, row: int) -> str:
+        """Returns the key of a global row."""
+        return str(self._texts["key"][row].as_py())
+
+    def fetch(
+        self, ids: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Reads samples by their global row.
+
+        The rows are visited in the order in which they lie on disk. The checksum of a sample is
+        checked the first time this process reads it.
+
+        Args:
+            ids: n global rows, in any order, repetitions allowed.
+            out: where to put them; a new array if None. C-contiguous [n, *shape] of `dtype`.
+
+        Returns:
+            [n, *shape] of `dtype`, in the order of `ids`.
+
+        Raises:
+            InputError: if an id is out of range, a shard is missing, or a sample is damaged.
+        """
+        rows = np.asarray(ids, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            wrong = rows[(rows < 0) | (rows >= len(self))][0]
+            raise InputError(f"{self.path} has no row {wrong}: rows go from 0 to {len(self) - 1}")
+        if out is None:
+            out = np.empty((len(rows), *self.shape), dtype=self.dtype)
+        assert out.shape == (len(rows), *self.shape)
+        assert out.dtype == self.dtype
+        assert out.flags.c_contiguous
+        if len(rows) == 0:
+            return out
+        if len(self._files) > MOST_OPEN_SHARDS:
+            self.close()
+        # Rows are numbered in the order of (shard, offset).
+        order = np.argsort(rows, kind="stable")
+        if self.manifest.encoding == "flac":
+            self._decode(rows, order, out)
+        else:
+            self._read(rows, order, out)
+        return out
+
+    def _read(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
+        visited = rows[order]
+        view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        width = view.nbytes // len(rows)
+        header = bytearray(int(self._size[visited[0]]) - width)
+        total = len(header) + width
+        shards = self._shard[visited]
+        files = {shard: self._file(shard) for shard in np.unique(shards).tolist()}
+        preadv = os.preadv
+        for position, row, shard, offset, first in zip(
+            order.tolist(),
+            visited.tolist(),
+            shards.tolist(),
+            self._offset[visited].tolist(),
+            (~self._checked[visited]).tolist(),
+            strict=True,
+        ):
+            clip = view[position * width : position * width + width]
+            if preadv(files[shard], (header, clip), offset) != total:
+                raise self._damaged(row, "the shard ends before it")
+            if first:
+                self._check(row, zlib.crc32(clip, zlib.crc32(header)))
+
+    def _decode(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
+        import soundfile
+
+        for position in order.tolist():
+            row = int(rows[position])
+            size = int(self._size[row])
+            payload = os.pread(self._file(int(self._shard[row])), size, int(self._offset[row]))
+            if len(payload) != size:
+                raise self._damaged(row, "the shard ends before it")
+            if not self._checked[row]:
+                self._check(row, zlib.crc32(payload))
+            out[position] = soundfile.read(io.BytesIO(payload), dtype="int16")[0]
+
+    def _check(self, row: int, crc32: int) -> None:
+        if crc32 != self._crc32[row]:
+            raise self._damaged(row, "its checksum differs")
+        self._checked[row] = True
+
+    def _damaged(self, row: int, why: str) -> InputError:
+        shard = self.path / self.manifest.shards[self._shard[row]].name
+        return InputError(
+            f"{shard}: sample {self.key(row)} is damaged ({why}); "
+            f"see `cpprune shards verify {self.path}`"
+        )
+
+    def _file(self, shard: int) -> int:
+        file = self._files.get(shard)
+        if file is None:
+            path = self.path / self.manifest.shards[shard].name
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}") from error
+            self._files[shard] = file
+        return file
+
+
+class Split:
+    """The samples of one split; positions count from 0 within it.
+
+    Attributes:
+        dataset: where it belongs.
+        name: "train", "val" or "test".
+        ids: int64 [n], the global row of each position.
+        labels: int64 [n], class indices.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, first: int, count: int) -> None:
+        self.dataset = dataset
+        self.name = name
+        self._first = first
+        self._count = count
+        self.ids: Ids = np.arange(first, first + count, dtype=np.int64)
+        self.labels: Ids = dataset.labels[first : first + count]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {self._count} samples of {str(self.dataset.path)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Split, (self.dataset, self.name, self._first, self._count)
+
+    @property
+    def keys(self) -> list[str]:
+        """The name of each sample, unique in the dataset."""
+        return [str(key) for key in self.dataset.texts("key", self._first, self._count)]
+
+    def column(self, name: str) -> NDArray[np.str_]:
+        """Returns "recording" or a group column such as "device": a str array [n].
+
+        Raises:
+            InputError: if there is no such column.
+        """
+        return self.dataset.texts(name, self._first, self._count)
+
+    def fetch(
+        self, positions: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Reads samples by their position in the split; see `Dataset.fetch`.
+
+        Raises:
+            InputError: if a position is out of range, or as `Dataset.fetch` does.
+        """
+        places = np.asarray(positions, dtype=np.int64)
+        if len(places) and not (places.min() >= 0 and places.max() < self._count):
+            wrong = places[(places < 0) | (places >= self._count)][0]
+            raise InputError(
+                f"the split {self.name} of {self.dataset.path} has no position {wrong}: "
+                f"positions go from 0 to {self._count - 1}"
+            )
+        return self.dataset.fetch(places + self._first, out)
+
+
+def open_dataset(folder: str | Path) -> Dataset:
+    """Opens a dataset folder.
+
+    Raises:
+        InputError: if it is missing, unfinished, of another format, or its manifest or index was
+            changed since the build.
+    """
+    path = Path(folder).absolute()
+    manifest = read_manifest(path)
+    index = path / INDEX_NAME
+    if not index.is_file():
+        raise InputError(f"{index} is missing; build the dataset again")
+    if sha256_of_file(index) != manifest.index["sha256"]:
+        raise InputError(
+            f"{index} is damaged: its sha256 differs from {path / 'dataset.json'}; "
+            "copy it again or build the dataset again"
+        )
+    return Dataset(path, manifest)
+
+
+def _reopen(path: Path, fingerprint: str) -> Dataset:
+    dataset = open_dataset(path)
+    if dataset.fingerprint != fingerprint:
+        raise InputError(f"{path} was replaced while it was in use; start again")
+    return dataset

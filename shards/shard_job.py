@@ -1,0 +1,149 @@
+"""One shard, made by one process and kept with a record of its rows."""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.audio import BadFile, Clips, count_clips, cut, encode, load
+from shards.durable import replace_file, sync
+from shards.manifest import WORK_NAME, sha256_of_file
+from shards.plan import BuildOptions, Clip
+from shards.spool import Spooled, read_spooled
+from shards.tar import END_OF_ARCHIVE, write_record
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """All that one process needs to make one shard."""
+
+    name: str
+    split: str
+    clips: list[Clip]
+    classes: tuple[str, ...]
+    groups: tuple[str, ...]
+    out: Path
+    options: BuildOptions
+    one_clip: bool
+    spooled: Spooled | None
+    images: NDArray[np.uint8] | None
+
+
+def make_shard(job: ShardJob) -> dict[str, Any]:
+    """Writes one shard, unless it is there already.
+
+    Returns:
+        Its record: name, split, bytes, sha256, rows (one list a sample, in the order of the index's
+        columns) and rejected files; or only `bad`, if a file is bad and the build is to stop.
+    """
+    work = job.out / WORK_NAME
+    target, record_path = job.out / job.name, work / f"{job.name}.json"
+    if record_path.is_file() and target.is_file():
+        record: dict[str, Any] = json.loads(record_path.read_bytes())
+        if sha256_of_file(target) == record["sha256"]:
+            return record
+    temporary = work / f"{job.name}.{os.getpid()}.tmp"
+    rows: list[list[Any]] = []
+    rejected: dict[str, str] = {}
+    with temporary.open("wb", buffering=1 << 20) as file:
+        offset = 0
+        for clip, payload in _payloads(job, rejected):
+            if rejected and job.options.on_error == "stop":
+                break
+            groups = dict(zip(job.groups, clip.groups, strict=True))
+            fields = {
+                **groups,
+                "class": job.classes[clip.label],
+                "label": clip.label,
+                "recording": clip.recording,
+                "split": clip.split,
+            }
+            extension = job.options.encoding if job.images is None else "npy"
+            placed = write_record(file, offset, clip.key, extension, payload, fields)
+            offset += placed.record_size
+            rows.append([clip.key, clip.label, clip.recording, *clip.groups, *astuple(placed)])
+        file.write(END_OF_ARCHIVE)
+        file.flush()
+        os.fsync(file.fileno())
+    if rejected and job.options.on_error == "stop":
+        temporary.unlink()
+        return {"bad": next(iter(rejected.items()))}
+    record = {
+        "name": job.name,
+        "split": job.split,
+        "bytes": offset + len(END_OF_ARCHIVE),
+        "sha256": sha256_of_file(temporary),
+        "rows": rows,
+        "rejected": list(rejected.items()),
+    }
+    replace_file(record_path, work, json.dumps(record).encode())
+    temporary.rename(target)
+    sync(job.out)
+    return record
+
+
+def _payloads(job: ShardJob, rejected: dict[str, str]) -> Iterator[tuple[Clip, bytes]]:
+    """Yields the clips that can be made, as bytes; notes the files that are bad."""
+    options = job.options
+    if job.images is not None:
+        header = _npy_header(job.images.shape[1:])
+        for clip, image in zip(job.clips, job.images, strict=True):
+            yield clip, header + image.tobytes()
+        return
+    clips = _from_files(job, rejected) if job.spooled is None else _from_spool(job, job.spooled)
+    for clip, samples in clips:
+        yield clip, encode(samples, options.sample_rate, options.encoding)
+
+
+def _from_spool(job: ShardJob, spooled: Spooled) -> Iterator[tuple[Clip, Clips]]:
+    for clip in job.clips:
+        if clip.name in spooled:
+            samples = read_spooled(spooled[clip.name], clip.start, job.options)
+            if samples is not None:
+                yield clip, samples
+
+
+def _from_files(job: ShardJob, rejected: dict[str, str]) -> Iterator[tuple[Clip, Clips]]:
+    options = job.options
+    uses = Counter(clip.name for clip in job.clips)
+    kept: dict[str, Clips] = {}
+    for clip in job.clips:
+        if clip.name in rejected:
+            continue
+        samples = kept.get(clip.name)
+        if samples is None:
+            try:
+                samples = _checked(load(clip.file, options.sample_rate), job)
+            except BadFile as reason:
+                rejected[clip.name] = str(reason)
+                if options.on_error == "stop":
+                    return
+                continue
+        uses[clip.name] -= 1
+        if uses[clip.name]:
+            kept[clip.name] = samples
+        else:
+            kept.pop(clip.name, None)
+        if clip.start < count_clips(len(samples), options.length, options.short):
+            yield clip, cut(samples, clip.start, options.length)
+
+
+def _checked(samples: Clips, job: ShardJob) -> Clips:
+    # A file of a source of single clips may be a sample or two longer, not more.
+    if job.one_clip and len(samples) > 1.01 * job.options.length:
+        seconds = len(samples) / job.options.sample_rate
+        raise BadFile(f"it lasts {seconds:.2f} s and not {job.options.seconds:g} s")
+    return samples
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.empty(shape, dtype=np.uint8), version=(1, 0))
+    return buffer.getvalue()[: -int(np.prod(shape))]

@@ -1,0 +1,85 @@
+"""MNIST digits from IDX files, plain or gzip, by their usual names."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.manifest import sha256_of
+from shards.sources.source import Item, Source
+
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "t10k": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+SPLIT_SEED = 1
+
+
+def read(root: Path) -> Source:
+    """Reads the digits and splits the training ones.
+
+    A sixth of the training digits (10,000 of 60,000) is the validation split: the last ones of
+    `torch.randperm` with a generator seeded with 1, as `torch.utils.data.random_split` divides.
+
+    Raises:
+        InputError: if a file is missing, damaged, or images and labels differ in number.
+    """
+    import torch
+
+    lists: dict[str, str] = {}
+    items: list[Item] = []
+    images: list[NDArray[np.uint8]] = []
+    for part, (image_name, label_name) in _FILES.items():
+        digits = _read_idx(root, image_name, 3, lists)
+        labels = _read_idx(root, label_name, 1, lists)
+        if len(digits) != len(labels):
+            raise InputError(f"{root}: {len(digits)} {part} images but {len(labels)} labels")
+        if len(labels) and labels.max() > 9:
+            raise InputError(f"{root / label_name}: a label is {labels.max()}; digits are 0 to 9")
+        splits = ["test"] * len(labels)
+        if part == "train":
+            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+            validation = round(len(labels) / 6)
+            for place, index in enumerate(order.tolist()):
+                splits[index] = "train" if place < len(labels) - validation else "val"
+        for index, (label, split) in enumerate(zip(labels.tolist(), splits, strict=True)):
+            name = f"{part}-{index:08d}"
+            items.append(Item(name, "", label, split, name))
+        images.append(digits[:, None])
+    if images[0].shape[1:] != images[1].shape[1:]:
+        raise InputError(f"{root}: train and t10k images differ in size")
+    return Source(
+        kind="image",
+        classes=tuple(str(digit) for digit in range(10)),
+        groups=(),
+        unit="recording",
+        items=items,
+        one_clip=True,
+        lists=lists,
+        images=np.concatenate(images),
+    )
+
+
+def _read_idx(root: Path, name: str, axes: int, lists: dict[str, str]) -> NDArray[np.uint8]:
+    for path in (root / name, root / f"{name}.gz"):
+        if path.is_file():
+            break
+    else:
+        raise InputError(f"{root} has neither {name} nor {name}.gz")
+    raw = path.read_bytes()
+    lists[path.name] = sha256_of(raw)
+    try:
+        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    head = 4 + 4 * axes
+    if data[:4] != bytes((0, 0, 8, axes)) or len(data) < head:
+        raise InputError(f"{path} is not an IDX file of bytes with {axes} axes")
+    shape = tuple(int(size) for size in np.frombuffer(data[4:head], dtype=">u4"))
+    if len(data) - head != math.prod(shape):
+        raise InputError(f"{path} is cut short or damaged: its header says {shape}")
+    return np.frombuffer(data, dtype=np.uint8, offset=head).reshape(shape)

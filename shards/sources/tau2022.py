@@ -1,0 +1,94 @@
+"""TAU Urban Acoustic Scenes 2022 Mobile, development set, in its own folder layout."""
+
+import re
+from pathlib import Path
+
+from shards.errors import InputError
+from shards.sources.source import Item, Source, read_table
+
+LABELS = (
+    "airport",
+    "bus",
+    "metro",
+    "metro_station",
+    "park",
+    "public_square",
+    "shopping_mall",
+    "street_pedestrian",
+    "street_traffic",
+    "tram",
+)
+META = "meta.csv"
+TRAIN = "evaluation_setup/fold1_train.csv"
+TEST = "evaluation_setup/fold1_evaluate.csv"
+
+# audio/{scene}-{city}-{location}-{segment}-{0..9}-{device}.wav
+_NAME = re.compile(r"(?:.*/)?[^/-]+-([^/-]+)-([^/-]+)-([^/-]+)-\d+-([^/-]+)\.wav")
+
+
+def read(root: Path, split_csv: Path | None) -> Source:
+    """Reads the lists of a TAU folder; no audio is touched.
+
+    Args:
+        root: the folder with `meta.csv`, `evaluation_setup/` and `audio/`.
+        split_csv: a training subset such as `split5.csv`, instead of all of `fold1_train.csv`.
+
+    Raises:
+        InputError: if a list is missing, or they contradict one another.
+    """
+    meta = read_table(
+        root / META, ("filename", "scene_label", "identifier", "source_label"), delimiter="\t"
+    )
+    by_name = {row["filename"]: row for row in meta.rows}
+    train_path = split_csv or root / TRAIN
+    lists = {META: meta.sha256}
+    items: dict[str, Item] = {}
+    for path, split in ((train_path, "train"), (root / TEST, "test")):
+        table = read_table(path, ("filename", "scene_label"), delimiter="\t")
+        lists[path.name] = table.sha256
+        for row in table.rows:
+            name = row["filename"]
+            if name not in by_name:
+                raise InputError(f"{path}: {name} is not in {root / META}")
+            if name in items:
+                raise InputError(f"{path}: {name} is listed twice (it is in {items[name].split})")
+            known = by_name[name]
+            if row["scene_label"] != known["scene_label"]:
+                raise InputError(
+                    f"{path}: {name} is {row['scene_label']!r} here and "
+                    f"{known['scene_label']!r} in {root / META}"
+                )
+            items[name] = _item(root, known, split)
+    return Source(
+        kind="audio",
+        classes=LABELS,
+        groups=("device", "city", "location"),
+        unit="location",
+        items=list(items.values()),
+        one_clip=True,
+        lists=lists,
+    )
+
+
+def _item(root: Path, row: dict[str, str], split: str) -> Item:
+    name, scene = row["filename"], row["scene_label"]
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise InputError(
+            f"{root / META}: {name!r} is not named as TAU names its files, "
+            "{scene}-{city}-{location}-{segment}-{0..9}-{device}.wav"
+        )
+    if scene not in LABELS:
+        raise InputError(
+            f"{root / META}: {name} has the unknown scene_label {scene!r}; "
+            "use the source kind `table` for other labels"
+        )
+    city, location, segment, _ = match.groups()
+    return Item(
+        name=name,
+        file=str(root / name),
+        label=LABELS.index(scene),
+        split=split,
+        recording=f"{city}-{location}-{segment}",
+        groups=(row["source_label"], city, row["identifier"]),
+    )

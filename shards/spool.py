@@ -1,0 +1,131 @@
+"""Long recordings, decoded once.
+
+The clips of a recording are spread over many shards. So that each shard need not decode it again,
+recordings are first written as plain samples to the work folder, many to a file.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.audio import BadFile, Clips, count_clips, cut, load
+from shards.durable import publish, replace_file
+from shards.plan import Bad, BuildOptions, Plan, bad_file_error
+from shards.progress import progress
+from shards.workers import run_jobs
+
+# File name in the source to (file of samples, first byte, samples).
+Spooled = Mapping[str, tuple[str, int, int]]
+
+CLIPS_PER_PART = 2048
+
+
+@dataclass(frozen=True)
+class SpoolJob:
+    """Some recordings: (name, file) of each, and where their samples go."""
+
+    number: int
+    recordings: list[tuple[str, str]]
+    work: Path
+    sample_rate: int
+    stop: bool
+
+
+def needs_spool(plan: Plan) -> bool:
+    """Tells whether a file would be decoded for more than one shard."""
+    shards = Counter(split for _, split, _ in plan.shards)
+    return (
+        plan.source.images is None
+        and max(shards.values()) > 1
+        and any(clip.start for _, _, clips in plan.shards for clip in clips)
+    )
+
+
+def spool(plan: Plan, work: Path, workers: int, *, show: bool) -> tuple[Spooled, list[Bad]]:
+    """Decodes all recordings into the work folder, or those that are not there yet.
+
+    Returns:
+        Where the samples of each are, and the files that are bad.
+
+    Raises:
+        InputError: at the first bad file, if the build is to stop there.
+    """
+    clips = Counter[tuple[str, str]]()
+    for _, _, of_shard in plan.shards:
+        clips.update((clip.name, clip.file) for clip in of_shard)
+    parts: list[list[tuple[str, str]]] = [[]]
+    count = 0
+    for recording in sorted(clips):
+        if count >= CLIPS_PER_PART:
+            parts.append([])
+            count = 0
+        parts[-1].append(recording)
+        count += clips[recording]
+    options = plan.options
+    stop = options.on_error == "stop"
+    jobs = [SpoolJob(i, part, work, options.sample_rate, stop) for i, part in enumerate(parts)]
+    spooled: dict[str, tuple[str, int, int]] = {}
+    bad: list[Bad] = []
+    with progress("Decoding clips", clips.total(), show=show) as advance:
+        for number, record in run_jobs(spool_part, jobs, workers):
+            found = [Bad(*pair) for pair in record["bad"]]
+            if found and stop:
+                raise bad_file_error(found[0], options)
+            bad.extend(found)
+            for name, offset, samples in record["recordings"]:
+                spooled[name] = (str(work / record["file"]), offset, samples)
+            advance(sum(clips[recording] for recording in parts[number]))
+    return spooled, bad
+
+
+def spool_part(job: SpoolJob) -> dict[str, Any]:
+    """Decodes some recordings into one file, unless that was done already.
+
+    Returns:
+        Its record: file, recordings (name, first byte, samples) and bad (name, reason).
+    """
+    target = job.work / f"spool-{job.number:06d}.pcm"
+    record_path = job.work / f"{target.name}.json"
+    if record_path.is_file() and target.is_file():
+        record: dict[str, Any] = json.loads(record_path.read_bytes())
+        if record["bytes"] == target.stat().st_size:
+            return record
+    temporary = job.work / f"{target.name}.{os.getpid()}.tmp"
+    recordings: list[tuple[str, int, int]] = []
+    bad: list[tuple[str, str]] = []
+    with temporary.open("wb") as file:
+        for name, path in job.recordings:
+            try:
+                samples = load(path, job.sample_rate)
+            except BadFile as reason:
+                bad.append((name, str(reason)))
+                if job.stop:
+                    break
+                continue
+            recordings.append((name, file.tell(), len(samples)))
+            file.write(samples.tobytes())
+        size = file.tell()
+    record = {"file": target.name, "bytes": size, "recordings": recordings, "bad": bad}
+    if bad and job.stop:
+        temporary.unlink()
+        return record
+    publish(temporary, target)
+    replace_file(record_path, job.work, json.dumps(record).encode())
+    return record
+
+
+def read_spooled(place: tuple[str, int, int], start: int, options: BuildOptions) -> Clips | None:
+    """Returns clip number `start` of a spooled recording, or None if it has fewer."""
+    file, offset, samples = place
+    if start >= count_clips(samples, options.length, options.short):
+        return None
+    first = start * options.length
+    count = min(options.length, samples - first)
+    part = np.fromfile(file, dtype=np.int16, count=count, offset=offset + 2 * first)
+    return cut(part, 0, options.length)

@@ -1,0 +1,57 @@
+"""Small datasets, made once."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from shards.build import build_dataset
+from shards.plan import BuildOptions
+from shards.synthetic import synthesise
+
+
+@pytest.fixture(scope="session")
+def tau_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up dataset in TAU's layout: 200 clips."""
+    folder = tmp_path_factory.mktemp("tau") / "source"
+    synthesise(folder, 200, seed=3, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tau_options(tau_source: Path) -> BuildOptions:
+    return BuildOptions(kind="tau2022", source=tau_source, shard_size=40)
+
+
+@pytest.fixture(scope="session")
+def tau_dataset(tau_options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, built. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("tau") / "dataset"
+    build_dataset(tau_options, folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_audio() -> Callable[..., Path]:
+    def make(path: Path, seconds: float = 1.0, rate: int = 8000, seed: int = 0) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wave = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * rate))
+        soundfile.write(path, wave, rate, subtype="PCM_16" if path.suffix == ".wav" else None)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hashes() -> Callable[[Path], dict[str, str]]:
+    def of(folder: Path) -> dict[str, str]:
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return of
