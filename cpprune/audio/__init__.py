@@ -1,0 +1,1 @@
+"""From waveforms to log-mel spectrograms, and what is done to both in training."""

@@ -1,0 +1,214 @@
+"""Augmentation: what is drawn, and what is done with it.
+
+Everything random about a global batch is drawn at once from (seed, epoch, batch), on the host, so a
+step waits for nothing and any number of ranks and workers sees the same draws; each rank uses the
+rows of its slice.
+
+Shapes: B global batch, b this rank's part of it, T samples, C channels, F mel bins, N frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpprune.audio.mel import LOG_OFFSET, LogMel, MelSpec, ScaleImage
+
+Gather = Callable[[Tensor], Tensor]
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """What is changed about a clip in training."""
+
+    mixstyle_p: float = 0.3
+    """Freq-MixStyle: probability that a batch is mixed"""
+    mixstyle_alpha: float = 0.3
+    """Freq-MixStyle: λ is drawn from Beta(alpha, alpha)"""
+    mixup_alpha: float = 0.0
+    """mixup: λ is drawn from Beta(alpha, alpha); 0 is off"""
+    roll: int = 0
+    """circular roll of the waveform by up to this many samples either way; 0 is off"""
+    freq_mask: int = 0
+    """widest mask over mel bins; 0 is off"""
+    time_mask: int = 0
+    """widest mask over frames; 0 is off"""
+    band_jitter: bool = True
+    """move the edges of the filter bank from batch to batch (features.fmin_jitter, fmax_jitter)"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mixstyle_p <= 1:
+            raise ValueError(f"augment.mixstyle_p={self.mixstyle_p}: must be from 0 to 1")
+        if self.mixstyle_p and self.mixstyle_alpha <= 0:
+            raise ValueError(f"augment.mixstyle_alpha={self.mixstyle_alpha}: must be above 0")
+        for name in ("mixup_alpha", "roll", "freq_mask", "time_mask"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"augment.{name}={getattr(self, name)}: must not be negative")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random about one global batch. None where an augmentation is off."""
+
+    band_edges: NDArray[np.float32] | None
+    roll: NDArray[np.int64] | None
+    mixstyle: tuple[NDArray[np.float32], NDArray[np.int64]] | None
+    mixup: tuple[NDArray[np.float32], NDArray[np.int64]] | None
+    freq_mask: NDArray[np.float32] | None
+    time_mask: NDArray[np.float32] | None
+
+
+NO_DRAWS = Draws(None, None, None, None, None, None)
+
+
+def draw(
+    config: AugmentConfig, spec: MelSpec | None, seed: int, epoch: int, batch: int, size: int
+) -> Draws:
+    """Draw everything random about global batch `batch` of `epoch`, which has `size` clips.
+
+    Each augmentation has a stream of its own, so that switching one on changes no other.
+    """
+
+    def stream(number: int) -> np.random.Generator:
+        return np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([seed, epoch, batch, number]))
+        )
+
+    def mixing(
+        rng: np.random.Generator, alpha: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return rng.beta(alpha, alpha, size).astype(np.float32), rng.permutation(size)
+
+    def mask(rng: np.random.Generator, widest: int) -> NDArray[np.float32] | None:
+        return rng.random((size, 2), dtype=np.float32) if widest else None
+
+    band_edges = None
+    if spec is not None and config.band_jitter and (spec.fmin_jitter or spec.fmax_jitter):
+        rng = stream(0)
+        fmin = rng.integers(max(spec.fmin_jitter, 1))
+        fmax = spec.fmax + spec.fmax_jitter / 2 - rng.integers(max(spec.fmax_jitter, 1))
+        band_edges = np.array([fmin, fmax], np.float32)
+    roll = stream(1).integers(-config.roll, config.roll + 1, size) if config.roll else None
+    rng = stream(2)
+    mixed = rng.random() < config.mixstyle_p
+    return Draws(
+        band_edges=band_edges,
+        roll=roll,
+        mixstyle=mixing(rng, config.mixstyle_alpha) if mixed else None,
+        mixup=mixing(stream(3), config.mixup_alpha) if config.mixup_alpha else None,
+        freq_mask=mask(stream(4), config.freq_mask),
+        time_mask=mask(stream(5), config.time_mask),
+    )
+
+
+def roll_waves(wave_bT: Tensor, shift_b: Tensor) -> Tensor:
+    """Roll each waveform circularly to the right by its own number of samples."""
+    samples = wave_bT.shape[1]
+    index = torch.arange(samples, device=wave_bT.device) - shift_b[:, None]
+    return wave_bT.gather(1, index.remainder(samples))
+
+
+def freq_mixstyle(
+    x_bCFN: Tensor, lam_b: Tensor, partner_b: Tensor, gather: Gather = lambda x: x
+) -> Tensor:
+    """Mix the statistics of each mel bin with those of another clip (Freq-MixStyle).
+
+    Source: Schmid et al., CP-JKU submission to DCASE 2022 task 1, after Zhou et al., "Domain
+    Generalization with MixStyle", ICLR 2021. Mean and unbiased variance are taken over channels and
+    frames; x is brought to λ·own + (1 − λ)·partner's mean and deviation.
+
+    Args:
+        x_bCFN: this rank's spectrograms.
+        lam_b: λ for each of them, [b].
+        partner_b: row of each one's partner in the global batch, [b].
+        gather: returns the rows of all ranks, in rank order, given this rank's.
+    """
+    x = x_bCFN
+    mean = x.mean((1, 3), keepdim=True).detach()
+    deviation = (x.var((1, 3), keepdim=True) + 1e-6).sqrt().detach()
+    partners = gather(torch.cat((mean, deviation), dim=1))[partner_b]
+    lam = lam_b.view(-1, 1, 1, 1)
+    mixed_mean = mean * lam + partners[:, :1] * (1 - lam)
+    mixed_deviation = deviation * lam + partners[:, 1:] * (1 - lam)
+    mixed: Tensor = (x - mean) / deviation * mixed_deviation + mixed_mean
+    return mixed
+
+
+def mixup(x_bCFN: Tensor, lam_b: Tensor, partner_b: Tensor, gather: Gather = lambda x: x) -> Tensor:
+    """Return λ·x + (1 − λ)·partner (Zhang et al., "mixup", ICLR 2018); arguments as above."""
+    lam = lam_b.view(-1, 1, 1, 1)
+    return x_bCFN * lam + gather(x_bCFN)[partner_b] * (1 - lam)
+
+
+def mask_axis(x_bCFN: Tensor, uniform_b2: Tensor, widest: int, dim: int, fill: float) -> Tensor:
+    """Fill one stretch of an axis in each spectrogram (Park et al., "SpecAugment", 2019).
+
+    Args:
+        x_bCFN: spectrograms.
+        uniform_b2: two uniform numbers for each: width as a part of `widest`, and place.
+        widest: widest mask, in bins or frames.
+        dim: axis: −2 masks mel bins, −1 frames.
+        fill: value that stands for silence.
+    """
+    size = x_bCFN.shape[dim]
+    width = uniform_b2[:, :1] * min(widest, size)
+    start = uniform_b2[:, 1:] * (size - width)
+    place = torch.arange(size, device=x_bCFN.device)
+    masked = (place >= start.floor()) & (place < (start + width).floor())
+    shape = [x_bCFN.shape[0], 1, 1, 1]
+    shape[dim] = size
+    return x_bCFN.masked_fill(masked.view(shape), fill)
+
+
+@torch.no_grad()
+def augmented(
+    features: LogMel | ScaleImage,
+    clips_b: Tensor,
+    draws: Draws,
+    config: AugmentConfig,
+    rows: slice,
+    gather: Gather = lambda x: x,
+) -> Tensor:
+    """Return what the network is trained on: x_BCFT of this rank's clips, augmented.
+
+    Args:
+        features: the front end.
+        clips_b: this rank's clips, on the device.
+        draws: of the whole global batch.
+        config: widths of the masks.
+        rows: which rows of the global batch this rank holds.
+        gather: returns the rows of all ranks, in rank order, given this rank's.
+    """
+    device = clips_b.device
+
+    def own(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values[rows]).to(device, non_blocking=True)
+
+    if draws.roll is not None and isinstance(features, LogMel):
+        clips_b = roll_waves(clips_b, own(draws.roll))
+    if draws.band_edges is None:
+        x: Tensor = features(clips_b)
+    else:
+        x = features(clips_b, torch.from_numpy(draws.band_edges).to(device, non_blocking=True))
+    if draws.mixstyle is not None:
+        x = freq_mixstyle(x, own(draws.mixstyle[0]), own(draws.mixstyle[1]), gather)
+    if draws.mixup is not None:
+        x = mixup(x, own(draws.mixup[0]), own(draws.mixup[1]), gather)
+    if draws.freq_mask is not None:
+        x = mask_axis(x, own(draws.freq_mask), config.freq_mask, -2, silence(features))
+    if draws.time_mask is not None:
+        x = mask_axis(x, own(draws.time_mask), config.time_mask, -1, silence(features))
+    return x
+
+
+def silence(features: LogMel | ScaleImage) -> float:
+    """Return the value of a spectrogram (or image) where there is nothing."""
+    if isinstance(features, ScaleImage):
+        return 0.0
+    return float(features.normalise(torch.log(torch.tensor(LOG_OFFSET))))

@@ -1,0 +1,242 @@
+"""Log-mel spectrograms on the device of the waveform.
+
+Shapes: B batch, T samples, F mel bins, N frames, K frequencies of the Fourier transform.
+
+The numbers of the presets, and the order of the steps, are those of the front ends named in
+`PRESETS`; the Kaldi filter bank is `torchaudio.compliance.kaldi.get_mel_banks`, the HTK one
+`torchaudio.functional.melscale_fbanks`, both computed here in float64 on the device, so that their
+edges can move from batch to batch without a copy or a synchronisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LOG_OFFSET = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelSpec:
+    """Every number that defines a log-mel front end. A model carries its own."""
+
+    sample_rate: int = 32_000
+    window: int = 2048
+    hop: int = 744
+    n_fft: int = 2048
+    n_mels: int = 256
+    fmin_jitter: int = 10
+    fmax_jitter: int = 1000
+    pre_emphasis: float = 0.97
+    mel: str = "kaldi"
+    periodic_window: bool = False
+    normalise: bool = True
+
+    @property
+    def fmin(self) -> float:
+        """Lower edge of the filter bank in evaluation, in Hz."""
+        return 0.0
+
+    @property
+    def fmax(self) -> float:
+        """Upper edge of the filter bank in evaluation, in Hz."""
+        return self.sample_rate / 2 - self.fmax_jitter / 2
+
+    def frames(self, samples: int) -> int:
+        """Return N, the number of frames of a waveform of this many samples."""
+        return 1 + (samples - bool(self.pre_emphasis)) // self.hop
+
+
+PRESETS: dict[str, MelSpec] = {
+    # CP-JKU submission to DCASE 2022 task 1
+    "seed256": MelSpec(),
+    "seed128": MelSpec(window=800, hop=320, n_fft=1024, n_mels=128),
+    # DCASE 2024 task 1 baseline: torchaudio.transforms.MelSpectrogram
+    "dcase24": MelSpec(
+        window=3072,
+        hop=500,
+        n_fft=4096,
+        fmin_jitter=0,
+        fmax_jitter=0,
+        pre_emphasis=0.0,
+        mel="htk",
+        periodic_window=True,
+        normalise=False,
+    ),
+    # CP-JKU submission to DCASE 2023 task 1, student
+    "cpjku23": MelSpec(window=3072, hop=500, n_fft=4096),
+}
+IMAGE = "image"
+
+
+@dataclass(kw_only=True)
+class FeaturesConfig:
+    """What the network sees of a clip."""
+
+    preset: str = "seed256"
+    """seed256, seed128, dcase24 or cpjku23 for audio; image for uint8 images (no front end)"""
+    sample_rate: int | None = None
+    """samples a second; the dataset must have the same"""
+    window: int | None = None
+    """window length in samples"""
+    hop: int | None = None
+    """samples from one frame to the next"""
+    n_fft: int | None = None
+    """length of the Fourier transform"""
+    n_mels: int | None = None
+    """number of mel bins"""
+    fmin_jitter: int | None = None
+    """in training the lower band edge is drawn from 0 … fmin_jitter − 1 Hz, once a batch"""
+    fmax_jitter: int | None = None
+    """in training the upper band edge is drawn from a range this wide in Hz, once a batch"""
+
+    def __post_init__(self) -> None:
+        if self.preset not in (*PRESETS, IMAGE):
+            raise ValueError(
+                f"features.preset={self.preset!r}: choose one of {', '.join((*PRESETS, IMAGE))}"
+            )
+        spec = self.spec()
+        if spec is None:
+            return
+        for name in ("sample_rate", "window", "hop", "n_fft", "n_mels"):
+            if getattr(spec, name) < 1:
+                raise ValueError(f"features.{name}={getattr(spec, name)}: must be at least 1")
+        if spec.window > spec.n_fft or spec.n_fft % 2:
+            raise ValueError(
+                f"features.n_fft={spec.n_fft}: must be even and at least features.window"
+                f"={spec.window}"
+            )
+        if min(spec.fmin_jitter, spec.fmax_jitter) < 0 or spec.fmax_jitter >= spec.sample_rate:
+            raise ValueError(
+                f"features.fmax_jitter={spec.fmax_jitter}: jitters must be at least 0 and less "
+                f"than the sample rate"
+            )
+
+    def spec(self) -> MelSpec | None:
+        """Return the front end's numbers: the preset's, with what is set here in their place."""
+        if self.preset == IMAGE:
+            return None
+        changes = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "preset" and getattr(self, f.name) is not None
+        }
+        return replace(PRESETS[self.preset], **changes)
+
+
+def mel_scale(hertz: Tensor) -> Tensor:
+    """Hz → mel, HTK's and Kaldi's formula: 1127 · ln(1 + f/700)."""
+    return 1127.0 * torch.log1p(hertz / 700.0)
+
+
+def filter_bank(spec: MelSpec, fmin: Tensor, fmax: Tensor) -> Tensor:
+    """Return the mel filter bank [F, K] in float32, K = n_fft/2 + 1.
+
+    Args:
+        spec: the front end's numbers.
+        fmin: lower edge in Hz, a 0-dimensional tensor on the device where the bank is wanted.
+        fmax: upper edge in Hz, likewise.
+    """
+    fmin, fmax = fmin.double(), fmax.double()
+    steps = torch.arange(spec.n_mels + 2, dtype=torch.float64, device=fmin.device)
+    low, high = mel_scale(fmin), mel_scale(fmax)
+    edges = low + steps * (high - low) / (spec.n_mels + 1)
+    bins = torch.arange(spec.n_fft // 2 + 1, dtype=torch.float64, device=fmin.device)
+    grid = bins * (spec.sample_rate / spec.n_fft)
+    if spec.mel == "kaldi":  # triangles over mel
+        grid = mel_scale(grid)
+    else:  # triangles over Hz
+        edges = 700.0 * torch.expm1(edges / 1127.0)
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    up = (grid - left) / (centre - left)
+    down = (right - grid) / (right - centre)
+    bank = torch.minimum(up, down).clamp(min=0)
+    if spec.mel == "kaldi":
+        bank[:, -1] = 0  # Kaldi's bank ends before the Nyquist frequency
+    return bank.float()
+
+
+class LogMel(nn.Module):
+    """Waveforms → normalised log-mel spectrograms, always in float32.
+
+    int16 samples are read as fractions of full scale, so audio comes straight from its shards.
+    """
+
+    eval_bank: Tensor
+    hann: Tensor
+
+    def __init__(self, spec: MelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        bank = filter_bank(spec, torch.tensor(spec.fmin), torch.tensor(spec.fmax))
+        self.register_buffer("eval_bank", bank, persistent=False)
+        hann = torch.hann_window(spec.window, periodic=spec.periodic_window, dtype=torch.float64)
+        margin = spec.n_fft - spec.window  # a shorter window stands in the middle of its transform
+        hann = functional.pad(hann, (margin // 2, margin - margin // 2))
+        self.register_buffer("hann", hann.float(), persistent=False)
+
+    def output_shape(self, samples: int) -> tuple[int, int, int]:
+        """Return [1, F, N] for waveforms of this many samples."""
+        return 1, self.spec.n_mels, self.spec.frames(samples)
+
+    def forward(self, wave_BT: Tensor, band_edges: Tensor | None = None) -> Tensor:
+        """[B, T] int16, or float in [−1, 1] → x_BCFT [B, 1, F, N] float32.
+
+        Args:
+            wave_BT: waveforms at the front end's sample rate.
+            band_edges: lower and upper edge of the filter bank in Hz, a tensor of two on the
+                waveforms' device; None for those of evaluation.
+        """
+        with torch.autocast(wave_BT.device.type, enabled=False):
+            log_mel = self.log_mel(wave_BT, band_edges)
+            return self.normalise(log_mel).unsqueeze(1)
+
+    def log_mel(self, wave_BT: Tensor, band_edges: Tensor | None = None) -> Tensor:
+        """[B, T] → log-mel spectrogram [B, F, N] before normalisation."""
+        spec = self.spec
+        wave = wave_BT.float()
+        if wave_BT.dtype == torch.int16:
+            wave = wave / 32768.0
+        if spec.pre_emphasis:
+            wave = wave[:, 1:] - spec.pre_emphasis * wave[:, :-1]
+        # The same as torch.stft(center=True, pad_mode="reflect"), laid out frame by frame, so that the
+        # filter bank is one matrix product over all frames of the batch.
+        half = spec.n_fft // 2
+        padded = functional.pad(wave.unsqueeze(1), (half, half), mode="reflect").squeeze(1)
+        spectrum_BNK = torch.fft.rfft(padded.unfold(1, spec.n_fft, spec.hop) * self.hann)
+        power_BNK = spectrum_BNK.real.square().addcmul_(spectrum_BNK.imag, spectrum_BNK.imag)
+        edges = band_edges
+        bank = self.eval_bank if edges is None else filter_bank(spec, edges[0], edges[1])
+        mel_BNF = power_BNK @ bank.T
+        return torch.log(mel_BNF.transpose(1, 2).contiguous() + LOG_OFFSET)
+
+    def normalise(self, log_mel: Tensor) -> Tensor:
+        """Shift and scale to about [−1, 1], as the networks of these presets expect."""
+        return (log_mel + 4.5) / 5.0 if self.spec.normalise else log_mel
+
+
+class ScaleImage(nn.Module):
+    """uint8 images → [0, 1] in float32; the front end of image datasets."""
+
+    def forward(self, image: Tensor, band_edges: Tensor | None = None) -> Tensor:
+        """[B, 1, H, W] uint8 → [B, 1, H, W] float32 in [0, 1]; floats pass unchanged."""
+        return image.float() / 255.0 if image.dtype == torch.uint8 else image.float()
+
+
+def build_features(spec: MelSpec | None) -> LogMel | ScaleImage:
+    """Return the front end of this spec, or the one for images where there is none."""
+    return ScaleImage() if spec is None else LogMel(spec)
+
+
+def spec_to_json(spec: MelSpec | None) -> dict[str, Any] | None:
+    """Return the spec as it stands in `model.json`."""
+    return None if spec is None else asdict(spec)
+
+
+def spec_from_json(data: dict[str, Any] | None) -> MelSpec | None:
+    """Return the spec written by `spec_to_json`."""
+    return None if data is None else MelSpec(**data)

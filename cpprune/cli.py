@@ -1,0 +1,95 @@
+"""The command line. Each command imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from shards.errors import InputError
+
+# command → (module:function, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "shards": ("shards.cli:main", "make, check and describe datasets: synth, build, verify, info"),
+    "train": ("cpprune.commands.training:train", "train a network"),
+    "prune": (
+        "cpprune.commands.training:prune",
+        "train with a pruning schedule; --dry-run: the plan",
+    ),
+    "evaluate": ("cpprune.commands.models:evaluate", "measure a model on a split of a dataset"),
+    "predict": ("cpprune.commands.models:predict", "name the scene of audio files"),
+    "info": ("cpprune.commands.models:info", "parameters, MACs, bytes, receptive field, limits"),
+    "import": ("cpprune.commands.models:import_weights", "a state dict → a model folder"),
+    "doctor": (
+        "cpprune.commands.doctor:doctor",
+        "what this machine has, and what would fail on it",
+    ),
+    "demo": ("cpprune.commands.demo:demo", "the whole road on a small built-in dataset"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 for a negative answer, 2 for a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from cpprune import __version__
+
+        print(f"cpprune {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    try:
+        return command(name)(rest)
+    except InputError as error:
+        if "--debug" in rest:
+            raise
+        # Other ranks than the first say which they are.
+        number = os.environ.get("RANK", "0")
+        where = "" if number == "0" else f" (rank {number})"
+        print(f"cpprune: error{where}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except KeyboardInterrupt:
+        print("cpprune: interrupted", file=sys.stderr)
+        return 130
+
+
+def command(name: str) -> Callable[[list[str]], int]:
+    """Return the function of a command.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"no command {name!r}: choose one of {', '.join(COMMANDS)}{hint}")
+    module, function = COMMANDS[name][0].split(":")
+    found: Callable[[list[str]], int] = getattr(import_module(module), function)
+    return found
+
+
+def usage() -> str:
+    """Return what `cpprune --help` prints."""
+    lines = [
+        "usage: cpprune COMMAND [ARGUMENTS]",
+        "",
+        "Train, prune and ship small audio networks.",
+        "",
+        "commands:",
+        *(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "cpprune COMMAND --help says more about each; --debug shows the traceback of an error.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

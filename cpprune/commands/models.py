@@ -1,0 +1,205 @@
+"""`cpprune evaluate`, `predict`, `info` and `import`: what is done with a finished model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shards.errors import InputError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measure a model on a split of a dataset."""
+    parser = OneLineParser(
+        "cpprune evaluate", description="Measure a model on a split of a dataset."
+    )
+    parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--split", default="test", help="train, val or test (default: test)")
+    parser.add_argument(
+        "--predictions", type=Path, help="also write them to this file, in DCASE's form"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args(argv)
+
+    from cpprune import artifact, distributed
+    from cpprune.complexity import complexity
+    from cpprune.data import open_checked
+    from cpprune.evaluation import evaluate_model, submission_names, write_submission
+
+    with distributed.joined("no") as accelerator:
+        model = artifact.load(arguments.model, accelerator.device)
+        split = open_checked(str(arguments.data), model).split(arguments.split)
+        report, log_prob = evaluate_model(model, split, accelerator.device)
+        if distributed.rank() > 0:
+            return 0
+    cost = complexity(model.network, model.input_shape)
+    report = {
+        "split": split.name,
+        **{k: cost[k] for k in ("parameters", "macs", "bytes")},
+        **report,
+    }
+    if arguments.predictions:
+        write_submission(arguments.predictions, submission_names(split), model.classes, log_prob)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        _print_report(report, model.classes)
+    return 0
+
+
+def _print_report(report: dict[str, Any], classes: tuple[str, ...]) -> None:
+    print(
+        f"{report['clips']:,} clips of {report['split']}: macro accuracy "
+        f"{report['macro_accuracy']:.4f}, accuracy {report['accuracy']:.4f}, log loss "
+        f"{report['log_loss']:.4f}, calibration error "
+        f"{report['calibration']['expected_calibration_error']:.4f}"
+    )
+    print(f"{report['parameters']:,} parameters, {report['macs']:,} MACs")
+    for title, key in (
+        ("class", "per_class"),
+        ("device", "per_device"),
+        ("device group", "per_group"),
+        ("city", "per_city"),
+    ):
+        if report[key]:
+            print(f"\n{title:<20} {'clips':>8} {'accuracy':>9} {'log loss':>9}")
+            for name, row in report[key].items():
+                print(
+                    f"{name:<20} {row['clips']:>8,} {row['accuracy']:>9.4f} {row['log_loss']:>9.4f}"
+                )
+    print("\nconfusion (rows: true, columns: predicted)")
+    for name, row in zip(classes, report["confusion"], strict=True):
+        print(f"{name:<20} " + " ".join(f"{n:>5}" for n in row))
+
+
+def predict(argv: list[str]) -> int:
+    """Name the scene of audio files."""
+    parser = OneLineParser(
+        "cpprune predict",
+        description="Name the scene of audio files: any format, rate and length. Longer files are cut "
+        "into clips, whose probabilities are averaged.",
+    )
+    parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="audio files")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args(argv)
+
+    from cpprune import artifact
+    from cpprune.evaluation import predict_file
+
+    model = artifact.load(arguments.model)
+    results = []
+    for path in arguments.files:
+        probabilities, clips = predict_file(model, path)
+        ranking = probabilities.argsort()[::-1]
+        results.append(
+            {
+                "file": str(path),
+                "clips": clips,
+                "prediction": model.classes[ranking[0]],
+                "probabilities": {model.classes[k]: float(probabilities[k]) for k in ranking},
+            }
+        )
+        if not arguments.json:
+            top = ", ".join(f"{model.classes[k]} {probabilities[k]:.1%}" for k in ranking[:3])
+            print(f"{path}: {top}")
+    if arguments.json:
+        print(json.dumps({"predictions": results}))
+    return 0
+
+
+def info(argv: list[str]) -> int:
+    """Say what a model, or the model of a configuration, costs."""
+    if argv and not argv[0].startswith("-"):
+        parser = OneLineParser("cpprune info", description="Say what a model costs.")
+        parser.add_argument("model", type=Path, help="model folder; or give --config FILE instead")
+        parser.add_argument(
+            "--json", action="store_true", help="one JSON object on standard output"
+        )
+        parser.add_argument("--debug", action="store_true", help="show tracebacks")
+        arguments = parser.parse_args(argv)
+        from cpprune import artifact
+
+        model, as_json = artifact.load(arguments.model), arguments.json
+    else:
+        from cpprune.config import build_parser, parse
+        from cpprune.start import planned_model
+
+        flags = {"json": "one JSON object on standard output", "debug": "show tracebacks"}
+        text = "Say what a model costs: cpprune info MODEL, or the model of a configuration."
+        parsed = parse(build_parser("cpprune info", text, flags), argv, list(flags))
+        model, as_json = planned_model(parsed.config, parsed.given), parsed.switches["json"]
+
+    from cpprune.audio.mel import LogMel, spec_to_json
+    from cpprune.complexity import complexity
+    from cpprune.models.cp_resnet import conv_widths
+
+    spec = model.features.spec if isinstance(model.features, LogMel) else None
+    cost = {
+        "architecture": model.family,
+        **complexity(model.network, model.input_shape),
+        "input_shape": list(model.input_shape),
+        "classes": list(model.classes),
+        "features": spec_to_json(spec),
+        "widths": conv_widths(model.network),
+        **model.about,
+    }
+    if as_json:
+        print(json.dumps(cost))
+        return 0
+    limits = cost["limits"]
+    field = cost["receptive_field"]
+    print(f"{cost['architecture']} for inputs of {' × '.join(map(str, model.input_shape))}")
+    print(f"parameters       {cost['parameters']:>12,}")
+    verdict = "within" if limits["macs"]["ok"] else "over"
+    print(f"MACs             {cost['macs']:>12,}  {verdict} DCASE's {limits['macs']['limit']:,}")
+    for dtype, size in cost["bytes"].items():
+        verdict = "within" if limits["bytes"]["ok"][dtype] else "over"
+        print(f"bytes as {dtype:<7} {size:>12,}  {verdict} DCASE's {limits['bytes']['limit']:,}")
+    print(f"receptive field  {field['mel_bins']} bins × {field['frames']} frames")
+    print("widths           " + ", ".join(f"{name} {n}" for name, n in cost["widths"].items()))
+    return 0
+
+
+def import_weights(argv: list[str]) -> int:
+    """Turn a state dict of the seed project, or of CP-JKU's code, into a model folder."""
+    from cpprune.audio.mel import PRESETS
+    from cpprune.foreign import import_state_dict
+
+    parser = OneLineParser(
+        "cpprune import",
+        description="Turn a CP-ResNet state dict (.pth) into a model folder. The widths are read from "
+        "the tensors; the file is read without running any code in it.",
+    )
+    parser.add_argument("file", type=Path, help="state dict, written by torch.save")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument(
+        "--preset", default="seed256", choices=PRESETS, help="front end it was trained with"
+    )
+    parser.add_argument(
+        "--classes", help="class names, comma-separated (default: TAU's ten scenes)"
+    )
+    parser.add_argument("--rho", type=int, default=4, help="receptive-field parameter (default: 4)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args(argv)
+    names = arguments.classes.split(",") if arguments.classes else None
+    model = import_state_dict(arguments.file, arguments.out, arguments.preset, names, arguments.rho)
+    parameters = sum(p.numel() for p in model.network.parameters())
+    print(
+        f"{arguments.out}: {parameters:,} parameters, {len(model.classes)} classes", file=sys.stderr
+    )
+    return 0

@@ -1,0 +1,96 @@
+"""`cpprune train` and `cpprune prune`."""
+
+from __future__ import annotations
+
+import json
+
+from cpprune.config import ParsedRun, RunConfig, build_parser, parse
+from shards.errors import InputError
+
+FLAGS = {
+    "json": "print the result as one JSON object on standard output",
+    "debug": "one process, a few clips: overfit one batch, print shapes, show tracebacks",
+}
+
+
+def train(argv: list[str]) -> int:
+    """Train a network."""
+    parsed = _parse(
+        "cpprune train", "Train a network; pruning is an event of it (prune.*).", FLAGS, argv
+    )
+    return _run(parsed)
+
+
+def prune(argv: list[str]) -> int:
+    """Train with a pruning schedule, or print the plan."""
+    flags = {**FLAGS, "dry-run": "print what would be cut, and change nothing"}
+    text = "Train with a pruning schedule: --init MODEL is cut and fine-tuned; without it, a fresh one."
+    parsed = _parse("cpprune prune", text, flags, argv)
+    if parsed.config.prune.ratio is None:
+        raise InputError(
+            "prune.ratio is not set: say how much to cut, such as --prune.ratio 0.41, or use "
+            "--config configs/prune.yaml"
+        )
+    if parsed.switches["dry-run"]:
+        return _dry_run(parsed)
+    return _run(parsed)
+
+
+def _parse(prog: str, text: str, flags: dict[str, str], argv: list[str]) -> ParsedRun:
+    parser = build_parser(prog, text, flags)
+    return parse(parser, argv, list(flags))
+
+
+def _run(parsed: ParsedRun) -> int:
+    if parsed.switches["debug"]:
+        from cpprune.debug import overfit
+
+        return overfit(parsed.config, parsed.given)
+    from cpprune.distributed import rank_of_environment
+    from cpprune.trainer import train as run_training
+
+    result = run_training(parsed.config, parsed.given)
+    if parsed.switches["json"] and rank_of_environment() == 0:
+        print(json.dumps(result))
+    return 0
+
+
+def _dry_run(parsed: ParsedRun) -> int:
+    import copy
+
+    from cpprune.models.cp_resnet import conv_widths
+    from cpprune.pruning.plan import make_plan, preview
+    from cpprune.pruning.schedule import events
+    from cpprune.pruning.surgery import apply_plan
+    from cpprune.start import planned_model
+
+    config: RunConfig = parsed.config
+    model = planned_model(config, parsed.given)
+    network = copy.deepcopy(model.network)
+    original = conv_widths(network)
+    plans = []
+    for event in events(config.prune):
+        plan = make_plan(
+            network,
+            model.input_shape,
+            criterion=config.prune.criterion,
+            scope=config.prune.scope,
+            ratio=event.ratio,
+            original_widths=original,
+        )
+        apply_plan(network, model.input_shape, plan)
+        plans.append(plan)
+    shown = preview(model.network, model.input_shape, plans)
+    if parsed.switches["json"]:
+        print(json.dumps(shown))
+        return 0
+    print(f"{'layer':<30} {'before':>7} {'after':>7}")
+    for layer in shown["layers"]:
+        print(f"{layer['name']:<30} {layer['before']:>7} {layer['after']:>7}")
+    print()
+    for what in ("parameters", "macs"):
+        before, after = shown["before"][what], shown["after"][what]
+        print(f"{what:<30} {before:>12,} → {after:>12,}  ({after / before - 1:+.1%})")
+    for dtype, size in shown["before"]["bytes"].items():
+        print(f"{'bytes as ' + dtype:<30} {size:>12,} → {shown['after']['bytes'][dtype]:>12,}")
+    return 0

@@ -1,0 +1,78 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, receptive field; DCASE's limits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
+DCASE_MAX_BYTES = 128_000
+DCASE_MAX_MACS = 30_000_000
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of parameters; buffers are not counted."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return multiply-accumulates of one forward pass, as DCASE counts them (torchinfo, fp32).
+
+    Args:
+        network: any module; it is not changed.
+        input_shape: shape of one input, without the batch, e.g. (1, 256, 44).
+    """
+    import torchinfo
+
+    twin = copy.deepcopy(network).float().cpu().eval()
+    with torch.no_grad():
+        summary = torchinfo.summary(twin, (1, *input_shape), device="cpu", verbose=0)
+    return int(summary.total_mult_adds)
+
+
+def receptive_field(network: nn.Module) -> tuple[int, int]:
+    """Return the receptive field at the input, in rows (mel bins) and columns (frames).
+
+    Follows convolutions and pooling in the order of definition: exact where parallel branches are
+    1×1, as in CP-ResNet.
+    """
+    field, jump = [1, 1], [1, 1]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+            for axis in range(2):
+                field[axis] += (kernel[axis] - 1) * jump[axis]
+                jump[axis] *= stride[axis]
+    return field[0], field[1]
+
+
+def complexity(network: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
+    """Return parameters, macs, bytes by dtype, receptive field and DCASE's limits, JSON-ready."""
+    parameters = count_parameters(network)
+    macs = count_macs(network, input_shape)
+    size = {dtype: parameters * width for dtype, width in BYTES_PER_PARAMETER.items()}
+    rows, columns = receptive_field(network)
+    return {
+        "parameters": parameters,
+        "macs": macs,
+        "bytes": size,
+        "receptive_field": {"mel_bins": rows, "frames": columns},
+        "limits": {
+            "macs": {"limit": DCASE_MAX_MACS, "ok": macs <= DCASE_MAX_MACS},
+            "bytes": {
+                "limit": DCASE_MAX_BYTES,
+                "ok": {dtype: n <= DCASE_MAX_BYTES for dtype, n in size.items()},
+            },
+        },
+    }
+
+
+def _pair(value: int | tuple[int, ...] | None) -> tuple[int, int]:
+    if isinstance(value, tuple):
+        return value[0], value[1]
+    assert value is not None
+    return value, value

@@ -1,0 +1,287 @@
+"""The configuration of a run: every component's, in one tree, from files and the command line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from cpprune.audio.augment import AugmentConfig
+from cpprune.audio.mel import FeaturesConfig
+from cpprune.data import DataConfig
+from cpprune.models.registry import ModelConfig
+from cpprune.optim import OptimConfig
+from cpprune.pruning.schedule import PruneConfig
+from shards.errors import InputError
+
+PRECISIONS = ("no", "bf16", "fp16")
+MONITORS = ("macro_accuracy", "log_loss")
+COMPILE = ("off", "auto")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 50
+    """epochs in all"""
+    batch_size: int = 256
+    """clips in a global batch, over all processes"""
+    precision: str = "no"
+    """no (float32), bf16 or fp16"""
+    accumulation: int = 1
+    """micro-batches that each process cuts its part of a batch into, to save memory"""
+    clip_norm: float = 0.0
+    """largest norm of the gradient; 0 is off"""
+    monitor: str = "macro_accuracy"
+    """which validation figure makes the best model: macro_accuracy or log_loss"""
+    global_batch_norm: bool = True
+    """batch statistics over all processes, so that their number does not change the result"""
+    checkpoint_steps: int = 0
+    """also write a checkpoint every this many steps; one is written after each epoch anyway"""
+    keep_checkpoints: int = 2
+    """how many checkpoints to keep"""
+    compile: str = "off"
+    """off, or auto: torch.compile the network where there is a GPU"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("clip_norm", "checkpoint_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
+        _check_choice("train.precision", self.precision, PRECISIONS)
+        _check_choice("train.monitor", self.monitor, MONITORS)
+        _check_choice("train.compile", self.compile, COMPILE)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """A run: one training from its start to its best model."""
+
+    run: str = "runs/run"
+    """folder of the run"""
+    seed: int = 0
+    """of the order, the draws and the first weights"""
+    init: str | None = None
+    """model folder to start from; without it the network starts with fresh weights"""
+    resume: str = "auto"
+    """auto: go on where the run folder's last checkpoint ends; must: there has to be one; never:
+    begin again and replace what is there"""
+    data: DataConfig = field(default_factory=DataConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must not be negative")
+        _check_choice("resume", self.resume, ("auto", "must", "never"))
+        if self.prune.ratio is not None:
+            last = self.prune.start_epoch + (self.prune.steps - 1) * self.prune.every_epochs
+            if last >= self.train.epochs:
+                raise ValueError(
+                    f"prune: the last of {self.prune.steps} steps would come at epoch {last}, but "
+                    f"the run ends after {self.train.epochs} (train.epochs): no step would be "
+                    "trained after it"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tree as plain values."""
+        return asdict(self)
+
+
+# Keys that change neither what is learned nor what it is learned from.
+FREE_KEYS = frozenset(
+    {
+        "run",
+        "resume",
+        "data.path",
+        "data.workers",
+        "data.resident",
+        "data.record_ids",
+        "train.keep_checkpoints",
+        "train.checkpoint_steps",
+    }
+)
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key}={value!r}: choose one of {', '.join(choices)}")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"optim.lr": …} for {"optim": {"lr": …}}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def all_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
+    """Return every dotted key of the configuration."""
+    keys: list[str] = []
+    for item in fields(kind):
+        factory = item.default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            keys += all_keys(factory, f"{prefix}{item.name}.")
+        else:
+            keys.append(f"{prefix}{item.name}")
+    return keys
+
+
+class ConfigParser(ArgumentParser):
+    """A parser whose errors are one line that names the key and says what to do."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise InputError instead of printing the usage."""
+        text = " ".join(message.split())
+        wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)
+        if wrong and wrong[1] != "config":
+            key, reason = wrong.groups()
+            value = re.split(r"Got value: |Given value: ", reason)[-1]
+            kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>|\b(list)\[", reason))
+            known = [_KINDS[kind] for pair in kinds for kind in pair if kind in _KINDS]
+            if any("list" in pair for pair in kinds) or "List" in reason:
+                known = ["a list of whole numbers, such as [18, 37, 75]"]
+            if known:
+                text = f"{key}={value}: must be {' or '.join(known)}"
+        raise InputError(text) from None
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigParser:
+    """Return a parser that knows every key of `RunConfig`, --config, --print_config and flags.
+
+    Args:
+        prog: how the command is called.
+        description: what it does.
+        flags: names of switches, such as "json", with their help.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ConfigParser(
+        prog=prog, description=description, usage=f"{prog} [--config FILE ...] [--KEY VALUE ...]"
+    )
+    parser.add_argument(
+        "--config", action="config", help="file of settings; repeatable, later wins"
+    )
+    for name, text in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_class_arguments(RunConfig, None)
+    return parser
+
+
+def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> ParsedRun:
+    """Read the configuration from files and the command line.
+
+    Raises:
+        InputError: an unknown key, a value that is not allowed, a file that is not there: one line.
+    """
+    given = given_keys(argv, [*flags, "config", "print_config", "help"])
+    try:
+        namespace = parser.parse_args(list(argv))
+        switches = {flag: bool(namespace.pop(flag.replace("-", "_"))) for flag in flags}
+        namespace.pop("config", None)
+        values = namespace.as_dict()
+        config = RunConfig(
+            **{
+                key: _COMPONENTS[key](**value) if isinstance(value, dict) else value
+                for key, value in values.items()
+            }
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    return ParsedRun(config, frozenset(given), switches)
+
+
+@dataclass(frozen=True)
+class ParsedRun:
+    """A configuration and how it was given.
+
+    Attributes:
+        config: the whole tree.
+        given: the dotted keys that were set in a file or on the command line.
+        switches: the command's own flags.
+    """
+
+    config: RunConfig
+    given: frozenset[str]
+    switches: dict[str, bool]
+
+
+_COMPONENTS: dict[str, Any] = {
+    item.name: item.default_factory
+    for item in fields(RunConfig)
+    if is_dataclass(item.default_factory)
+}
+
+
+def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
+    """Return the keys set on this command line and in the files it names.
+
+    Raises:
+        InputError: a key that does not exist, with the nearest that does.
+    """
+    known = set(all_keys())
+    components = set(_COMPONENTS)
+    given: set[str] = set()
+    for position, argument in enumerate(argv):
+        if not argument.startswith("--"):
+            continue
+        key, equals, value = argument[2:].partition("=")
+        if key == "config":
+            name = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
+            given |= _keys_of_file(name, known)
+        elif key in known:
+            given.add(key)
+        elif key not in flags and key not in components:
+            raise InputError(unknown_key(key))
+    return given
+
+
+def _keys_of_file(name: str, known: set[str]) -> set[str]:
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"--config {name}: no such file")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if tree is None:
+        return set()
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must hold keys and values, such as `optim: {{lr: 1e-3}}`")
+    given = flatten(tree)
+    for key in given:
+        if key not in known:
+            raise InputError(f"{path}: {unknown_key(key)}")
+    return set(given)
+
+
+def unknown_key(key: str) -> str:
+    """Return the message for a key that is not one, with the nearest that is."""
+    keys = all_keys()
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not near:
+        last = {name.rsplit(".", 1)[-1]: name for name in keys}
+        near = [last[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1)]
+    hint = f": did you mean {near[0]}?" if near else "; --help lists them all"
+    return f"unknown configuration key {key}{hint}"

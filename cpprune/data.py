@@ -1,0 +1,272 @@
+"""Batches for this rank: order → reader → tensors.
+
+Which clips a global batch holds is `shards.order` and nothing else; here they are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpprune.audio.mel import LogMel
+from shards.errors import InputError
+from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
+
+if TYPE_CHECKING:
+    from cpprune.artifact import Model
+    from shards.reader import Dataset, Split
+
+RESIDENT = ("auto", "off", "host", "device")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the clips come from."""
+
+    path: str = "data/tau2022"
+    """dataset folder, written by `cpprune shards build`"""
+    split_fraction: float = 1.0
+    """train on this part of the training recordings; smaller parts lie within larger ones"""
+    workers: int = 0
+    """processes that read ahead; 0 reads between the steps, which is enough for a local disk"""
+    resident: str = "off"
+    """keep the training split in memory: off, host, device, or auto (device if it fits well)"""
+    record_ids: bool = False
+    """write the clips of every batch of this rank to ids/rank-N.jsonl in the run folder"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.split_fraction <= 1:
+            raise ValueError(
+                f"data.split_fraction={self.split_fraction}: must be above 0 and at most 1"
+            )
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers}: must not be negative")
+        if self.resident not in RESIDENT:
+            raise ValueError(
+                f"data.resident={self.resident!r}: choose one of {', '.join(RESIDENT)}"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch, of which this rank holds the clips `start` to `stop`.
+
+    Attributes:
+        number: position in the epoch.
+        ids: rows of the index, of the whole global batch [B].
+        start: first clip of this rank.
+        stop: one past its last.
+        clips: this rank's clips, [stop − start, …], int16 waveforms or uint8 images, on the host.
+    """
+
+    number: int
+    ids: NDArray[np.int64]
+    start: int
+    stop: int
+    clips: Tensor
+
+
+def open_checked(path: str, model: Model) -> Dataset:
+    """Open a dataset and check that it fits the model.
+
+    Raises:
+        InputError: no such dataset, or its rate, shape or classes are not the model's.
+    """
+    import shards
+
+    dataset = shards.open_dataset(path)
+    check_fits(dataset, model)
+    return dataset
+
+
+def check_fits(dataset: Dataset, model: Model) -> None:
+    """Raise InputError, naming what differs, unless the dataset's clips fit the model."""
+    path = dataset.path
+    if dataset.kind == "image" and model.sample_rate is not None:
+        raise InputError(
+            f"{path}: holds images of shape {list(dataset.shape)}, but the model's front end wants "
+            f"audio at {model.sample_rate} Hz; for images set features.preset=image"
+        )
+    if dataset.kind == "audio" and model.sample_rate is None:
+        raise InputError(
+            f"{path}: holds audio, but the model takes images of shape {list(model.clip_shape)}; "
+            "for audio set features.preset to seed256, seed128, dcase24 or cpjku23"
+        )
+    if dataset.sample_rate != model.sample_rate:
+        raise InputError(
+            f"{path}: sample rate {dataset.sample_rate} Hz, but the model's is {model.sample_rate} "
+            f"Hz; build the dataset with --sample-rate {model.sample_rate}"
+        )
+    if tuple(dataset.shape) != tuple(model.clip_shape):
+        raise InputError(
+            f"{path}: clips have shape {list(dataset.shape)}, but the model was made for "
+            f"{list(model.clip_shape)}; build the dataset with clips of the same length"
+        )
+    if isinstance(model.features, LogMel) and dataset.shape[0] <= model.features.spec.n_fft // 2:
+        raise InputError(
+            f"{path}: clips of {dataset.shape[0]} samples are too short for features.n_fft"
+            f"={model.features.spec.n_fft}; build the dataset with longer clips (--seconds)"
+        )
+    if tuple(dataset.classes) != model.classes:
+        odd = sorted(set(dataset.classes) ^ set(model.classes)) or ["their order"]
+        raise InputError(
+            f"{path}: has other classes than the model (differing: {', '.join(odd[:5])}"
+            f"{' …' if len(odd) > 5 else ''}); evaluate it with a model trained on these classes"
+        )
+
+
+def training_positions(split: Split, fraction: float) -> NDArray[np.int64]:
+    """Return the positions within the split that are trained on.
+
+    Whole recordings are taken, in an order that does not depend on the fraction, until this part of
+    the clips is reached.
+    """
+    if fraction == 1:
+        return np.arange(len(split), dtype=np.int64)
+    recordings, which = np.unique(split.column("recording"), return_inverse=True)
+    place = np.empty(len(recordings), np.int64)
+    place[permutation(len(recordings), len(recordings))] = np.arange(len(recordings))
+    clips_before = np.cumsum(np.bincount(place[which])) - np.bincount(place[which])
+    return np.flatnonzero(clips_before[place[which]] < fraction * len(split))
+
+
+class TrainingBatches:
+    """The training split in global batches, epoch by epoch.
+
+    Args:
+        dataset: an open dataset.
+        config: see `DataConfig`.
+        batch_size: B, the global batch size.
+        seed: of the order.
+        rank: this process's number.
+        world: how many processes there are.
+        device: where `data.resident=device` keeps the clips.
+        ids_file: where to record the ids of this rank's batches, or None.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int,
+        world: int,
+        device: torch.device,
+        ids_file: Path | None = None,
+    ) -> None:
+        split = dataset.split("train")
+        positions = training_positions(split, config.split_fraction)
+        self.dataset = dataset
+        self.rows = split.ids[positions]
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world = rank, world
+        self.ids_file = ids_file
+        self.workers = config.workers
+        self.resident = self._load(config.resident, device)
+        self._loader: Any = None
+
+    def __len__(self) -> int:
+        return num_batches(len(self.rows), self.batch_size)
+
+    @property
+    def clips(self) -> int:
+        """Number of clips in an epoch."""
+        return len(self.rows)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the global batches of an epoch from number `first` on."""
+        order = epoch_order(len(self.rows), self.seed, epoch)
+        plan: list[tuple[NDArray[np.int64], int, int]] = []
+        for number in range(first, len(self)):
+            positions = batch_ids(order, number, self.batch_size)
+            own = rank_slice(np.arange(len(positions)), self.rank, self.world)
+            plan.append((positions, int(own[0]) if len(own) else 0, len(own)))
+        own_positions = [positions[start : start + n] for positions, start, n in plan]
+        for offset, clips in enumerate(self._fetch_all(own_positions)):
+            positions, start, n = plan[offset]
+            batch = Batch(first + offset, self.rows[positions], start, start + n, clips)
+            self._record(epoch, batch)
+            yield batch
+
+    def _fetch_all(self, own: list[NDArray[np.int64]]) -> Iterator[Tensor]:
+        if self.resident is not None:
+            for positions in own:
+                index = torch.from_numpy(positions).to(self.resident.device, non_blocking=True)
+                yield self.resident[index]
+        elif self.workers:
+            self._batches.plan = [self.rows[positions] for positions in own]
+            yield from self._loader
+        else:
+            for positions in own:
+                yield torch.from_numpy(self.dataset.fetch(self.rows[positions]))
+
+    @property
+    def _batches(self) -> _PlannedBatches:
+        if self._loader is None:
+            from torch.utils.data import DataLoader
+
+            self._loader = DataLoader(
+                _WholeBatches(self.dataset),
+                sampler=_PlannedBatches(),
+                batch_size=None,
+                num_workers=self.workers,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+                multiprocessing_context="forkserver",
+            )
+        batches: _PlannedBatches = self._loader.sampler
+        return batches
+
+    def _load(self, where: str, device: torch.device) -> Tensor | None:
+        bytes_needed = (
+            len(self.rows) * int(np.prod(self.dataset.shape)) * self.dataset.dtype.itemsize
+        )
+        if where == "auto":
+            fits = device.type == "cuda" and bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
+            where = "device" if fits else "off"
+        if where == "off":
+            return None
+        clips = torch.from_numpy(self.dataset.fetch(self.rows))
+        return clips.to(device) if where == "device" else clips
+
+    def _record(self, epoch: int, batch: Batch) -> None:
+        if self.ids_file is None:
+            return
+        self.ids_file.parent.mkdir(parents=True, exist_ok=True)
+        line = {"epoch": epoch, "batch": batch.number, "start": batch.start}
+        line["ids"] = batch.ids[batch.start : batch.stop].tolist()
+        with self.ids_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class _WholeBatches(torch.utils.data.Dataset[Tensor]):
+    """What a worker does: read the batch that it is told to."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, ids: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.dataset.fetch(ids))
+
+
+class _PlannedBatches(torch.utils.data.Sampler[NDArray[np.int64]]):
+    """The batches still to read, decided before the first is asked for."""
+
+    def __init__(self) -> None:
+        self.plan: list[NDArray[np.int64]] = []
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        return iter(self.plan)
+
+    def __len__(self) -> int:
+        return len(self.plan)

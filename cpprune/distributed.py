@@ -1,0 +1,258 @@
+"""Several processes as one: starting them, comparing them, and batch statistics over all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def start(precision: str) -> Accelerator:
+    """Join the process group that the environment describes and return the Accelerator.
+
+    Without a GPU, several processes talk over gloo.
+
+    Raises:
+        InputError: the environment asks for more processes than there are, or for a precision that
+            this device has not.
+    """
+    world = _environment_number("WORLD_SIZE", 1)
+    if world > 1:
+        missing = [
+            n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ
+        ]
+        if missing:
+            raise InputError(
+                f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: start all processes "
+                "with `accelerate launch` or `torchrun`, or unset WORLD_SIZE for a single one"
+            )
+        rank = _environment_number("RANK", 0)
+        if not 0 <= rank < world:
+            raise InputError(f"RANK={rank} does not fit WORLD_SIZE={world}: it must be below it")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("train.precision=fp16 needs a GPU: use bf16 or no")
+
+    from datetime import timedelta
+
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # Without this, several CPU processes would each believe to be the only one.
+    cpu = not torch.cuda.is_available() and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+    timeout = timedelta(seconds=_environment_number("CPPRUNE_TIMEOUT_SECONDS", 600))
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        )
+    except dist.DistError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"the {world} processes of WORLD_SIZE did not all join ({first}): start all of them with "
+            "`accelerate launch` or `torchrun`"
+        ) from None
+    if accelerator.num_processes != world:
+        raise InputError(
+            f"WORLD_SIZE is {world}, but {accelerator.num_processes} process(es) joined: start with "
+            "`accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`"
+        )
+    return accelerator
+
+
+@contextmanager
+def joined(precision: str) -> Iterator[Accelerator]:
+    """Join the process group for the length of a block; see `start`."""
+    accelerator = start(precision)
+    try:
+        yield accelerator
+    finally:
+        finish()
+
+
+def finish() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _environment_number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise InputError(f"{name}={text!r} in the environment: must be a number")
+    return int(text)
+
+
+def share_json(value: Any, device: torch.device) -> Any:
+    """Return rank 0's value on every rank; what the others pass is not looked at."""
+    if world_size() == 1:
+        return value
+    payload = json.dumps(value).encode() if rank() == 0 else b""
+    length = torch.tensor([len(payload)], device=device)
+    dist.broadcast(length, 0)
+    text = torch.zeros(int(length.item()), dtype=torch.uint8, device=device)
+    if rank() == 0:
+        text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    dist.broadcast(text, 0)
+    return json.loads(bytes(text.cpu().numpy()))
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """Return the rows of all ranks in rank order, on every rank.
+
+    Args:
+        rows: this rank's, [n, …]; ranks hold slices of `total` rows that differ by at most one in
+            length, as `shards.order.rank_slice` cuts them.
+        total: sum of all ranks' n.
+    """
+    world = world_size()
+    if world == 1:
+        return rows
+    longest = -(-total // world)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    counts = [(total * (r + 1)) // world - (total * r) // world for r in range(world)]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+@torch.no_grad()
+def share_buffers(network: nn.Module) -> None:
+    """Give every rank rank 0's buffers, such as BatchNorm's running statistics."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return the sha256 of every name, shape, dtype and byte of parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def structure(network: nn.Module) -> str:
+    """Return the sha256 of every name and shape of parameters and buffers."""
+    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in network.state_dict().items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> str:
+    """Raise RuntimeError, naming the ranks, unless all hold this network with equal weights.
+
+    Returns:
+        The fingerprint that all ranks agree on.
+    """
+    own = fingerprint(network)
+    if world_size() > 1:
+        row = torch.frombuffer(bytearray(bytes.fromhex(own)), dtype=torch.uint8).to(device)
+        prints = gather_rows(row.unsqueeze(0), world_size())
+        differing = [r for r in range(world_size()) if not torch.equal(prints[r], prints[0])]
+        if differing:
+            raise RuntimeError(
+                f"{when}: the network of rank {', '.join(map(str, differing))} differs from rank 0's"
+            )
+    return own
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        total: Tensor = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose statistics are those of the global batch, on any device.
+
+    With it the number of ranks does not change what is learned. torch.nn.SyncBatchNorm does the
+    same on GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, C, F, T] → the same shape, normalised over the rows of all ranks."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        dtype, x = x.dtype, x.float()
+        own = torch.cat((x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])))
+        total = _SumOverRanks.apply(own)
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = x - mean[:, None, None]
+        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        y: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return y.to(dtype)
+
+
+def use_global_batch_norm(network: nn.Module) -> None:
+    """Give every BatchNorm2d of the network the statistics of the global batch, in place.
+
+    Nothing changes with one process. Parameters, buffers and their names stay what they are.
+    """
+    if world_size() == 1:
+        return
+    for name, child in list(network.named_children()):
+        if type(child) is nn.BatchNorm2d:
+            new: nn.Module
+            if next(child.parameters()).is_cuda:
+                new = nn.SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
+            else:
+                new = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
+            new.to(child.weight.device)
+            new.train(child.training)
+            for key, parameter in child._parameters.items():
+                new._parameters[key] = parameter
+            for key, buffer in child._buffers.items():
+                new._buffers[key] = buffer
+            setattr(network, name, new)
+        else:
+            use_global_batch_norm(child)
+
+
+def rank_of_environment() -> int:
+    """Return this process's number as the launcher set it, also outside the process group."""
+    return _environment_number("RANK", 0)

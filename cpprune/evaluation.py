@@ -1,0 +1,121 @@
+"""Predictions of a model over a split, or over audio files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpprune import metrics
+from cpprune.audio.mel import LogMel, ScaleImage
+from cpprune.distributed import gather_rows, rank, world_size
+from shards.errors import InputError
+from shards.order import rank_slice
+
+if TYPE_CHECKING:
+    from cpprune.artifact import Model
+    from shards.reader import Split
+
+# Clips a forward pass: bounds memory, and changes no result.
+CHUNK = 256
+
+
+@torch.no_grad()
+def predict_split(
+    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
+) -> NDArray[np.float32]:
+    """Return the logits [N, K] of every clip of a split, in its order, on every rank.
+
+    Each rank predicts a slice; each clip is predicted once. The network is left in the mode it was
+    in.
+    """
+    was_training = network.training
+    network.eval()
+    own = rank_slice(np.arange(len(split)), rank(), world_size())
+    parts = []
+    for begin in range(0, len(own), CHUNK):
+        clips = torch.from_numpy(split.fetch(own[begin : begin + CHUNK])).to(device)
+        x = features(clips)
+        parts.append(network(x.to(memory_format=torch.channels_last)).float())
+    network.train(was_training)
+    logits = torch.cat(parts) if parts else _no_rows(network, features, split, device)
+    return gather_rows(logits, len(split)).cpu().numpy()
+
+
+def _no_rows(
+    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
+) -> Tensor:
+    clip = torch.from_numpy(split.fetch([0])).to(device)
+    logits: Tensor = network(features(clip)).float()
+    return logits[:0]
+
+
+def evaluate_split(
+    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
+) -> dict[str, Any]:
+    """Return macro_accuracy, accuracy, log_loss and clips of a split, the same on every rank."""
+    logits = predict_split(network, features, split, device)
+    return metrics.summary(metrics.log_softmax(logits), split.labels)
+
+
+def evaluate_model(
+    model: Model, split: Split, device: torch.device
+) -> tuple[dict[str, Any], metrics.Floats]:
+    """Return the full report on a split, and the log-probabilities [N, K] it rests on."""
+    logits = predict_split(model.network, model.features, split, device)
+    log_prob = metrics.log_softmax(logits)
+    columns = {name: split.column(name) for name in split.dataset.groups}
+    return metrics.full_report(log_prob, split.labels, model.classes, columns), log_prob
+
+
+def write_submission(
+    path: Path, filenames: list[str], classes: tuple[str, ...], log_prob_NK: metrics.Floats
+) -> None:
+    """Write predictions in DCASE's form: tab-separated filename, scene_label, one column a class."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder to write {path.name} to; create it first")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["filename", "scene_label", *classes])
+        for name, row in zip(filenames, log_prob_NK, strict=True):
+            writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in np.exp(row))])
+
+
+def submission_names(split: Split) -> list[str]:
+    """Return the file names of a split's clips, as the dataset's own lists have them."""
+    if split.dataset.manifest.source.get("kind") == "tau2022":
+        return [f"audio/{key}.wav" for key in split.keys]
+    return list(split.keys)
+
+
+def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
+    """Return the mean probabilities [K] over an audio file's clips, and how many those are.
+
+    The file is read as the shard builder reads it: any format, rate and number of channels.
+
+    Raises:
+        InputError: the file cannot be read, or the model is not for audio.
+    """
+    from shards import audio
+
+    if model.sample_rate is None:
+        raise InputError(
+            f"{path}: the model takes images of shape {list(model.clip_shape)}, not audio"
+        )
+    try:
+        samples = audio.load(path, model.sample_rate)
+    except audio.BadFile as error:
+        raise InputError(f"{path}: {error}") from None
+    length = model.clip_shape[0]
+    number = audio.count_clips(len(samples), length, "pad")
+    clips = np.stack([audio.cut(samples, i, length) for i in range(number)])
+    with torch.no_grad():
+        logits = torch.cat(
+            [model(torch.from_numpy(clips[i : i + CHUNK])) for i in range(0, number, CHUNK)]
+        )
+    return np.exp(metrics.log_softmax(logits.numpy())).mean(0), number

@@ -1,0 +1,112 @@
+"""Weights made elsewhere → a model folder."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cpprune import artifact
+from cpprune.artifact import Model
+from cpprune.audio.mel import PRESETS, build_features
+from cpprune.models.registry import build_model
+from shards.errors import InputError
+
+TAU_SCENES = (
+    "airport",
+    "bus",
+    "metro",
+    "metro_station",
+    "park",
+    "public_square",
+    "shopping_mall",
+    "street_pedestrian",
+    "street_traffic",
+    "tram",
+)
+
+
+def import_state_dict(
+    file: Path, out: Path, preset: str, classes: Sequence[str] | None = None, rho: int = 4
+) -> Model:
+    """Read a CP-ResNet state dict, whatever its widths, and write a model folder.
+
+    Args:
+        file: written by `torch.save`; read with weights_only, so no code in it is run.
+        out: folder to write.
+        preset: front end that the weights were trained with.
+        classes: names, by default those of TAU Urban Acoustic Scenes.
+        rho: receptive-field parameter.
+
+    Raises:
+        InputError: the file cannot be read, or holds no CP-ResNet.
+    """
+    tensors = _read(file)
+    tensors = {_plain(name): t for name, t in tensors.items()}
+    convolutions = {n: t for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 4}
+    widths = {n.removesuffix(".weight"): t.shape[0] for n, t in convolutions.items()}
+    head = widths.pop("feed_forward.0", None)
+    if head is None or "in_c.0" not in widths:
+        raise InputError(
+            f"{file}: holds no CP-ResNet: it lacks in_c.0.weight or feed_forward.0.weight (its first "
+            f"tensors: {', '.join(list(tensors)[:3]) or 'none'})"
+        )
+    names = list(classes) if classes else list(TAU_SCENES)
+    if len(names) != head:
+        raise InputError(
+            f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"
+        )
+    blocks = [
+        len({n.split(".")[1] for n in widths if n.startswith(f"stage{s}.")}) for s in (1, 2, 3)
+    ]
+    groups = []
+    for stage in (1, 2, 3):
+        first, second = f"stage{stage}.block1.conv1", f"stage{stage}.block1.conv2"
+        second_in = convolutions.get(f"{second}.weight")
+        groups.append(widths[first] // second_in.shape[1] if second_in is not None else 1)
+    config = {"rho": rho, "blocks": blocks, "groups": groups}
+    try:
+        network = build_model("cp_resnet", num_classes=head, **config, widths=widths)
+        network.load_state_dict(tensors)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
+    spec = PRESETS[preset]
+    model = Model(
+        network,
+        build_features(spec),
+        family="cp_resnet",
+        config=config,
+        classes=names,
+        clip_shape=(spec.sample_rate,),
+        about={"provenance": {"imported": file.name}, "metrics": {}},
+    )
+    artifact.save(model, out)
+    return model
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{file}: is not a plain state dict ({first[:120]}); save model.state_dict() and import that"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise InputError(f"{file}: is not a state dict: it must map names to tensors")
+    return content
+
+
+def _plain(name: str) -> str:
+    """Strip what Lightning and DDP put before a network's own names."""
+    for prefix in ("module.", "model.", "net.", "network."):
+        name = name.removeprefix(prefix)
+    return name

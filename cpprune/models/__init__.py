@@ -1,0 +1,1 @@
+"""Network families and how to build one by name."""

@@ -1,0 +1,138 @@
+"""Optimizers by name, and learning-rate schedules as pure functions of what has been."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("lambda", "reduce_on_plateau", "cosine", "constant")
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Optimizer and learning rate."""
+
+    name: str = "adam"
+    """adam (coupled L2), adamw (decoupled weight decay) or sgd (momentum 0.9)"""
+    lr: float = 1e-3
+    """learning rate before the schedule's factor"""
+    weight_decay: float = 3e-3
+    """weight decay"""
+    schedule: str = "lambda"
+    """lambda (warm-up, hold, linear fall), reduce_on_plateau, cosine or constant"""
+    warmup_epochs: int = 6
+    """lambda and cosine: epochs of exponential warm-up"""
+    hold_epochs: int = 20
+    """lambda: the learning rate is full until this epoch"""
+    rampdown_epochs: int = 10
+    """lambda: epochs of linear fall to last_factor"""
+    last_factor: float = 1e-3
+    """lambda and cosine: the factor that the learning rate falls to"""
+    plateau_factor: float = 0.1
+    """reduce_on_plateau: the factor at each fall"""
+    plateau_patience: int = 10
+    """reduce_on_plateau: epochs without a better validation loss before a fall"""
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optim.name={self.name!r}: choose one of {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optim.schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}"
+            )
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"optim.lr={self.lr}: must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay={self.weight_decay}: must not be negative")
+        for name in ("warmup_epochs", "hold_epochs", "rampdown_epochs", "plateau_patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)}: must not be negative")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"optim.plateau_factor={self.plateau_factor}: must be in (0, 1)")
+
+
+def build_optimizer(
+    config: OptimConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return the optimizer named in the config over these parameters."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay
+        )
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def warmup(epoch: float, epochs: int) -> float:
+    """Return exp(−5·(1 − clip(epoch, 0.5, w)/w)²), the exponential warm-up over w epochs.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models", 2017.
+    """
+    if epoch >= epochs:
+        return 1.0
+    phase = 1 - min(max(epoch, 0.5), epochs) / epochs
+    return math.exp(-5 * phase * phase)
+
+
+def lambda_factor(config: OptimConfig, epoch: int) -> float:
+    """Warm-up, full until `hold_epochs`, linear over `rampdown_epochs`, then `last_factor`."""
+    if epoch < config.warmup_epochs:
+        return warmup(epoch, config.warmup_epochs)
+    if epoch <= config.hold_epochs:
+        return 1.0
+    if epoch - config.hold_epochs >= config.rampdown_epochs:
+        return config.last_factor
+    part = (epoch - config.hold_epochs) / config.rampdown_epochs
+    return 1 - (1 - config.last_factor) * part
+
+
+def cosine_factor(config: OptimConfig, epoch: int, epochs: int) -> float:
+    """Warm-up, then half a cosine from 1 at its end to `last_factor` at the last epoch."""
+    if epoch < config.warmup_epochs:
+        return warmup(epoch, config.warmup_epochs)
+    part = (epoch - config.warmup_epochs) / max(1, epochs - 1 - config.warmup_epochs)
+    return (
+        config.last_factor + (1 - config.last_factor) * (1 + math.cos(math.pi * min(part, 1))) / 2
+    )
+
+
+def plateau_factor(config: OptimConfig, val_losses: Sequence[float]) -> float:
+    """Return the factor after these validation losses, one an epoch.
+
+    As torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min", threshold=1e-4), but a function of the
+    history, so there is no state to lose.
+    """
+    factor, best, waited = 1.0, math.inf, 0
+    for loss in val_losses:
+        if loss < best * (1 - 1e-4):
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited > config.plateau_patience:
+            factor, waited = factor * config.plateau_factor, 0
+    return factor
+
+
+def lr_factor(config: OptimConfig, epoch: int, epochs: int, val_losses: Sequence[float]) -> float:
+    """Return what the learning rate is multiplied with in this epoch.
+
+    Args:
+        config: which schedule, and its numbers.
+        epoch: from 0.
+        epochs: how many there are in all.
+        val_losses: validation losses of the epochs before.
+    """
+    match config.schedule:
+        case "lambda":
+            return lambda_factor(config, epoch)
+        case "cosine":
+            return cosine_factor(config, epoch, epochs)
+        case "reduce_on_plateau":
+            return plateau_factor(config, val_losses)
+        case _:
+            return 1.0

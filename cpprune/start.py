@@ -1,0 +1,82 @@
+"""The model that a run starts from: fresh, or one that was trained before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from cpprune import artifact
+from cpprune.artifact import Model
+from cpprune.audio.mel import IMAGE, PRESETS, build_features, spec_to_json
+from cpprune.config import RunConfig, flatten
+from cpprune.models.registry import build_model
+from shards.errors import InputError
+from shards.reader import Dataset
+
+# What stands for a dataset where there is none: one second of audio as in TAU Urban Acoustic Scenes
+# 2022 Mobile, or a digit of MNIST.
+DIGIT = (1, 28, 28)
+TEN_CLASSES = tuple(str(k) for k in range(10))
+
+
+def start_model(config: RunConfig, dataset: Dataset, given: frozenset[str]) -> Model:
+    """Return the model that a run starts from: that of `init`, or a fresh one for this dataset.
+
+    Raises:
+        InputError: a setting given by hand contradicts the model of `init`.
+    """
+    return _start(config, given, dataset.classes, dataset.shape)
+
+
+def planned_model(config: RunConfig, given: frozenset[str]) -> Model:
+    """Return the model of `init`, or of the configuration alone, without opening a dataset."""
+    spec = config.features.spec()
+    return _start(config, given, TEN_CLASSES, DIGIT if spec is None else (spec.sample_rate,))
+
+
+def _start(
+    config: RunConfig, given: frozenset[str], classes: Sequence[str], clip_shape: Sequence[int]
+) -> Model:
+    if config.init is not None:
+        model = artifact.load(config.init)
+        _refuse_contradictions(config, config.init, model, given)
+        return model
+    torch.manual_seed(config.seed)
+    network_config = config.model.network_config()
+    try:
+        network = build_model(config.model.name, num_classes=len(classes), **network_config)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return Model(
+        network,
+        build_features(config.features.spec()),
+        family=config.model.name,
+        config=network_config,
+        classes=classes,
+        clip_shape=clip_shape,
+    )
+
+
+def _refuse_contradictions(
+    config: RunConfig, init: str, model: Model, given: frozenset[str]
+) -> None:
+    spec = artifact.read_description(Path(init))["features"]
+    wanted = flatten(
+        {
+            "model": {"name": config.model.name, **config.model.network_config()},
+            "features": asdict(config.features),
+        }
+    )
+    carried = flatten({"model": {"name": model.family, **model.config}, "features": spec or {}})
+    own = IMAGE if spec is None else "its own"
+    names = (name for name, preset in PRESETS.items() if spec_to_json(preset) == spec)
+    carried["features.preset"] = next(names, own)
+    for key in sorted(given & set(wanted)):
+        if key in carried and wanted[key] != carried[key]:
+            raise InputError(
+                f"{key}={wanted[key]} was given, but {init} was made with {carried[key]}: leave it "
+                "out, since a model carries its network and front end with it"
+            )
