@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,8 @@ def split_optimizer_state(
 def join_optimizer_state(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    scalars: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Any],
 ) -> None:
     """Give the optimizer the state that `split_optimizer_state` returned."""
     numbers = {

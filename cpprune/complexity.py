@@ -34,6 +34,30 @@ def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
     return int(summary.total_mult_adds)
 
 
+def macs_per_parameter(network: nn.Module, input_shape: Sequence[int]) -> dict[str, float]:
+    """Return, for each parameter, how many MACs each of its entries costs, as torchinfo counts.
+
+    Args:
+        network: any module; it is not changed.
+        input_shape: shape of one input, without the batch.
+    """
+    import torchinfo
+
+    twin = copy.deepcopy(network).float().cpu().eval()
+    names = {module: name for name, module in twin.named_modules()}
+    with torch.no_grad():
+        summary = torchinfo.summary(twin, (1, *input_shape), device="cpu", verbose=0)
+    factors = {name: 0.0 for name, _ in twin.named_parameters()}
+    for layer in summary.summary_list:
+        own = dict(layer.module.named_parameters(recurse=False))
+        entries = sum(p.numel() for p in own.values())
+        if layer.is_leaf_layer and entries:
+            prefix = names[layer.module]
+            for name in own:
+                factors[f"{prefix}.{name}" if prefix else name] += layer.macs / entries
+    return factors
+
+
 def receptive_field(network: nn.Module) -> tuple[int, int]:
     """Return the receptive field at the input, in rows (mel bins) and columns (frames).
 

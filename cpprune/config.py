@@ -87,7 +87,7 @@ class RunConfig:
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
         _check_choice("resume", self.resume, ("auto", "must", "never"))
-        if self.prune.ratio is not None:
+        if self.prune.prunes:
             last = self.prune.start_epoch + (self.prune.steps - 1) * self.prune.every_epochs
             if last >= self.train.epochs:
                 raise ValueError(

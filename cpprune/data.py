@@ -110,7 +110,10 @@ def check_fits(dataset: Dataset, model: Model) -> None:
             f"{path}: clips have shape {list(dataset.shape)}, but the model was made for "
             f"{list(model.clip_shape)}; build the dataset with clips of the same length"
         )
-    if isinstance(model.features, LogMel) and dataset.shape[0] <= model.features.spec.n_fft // 2:
+    if (
+        isinstance(model.features, LogMel)
+        and dataset.shape[0] <= model.features.spec.n_fft // 2 + 1
+    ):
         raise InputError(
             f"{path}: clips of {dataset.shape[0]} samples are too short for features.n_fft"
             f"={model.features.spec.n_fft}; build the dataset with longer clips (--seconds)"

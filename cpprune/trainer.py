@@ -24,7 +24,7 @@ from cpprune.models.cp_resnet import conv_widths
 from cpprune.models.registry import build_model
 from cpprune.optim import lr_factor
 from cpprune.pruning.plan import make_plan
-from cpprune.pruning.schedule import events
+from cpprune.pruning.schedule import events, plan_arguments
 from cpprune.pruning.sync import prune_on_all_ranks
 from cpprune.run import find_checkpoint, identity, write_result, write_start
 from cpprune.start import start_model
@@ -118,20 +118,23 @@ class Trainer:
             return
         network, input_shape = self.model.network, self.model.input_shape
         before = count_parameters(network)
-        plan, fingerprint = prune_on_all_ranks(
+        moments, scalars = checkpoint.split_optimizer_state(network, self.stepper.inner_optimizer)
+        cut = prune_on_all_ranks(
             network,
             input_shape,
             lambda: make_plan(
                 network,
                 input_shape,
-                criterion=prune.criterion,
-                scope=prune.scope,
-                ratio=event.ratio,
                 original_widths=progress.original_widths,
+                **plan_arguments(prune, event),
             ),
+            moments if prune.carry_state else {},
             self.device,
         )
         self.stepper.wrap()
+        if cut.moments:
+            optimizer = self.stepper.inner_optimizer
+            checkpoint.join_optimizer_state(network, optimizer, cut.moments, scalars)
         progress.events_done += 1
         progress.widths = conv_widths(network)
         progress.best = None  # only models of the final size count
@@ -141,17 +144,17 @@ class Trainer:
             "epoch": epoch,
             "step": progress.step,
             "criterion": prune.criterion,
-            "ratio": event.ratio,
+            "part": event.part,
             "parameters_before": before,
             "parameters": after,
             "widths": progress.widths,
-            "fingerprint": fingerprint,
+            "fingerprint": cut.fingerprint,
         }
         self.log(record)
         if self.rank == 0:
             (self.folder / "plans").mkdir(exist_ok=True)
             path = self.folder / "plans" / f"epoch-{epoch:04d}.json"
-            path.write_text(json.dumps(plan, indent=2) + "\n")
+            path.write_text(json.dumps(cut.plan, indent=2) + "\n")
         self.say(
             f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(self.events)}, "
             f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
@@ -235,7 +238,7 @@ class Trainer:
                 "seed": self.config.seed,
                 "init": self.identity["init"],
                 "dataset": self.dataset.fingerprint,
-                "pruning": pruning if prune.ratio is not None else None,
+                "pruning": pruning if prune.prunes else None,
             },
             "metrics": {"val": figures},
         }

@@ -190,7 +190,15 @@ class LogMel(nn.Module):
             wave_BT: waveforms at the front end's sample rate.
             band_edges: lower and upper edge of the filter bank in Hz, a tensor of two on the
                 waveforms' device; None for those of evaluation.
+
+        Raises:
+            ValueError: waveforms of another shape, or too short for one frame.
         """
+        if wave_BT.ndim != 2 or wave_BT.shape[1] <= self.spec.n_fft // 2 + 1:
+            raise ValueError(
+                f"waveforms of shape {list(wave_BT.shape)}: must be [B, T] with more than "
+                f"{self.spec.n_fft // 2 + 1} samples"
+            )
         with torch.autocast(wave_BT.device.type, enabled=False):
             log_mel = self.log_mel(wave_BT, band_edges)
             return self.normalise(log_mel).unsqueeze(1)

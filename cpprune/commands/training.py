@@ -26,10 +26,10 @@ def prune(argv: list[str]) -> int:
     flags = {**FLAGS, "dry-run": "print what would be cut, and change nothing"}
     text = "Train with a pruning schedule: --init MODEL is cut and fine-tuned; without it, a fresh one."
     parsed = _parse("cpprune prune", text, flags, argv)
-    if parsed.config.prune.ratio is None:
+    if not parsed.config.prune.prunes:
         raise InputError(
-            "prune.ratio is not set: say how much to cut, such as --prune.ratio 0.41, or use "
-            "--config configs/prune.yaml"
+            "nothing says how much to cut: set prune.ratio (such as --prune.ratio 0.41) or prune.budget "
+            "(--prune.budget 'params<=47028'), or use --config configs/prune.yaml"
         )
     if parsed.switches["dry-run"]:
         return _dry_run(parsed)
@@ -60,7 +60,7 @@ def _dry_run(parsed: ParsedRun) -> int:
 
     from cpprune.models.cp_resnet import conv_widths
     from cpprune.pruning.plan import make_plan, preview
-    from cpprune.pruning.schedule import events
+    from cpprune.pruning.schedule import events, plan_arguments
     from cpprune.pruning.surgery import apply_plan
     from cpprune.start import planned_model
 
@@ -73,10 +73,8 @@ def _dry_run(parsed: ParsedRun) -> int:
         plan = make_plan(
             network,
             model.input_shape,
-            criterion=config.prune.criterion,
-            scope=config.prune.scope,
-            ratio=event.ratio,
             original_widths=original,
+            **plan_arguments(config.prune, event),
         )
         apply_plan(network, model.input_shape, plan)
         plans.append(plan)

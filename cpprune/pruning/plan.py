@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cpprune.complexity import BYTES_PER_PARAMETER, count_macs, count_parameters
 from cpprune.distributed import structure
 from cpprune.models.cp_resnet import conv_widths
+from cpprune.pruning.budget import (
+    Widths,
+    allocate,
+    bounds,
+    cost_model,
+    lowest_first,
+    parse_budget,
+    uniform,
+)
 from cpprune.pruning.criteria import channel_groups, dependency_graph, score
-from cpprune.pruning.schedule import channels_left
 from cpprune.pruning.surgery import apply_plan
 
 Plan = dict[str, Any]
@@ -25,8 +35,12 @@ def make_plan(
     *,
     criterion: str,
     scope: str,
-    ratio: float,
     original_widths: Mapping[str, int],
+    ratio: float | None = None,
+    budget: str | None = None,
+    part: float = 1.0,
+    min_width: int = 1,
+    round_to: int = 1,
 ) -> Plan:
     """Decide which channels stay.
 
@@ -34,58 +48,52 @@ def make_plan(
         network: unwrapped module; it is not changed.
         input_shape: shape of one input, without the batch.
         criterion: see `CRITERIA`.
-        scope: "local" or "global".
-        ratio: part of the original channels that is gone afterwards.
+        scope: "local": the same part of every group; "global": the lowest scores of all.
         original_widths: output channels by layer at the start of the run.
+        ratio: part of the original channels that is cut at the end of the schedule.
+        budget: limits that hold at the end of the schedule, instead of a ratio.
+        part: how much of the way to the end this plan goes.
+        min_width: no group gets narrower than this.
+        round_to: widths are multiples of this.
 
     Returns:
-        `structure` (fingerprint of the network that the plan is for), `criterion`, `scope`, `ratio`,
-        and `groups`: for each `layer` its `width`, the channels to `keep` (sorted), and the lowest
-        and highest score kept and cut.
+        `structure` (fingerprint of the network that the plan is for), `criterion`, `scope`, and
+        `groups`: for each `layer` its `width`, the channels to `keep` (sorted), and the lowest and
+        highest score kept and cut.
 
     Raises:
-        InputError: the criterion does not work on this network.
+        InputError: the criterion does not work on this network, or no widths meet the budget.
     """
     device = next(network.parameters()).device
-    example = torch.zeros(1, *input_shape, device=device)
-    with dependency_graph(network, example) as graph:
+    with dependency_graph(network, torch.zeros(1, *input_shape, device=device)) as graph:
         groups = channel_groups(graph, network)
         scores = score(criterion, groups)
-        originals = [original_widths[group.layer] for group in groups]
-        widths = [group.width for group in groups]
+    originals = [original_widths[group.layer] for group in groups]
+    allowed = bounds([group.width for group in groups], min_width, round_to)
+
+    def narrowing(cut: float) -> Widths:
         if scope == "local":
-            counts = [
-                min(width, channels_left(original, ratio))
-                for width, original in zip(widths, originals, strict=True)
-            ]
-        else:
-            counts = _global_counts(scores, channels_left(sum(originals), ratio))
-        entries = [
-            _entry(group.layer, values, count)
-            for group, values, count in zip(groups, scores, counts, strict=True)
-        ]
+            return uniform(originals, cut)
+        return lowest_first(scores, max(1, math.floor(sum(originals) * (1 - cut) + 1e-9)))
+
+    if budget is None:
+        assert ratio is not None
+        target = allowed.fit(narrowing(ratio * part))
+    else:
+        costs = cost_model(network, input_shape, groups)
+        end = allocate(costs, parse_budget(budget), allowed, narrowing)
+        way = np.rint(np.array(originals) - (np.array(originals) - end) * part).astype(np.int64)
+        target = np.maximum(end, allowed.fit(way))
+    entries = [
+        _entry(group.layer, values, int(count))
+        for group, values, count in zip(groups, scores, target, strict=True)
+    ]
     return {
         "structure": structure(network),
         "criterion": criterion,
         "scope": scope,
-        "ratio": ratio,
         "groups": entries,
     }
-
-
-def _global_counts(scores: Sequence[Tensor], total: int) -> list[int]:
-    """Return how many channels each group keeps when `total` of all stay: at least one in each."""
-    best = [int(values.argmax()) for values in scores]
-    pool = [
-        (-float(value), group, channel)
-        for group, values in enumerate(scores)
-        for channel, value in enumerate(values)
-        if channel != best[group]
-    ]
-    counts = [1] * len(scores)
-    for _, group, _ in sorted(pool)[: max(0, total - len(scores))]:
-        counts[group] += 1
-    return counts
 
 
 def _entry(layer: str, scores: Tensor, count: int) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
+from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.criteria import CRITERIA
 
 SCOPES = ("local", "global")
@@ -12,10 +13,12 @@ SCOPES = ("local", "global")
 
 @dataclass(kw_only=True)
 class PruneConfig:
-    """A pruning schedule; without a ratio nothing is pruned."""
+    """A pruning schedule; without a ratio or a budget nothing is pruned."""
 
     ratio: float | None = None
     """part of the channels to cut, of the widths at the start of the run, e.g. 0.41"""
+    budget: str | None = None
+    """limits instead of a ratio: params<=47028,macs<=10e6,bytes<=128000@fp16, any of them"""
     criterion: str = "magnitude"
     """magnitude, bn_scale or group_norm"""
     scope: str = "local"
@@ -26,12 +29,27 @@ class PruneConfig:
     """the first step comes at the beginning of this epoch"""
     every_epochs: int = 1
     """epochs from one step to the next"""
+    min_width: int = 1
+    """no layer gets narrower than this"""
+    round_to: int = 1
+    """widths are multiples of this"""
+    carry_state: bool = True
+    """keep the optimizer's moments of the channels that stay; false begins with none"""
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ValueError(
                 f"prune.ratio={self.ratio}: must be above 0 and below 1 (0.41 cuts 41 % of the "
                 "channels)"
+            )
+        if self.ratio is not None and self.budget is not None:
+            raise ValueError("prune.ratio and prune.budget: give one of them, not both")
+        if self.budget is not None:
+            parse_budget(self.budget)
+        if self.min_width < 1 or self.round_to < 1:
+            raise ValueError(
+                f"prune.min_width={self.min_width}, prune.round_to={self.round_to}: must be at "
+                "least 1"
             )
         if self.criterion not in CRITERIA:
             raise ValueError(
@@ -45,28 +63,41 @@ class PruneConfig:
                 f"1 and prune.start_epoch={self.start_epoch} at least 0"
             )
 
+    @property
+    def prunes(self) -> bool:
+        """Whether there is anything to cut."""
+        return self.ratio is not None or self.budget is not None
+
 
 @dataclass(frozen=True)
 class Event:
-    """At the beginning of `epoch`, cut until `ratio` of the original channels is gone."""
+    """At the beginning of `epoch`, cut until this part of the way to the final widths is gone."""
 
     epoch: int
-    ratio: float
+    part: float
 
 
 def events(config: PruneConfig) -> list[Event]:
-    """Return the schedule's events in order; the ratio grows linearly over the steps."""
-    if config.ratio is None:
+    """Return the schedule's events in order; the part grows linearly over the steps."""
+    if not config.prunes:
         return []
     return [
         Event(
             epoch=config.start_epoch + step * config.every_epochs,
-            ratio=config.ratio * (step + 1) / config.steps,
+            part=(step + 1) / config.steps,
         )
         for step in range(config.steps)
     ]
 
 
-def channels_left(width: int, ratio: float) -> int:
-    """Return how many of `width` channels are left when `ratio` of them is cut: at least one."""
-    return max(1, math.floor(width * (1 - ratio) + 1e-9))
+def plan_arguments(config: PruneConfig, event: Event) -> dict[str, Any]:
+    """Return what `make_plan` takes from the configuration for an event."""
+    return {
+        "criterion": config.criterion,
+        "scope": config.scope,
+        "ratio": config.ratio,
+        "budget": config.budget,
+        "part": event.part,
+        "min_width": config.min_width,
+        "round_to": config.round_to,
+    }

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cpprune.distributed import structure
 from cpprune.pruning.criteria import dependency_graph
 from shards.errors import InputError
+
+
+def kept_entries(
+    network: nn.Module, input_shape: Sequence[int], plan: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return, for each parameter, which of its entries the plan keeps.
+
+    The plan is applied to a twin whose parameters hold the numbers of their own entries, so whatever
+    the cut does to a parameter is read off it, in any architecture.
+
+    Returns:
+        By name, int64 numbers into the flattened old parameter, in the shape of the new one.
+    """
+    twin = copy.deepcopy(network).double()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64, device=parameter.device)
+            parameter.copy_(numbers.view_as(parameter))
+    apply_plan(twin, input_shape, plan)
+    return {name: p.detach().round().long() for name, p in twin.named_parameters()}
+
+
+def carry(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return per-parameter tensors, such as Adam's moments, as they are after the cut.
+
+    Args:
+        values: by "parameter/name"; tensors without dimensions, such as step counts, stay.
+        kept: see `kept_entries`.
+    """
+    return {
+        key: value
+        if value.ndim == 0
+        else value.flatten()[kept[key.rsplit("/", 1)[0]].to(value.device)]
+        for key, value in values.items()
+    }
 
 
 def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Mapping[str, Any]) -> None:
@@ -25,25 +61,34 @@ def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Mapping[str
     Raises:
         InputError: the plan was made for another structure, or was applied already.
     """
-    import torch_pruning as tp
-
     if plan["structure"] != structure(network):
         raise InputError(
             "the pruning plan was made for a network of another structure (or is applied already): "
             "make a plan for this one"
         )
-    device = next(network.parameters()).device
-    modules = dict(network.named_modules())
-    with dependency_graph(network, torch.zeros(1, *input_shape, device=device)) as graph:
+    parameter = next(network.parameters())
+    example = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    with dependency_graph(network, example) as graph:
         for entry in plan["groups"]:
             keep = set(entry["keep"])
             cut = [channel for channel in range(entry["width"]) if channel not in keep]
             if not cut:
                 continue
-            module = modules[entry["layer"]]
-            prune = (
-                tp.prune_linear_out_channels
-                if isinstance(module, nn.Linear)
-                else tp.prune_conv_out_channels
-            )
-            graph.get_pruning_group(module, prune, idxs=cut).prune()
+            remove_channels(graph, network, entry["layer"], cut)
+
+
+def remove_channels(graph: Any, network: nn.Module, layer: str, channels: list[int]) -> None:
+    """Cut output channels of a layer, and all that hangs together with them, in place.
+
+    Args:
+        graph: the network's, from `dependency_graph`.
+        network: unwrapped module.
+        layer: name of a convolution or linear layer.
+        channels: numbers of its output channels.
+    """
+    import torch_pruning as tp
+
+    module = network.get_submodule(layer)
+    linear = isinstance(module, nn.Linear)
+    prune = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
+    graph.get_pruning_group(module, prune, idxs=channels).prune()

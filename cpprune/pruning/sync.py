@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cpprune.distributed import check_ranks_equal, rank, share_json
 from cpprune.pruning.plan import Plan
-from cpprune.pruning.surgery import apply_plan
+from cpprune.pruning.surgery import apply_plan, carry, kept_entries
 from shards.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What came of a pruning event.
+
+    Attributes:
+        plan: what was cut.
+        fingerprint: of the network, the same on all ranks.
+        moments: the optimizer's tensors of what was kept.
+    """
+
+    plan: Plan
+    fingerprint: str
+    moments: Mapping[str, Tensor]
 
 
 def prune_on_all_ranks(
     network: nn.Module,
     input_shape: Sequence[int],
     make: Callable[[], Plan],
+    moments: Mapping[str, Tensor],
     device: torch.device,
-) -> tuple[Plan, str]:
+) -> Cut:
     """Let rank 0 make a plan and all ranks apply it to the unwrapped network.
 
     Args:
         network: unwrapped module, cut in place.
         input_shape: shape of one input, without the batch.
         make: makes the plan; called on rank 0 only.
+        moments: the optimizer's tensors by "parameter/moment", to be cut alike; may be empty.
         device: of this rank's tensors in collective calls.
-
-    Returns:
-        The plan and the fingerprint that all ranks share afterwards.
 
     Raises:
         InputError: on every rank, when rank 0 cannot make a plan.
@@ -46,5 +61,7 @@ def prune_on_all_ranks(
         raise InputError(str(message["error"]))
     plan = message["plan"]
     assert isinstance(plan, dict)
+    if moments:
+        moments = carry(moments, kept_entries(network, input_shape, plan))
     apply_plan(network, input_shape, plan)
-    return plan, check_ranks_equal(network, device, "after pruning")
+    return Cut(plan, check_ranks_equal(network, device, "after pruning"), moments)

@@ -1,0 +1,234 @@
+"""How much is cut: from a ratio, or from limits on what the network may cost.
+
+Shapes: G channel groups, P parameters of the network, D dimensions of a parameter, N candidates.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpprune.complexity import BYTES_PER_PARAMETER, macs_per_parameter
+from cpprune.pruning.criteria import ChannelGroup, dependency_graph
+from cpprune.pruning.surgery import remove_channels
+from shards.errors import InputError
+
+Widths = NDArray[np.int64]
+
+# Candidates tried around the allocation, to use up what the limits leave.
+CANDIDATES = 60_000
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: parameters ≤ bound, or macs ≤ bound. Bytes are parameters × the dtype's width."""
+
+    text: str
+    quantity: str
+    bound: float
+
+
+def parse_budget(text: str) -> list[Limit]:
+    """Read "params<=47028,macs<=10e6,bytes<=128000@fp16".
+
+    Raises:
+        ValueError: it says something else; the message names the part.
+    """
+    limits = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(params|macs|bytes)\s*<=\s*([0-9.eE+]+)(?:@(\w+))?\s*", part)
+        try:
+            if match is None:
+                raise ValueError
+            quantity, number, dtype = match.groups()
+            bound = float(number)
+            if (dtype is not None) != (quantity == "bytes") or bound < 1:
+                raise ValueError
+            if quantity == "bytes":
+                if dtype not in BYTES_PER_PARAMETER:
+                    raise ValueError
+                bound //= BYTES_PER_PARAMETER[dtype]
+                quantity = "params"
+        except ValueError:
+            raise ValueError(
+                f"prune.budget: {part.strip()!r} is no limit; write params<=47028, macs<=10e6 or "
+                f"bytes<=128000@fp16 (dtypes: {', '.join(BYTES_PER_PARAMETER)}), separated by commas"
+            ) from None
+        limits.append(Limit(part.strip(), quantity, bound))
+    return limits
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Parameters and MACs of a network as a function of the widths of its groups.
+
+    Attributes:
+        widths: of the network it was made from, [G].
+        sizes: dimensions of every parameter at those widths, [P, D] (1 where there are fewer).
+        slopes: how each dimension grows with each width, [P, D, G].
+        factors: MACs for each entry of a parameter, [P].
+    """
+
+    widths: Widths
+    sizes: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+    factors: NDArray[np.float64]
+
+    def cost(self, widths_NG: Widths) -> dict[str, NDArray[np.float64]]:
+        """Return `params` and `macs`, [N] each, for candidates of widths."""
+        change = (widths_NG - self.widths).astype(np.float64)
+        dims = self.sizes + np.einsum("pdg,ng->npd", self.slopes, change)
+        entries = dims.prod(2)
+        return {"params": entries.sum(1), "macs": entries @ self.factors}
+
+
+def cost_model(
+    network: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]
+) -> CostModel:
+    """Learn the cost model by cutting one channel of each group from a twin and looking.
+
+    So it holds for any architecture whose parameters have dimensions linear in the widths.
+    """
+    before = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    depth = max(len(shape) for shape in before.values())
+    sizes = np.ones((len(before), depth))
+    slopes = np.zeros((len(before), depth, len(groups)))
+    for number, shape in enumerate(before.values()):
+        sizes[number, : len(shape)] = shape
+    for column, group in enumerate(groups):
+        if group.width < 2:
+            continue  # it cannot get narrower
+        twin = copy.deepcopy(network)
+        example = torch.zeros(1, *input_shape, device=next(twin.parameters()).device)
+        with dependency_graph(twin, example) as graph:
+            remove_channels(graph, twin, group.layer, [group.width - 1])
+        for number, (name, parameter) in enumerate(twin.named_parameters()):
+            for axis, size in enumerate(parameter.shape):
+                slopes[number, axis, column] = before[name][axis] - size
+    per_parameter = macs_per_parameter(network, input_shape)
+    factors = np.array([per_parameter[name] for name in before])
+    widths = np.array([group.width for group in groups], np.int64)
+    return CostModel(widths, sizes, slopes, factors)
+
+
+def feasible(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArray[np.bool_]:
+    """Return which candidates meet all limits, [N]."""
+    cost = model.cost(widths_NG)
+    met = [cost[limit.quantity] <= limit.bound + 1e-6 for limit in limits]
+    all_met: NDArray[np.bool_] = np.all(met, axis=0)
+    return all_met
+
+
+def used(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArray[np.float64]:
+    """Return how far each candidate uses its tightest limit up, [N]; 1 is all."""
+    cost = model.cost(widths_NG)
+    shares = np.array([cost[limit.quantity] / limit.bound for limit in limits])
+    tightest: NDArray[np.float64] = shares.max(axis=0)
+    return tightest
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What widths may be, [G] each.
+
+    Attributes:
+        narrowest: at least this.
+        widest: at most this: the widths as they are.
+        multiple: and a multiple of this, unless as wide as it is.
+    """
+
+    narrowest: Widths
+    widest: Widths
+    multiple: int = 1
+
+    def fit(self, widths_NG: Widths) -> Widths:
+        """Return the nearest allowed widths that are not wider."""
+        rounded = widths_NG // self.multiple * self.multiple
+        return np.clip(rounded, self.narrowest, self.widest)
+
+
+def bounds(widths: Sequence[int], min_width: int, multiple: int) -> Bounds:
+    """Return the bounds of groups of these widths."""
+    widest = np.array(widths, np.int64)
+    least = -(-max(min_width, 1) // multiple) * multiple
+    return Bounds(np.minimum(least, widest), widest, multiple)
+
+
+def uniform(original: Sequence[int], ratio: float) -> Widths:
+    """Return the widths after cutting the same part of every group, rounded down."""
+    return np.floor(np.array(original) * (1 - ratio) + 1e-9).astype(np.int64)
+
+
+def lowest_first(scores: Sequence[Tensor], total: int) -> Widths:
+    """Return the widths when the channels with the lowest scores go until `total` are left.
+
+    At least one channel stays in each group.
+    """
+    best = [int(values.argmax()) for values in scores]
+    pool = [
+        (-float(value), group, channel)
+        for group, values in enumerate(scores)
+        for channel, value in enumerate(values)
+        if channel != best[group]
+    ]
+    counts = np.ones(len(scores), np.int64)
+    for _, group, _ in sorted(pool)[: max(0, total - len(scores))]:
+        counts[group] += 1
+    return counts
+
+
+def allocate(
+    model: CostModel,
+    limits: Sequence[Limit],
+    allowed: Bounds,
+    narrowing: Callable[[float], Widths],
+) -> Widths:
+    """Return widths that meet all limits and leave as little unused as possible.
+
+    The narrowing is followed until all limits are met; then candidates close to it are tried, and the
+    one that uses the tightest limit most is taken; among equals, the one closest to the narrowing.
+
+    Args:
+        model: what widths cost.
+        limits: all have to be met.
+        allowed: what widths may be.
+        narrowing: widths for the part that is cut, from 0 to 1.
+
+    Raises:
+        InputError: no widths meet all limits; it names the limit and the least that is possible.
+    """
+    if not feasible(model, limits, allowed.narrowest[None])[0]:
+        cost = model.cost(allowed.narrowest[None])
+        failing = [
+            f"{limit.text} (at least {int(cost[limit.quantity][0]):,} {limit.quantity})"
+            for limit in limits
+            if cost[limit.quantity][0] > limit.bound
+        ]
+        raise InputError(
+            f"prune.budget: {', '.join(failing)} cannot be met even at the least widths "
+            "(prune.min_width)"
+        )
+    if feasible(model, limits, allowed.widest[None])[0]:
+        return allowed.widest
+    low, high = 0.0, 1.0  # high always fits
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = feasible(model, limits, allowed.fit(narrowing(middle))[None])[0]
+        low, high = (low, middle) if fits else (middle, high)
+    base = allowed.fit(narrowing(high))
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([0, *base.tolist()])))
+    spread = np.maximum(1, np.ceil(0.03 * model.widths / allowed.multiple)).astype(np.int64)
+    steps = rng.integers(-spread, spread + 1, (CANDIDATES, len(base))) * allowed.multiple
+    candidates = np.concatenate((base[None], allowed.fit(base + steps)))
+    candidates = candidates[feasible(model, limits, candidates)]
+    share = np.round(used(model, limits, candidates), 9)
+    distance = (((candidates - base) / model.widths) ** 2).sum(1)
+    chosen: Widths = candidates[np.lexsort((distance, -share))[0]]
+    return chosen
