@@ -15,6 +15,7 @@ import torch
 import cpprune
 import shards
 from cpprune import artifact, checkpoint, distributed
+from cpprune.calibration import measure_saliency
 from cpprune.checkpoint import Progress
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
@@ -119,6 +120,9 @@ class Trainer:
         network, input_shape = self.model.network, self.model.input_shape
         before = count_parameters(network)
         moments, scalars = checkpoint.split_optimizer_state(network, self.stepper.inner_optimizer)
+        saliency = measure_saliency(
+            prune, self.model, self.dataset.split("train"), self.config.seed, self.device
+        )
         cut = prune_on_all_ranks(
             network,
             input_shape,
@@ -127,6 +131,7 @@ class Trainer:
                 input_shape,
                 original_widths=progress.original_widths,
                 **plan_arguments(prune, event),
+                saliency=saliency,
             ),
             moments if prune.carry_state else {},
             self.device,

@@ -58,23 +58,39 @@ def _run(parsed: ParsedRun) -> int:
 def _dry_run(parsed: ParsedRun) -> int:
     import copy
 
+    import torch
+
+    from cpprune.calibration import measure_saliency
+    from cpprune.data import open_checked
     from cpprune.models.cp_resnet import conv_widths
     from cpprune.pruning.plan import make_plan, preview
+    from cpprune.pruning.saliency import MEASURES
     from cpprune.pruning.schedule import events, plan_arguments
     from cpprune.pruning.surgery import apply_plan
     from cpprune.start import planned_model
 
     config: RunConfig = parsed.config
+    if config.prune.criterion in MEASURES and config.init is None:
+        raise InputError(
+            f"prune.criterion={config.prune.criterion} looks at a trained network and its data: give "
+            "--init MODEL and --data.path"
+        )
     model = planned_model(config, parsed.given)
-    network = copy.deepcopy(model.network)
+    twin = copy.deepcopy(model)
+    network = twin.network
     original = conv_widths(network)
     plans = []
     for event in events(config.prune):
+        saliency = None
+        if config.prune.criterion in MEASURES:
+            train = open_checked(config.data.path, model).split("train")
+            saliency = measure_saliency(config.prune, twin, train, config.seed, torch.device("cpu"))
         plan = make_plan(
             network,
             model.input_shape,
             original_widths=original,
             **plan_arguments(config.prune, event),
+            saliency=saliency,
         )
         apply_plan(network, model.input_shape, plan)
         plans.append(plan)

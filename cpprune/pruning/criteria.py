@@ -11,37 +11,62 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shards.errors import InputError
 
 
-def _magnitude() -> Any:
-    import torch_pruning as tp
+def _norm(p: int, reduction: str, normaliser: str) -> Callable[[], Any]:
+    def make() -> Any:
+        import torch_pruning as tp
 
-    return tp.importance.MagnitudeImportance(p=1, group_reduction="mean", normalizer="mean")
+        return tp.importance.MagnitudeImportance(
+            p=p, group_reduction=reduction, normalizer=normaliser
+        )
 
-
-def _bn_scale() -> Any:
-    import torch_pruning as tp
-
-    return tp.importance.BNScaleImportance(group_reduction="mean", normalizer="mean")
-
-
-def _group_norm() -> Any:
-    import torch_pruning as tp
-
-    return tp.importance.MagnitudeImportance(p=2, group_reduction="sum", normalizer="max")
+    return make
 
 
-# magnitude: mean L1 norm over the tensors of the group (Li et al., ICLR 2017);
-# bn_scale: BatchNorm's scaling factors (Liu et al., "Network Slimming", ICCV 2017);
-# group_norm: L2 norm over the whole group (Fang et al., CVPR 2023).
+def _library(name: str) -> Callable[[], Any]:
+    def make() -> Any:
+        import torch_pruning as tp
+
+        return getattr(tp.importance, name)()
+
+    return make
+
+
+def _random() -> Any:
+    def number(group: Any) -> Tensor:
+        # Philox, so that every machine draws the same for a group of this name and width.
+        layer = group[0].dep.target.name
+        entropy = [len(group[0].idxs), *layer.encode()]
+        rng = np.random.Philox(np.random.SeedSequence(entropy))
+        return torch.from_numpy(rng.random_raw(len(group[0].idxs)).astype(np.float64))
+
+    return number
+
+
 CRITERIA: dict[str, Callable[[], Any]] = {
-    "magnitude": _magnitude,
-    "bn_scale": _bn_scale,
-    "group_norm": _group_norm,
+    # mean L1 norm over the tensors of the group (Li et al., ICLR 2017)
+    "magnitude": _norm(1, "mean", "mean"),
+    # the same with L2 (squared)
+    "magnitude_l2": _norm(2, "mean", "mean"),
+    # BatchNorm's scaling factors (Liu et al., "Network Slimming", ICCV 2017)
+    "bn_scale": _library("BNScaleImportance"),
+    # L2 norm over the whole group (Fang et al., CVPR 2023)
+    "group_norm": _norm(2, "sum", "max"),
+    # layer-adaptive magnitude (Lee et al., ICLR 2021)
+    "lamp": _library("LAMPImportance"),
+    # distance from the geometric median (He et al., CVPR 2019)
+    "fpgm": _library("FPGMImportance"),
+    # first- and second-order effect on the loss: see `cpprune.pruning.saliency`
+    "taylor": _norm(1, "mean", "mean"),
+    "hessian": _norm(1, "mean", "mean"),
+    # the control of all criteria
+    "random": _random,
 }
 
 

@@ -41,6 +41,7 @@ def make_plan(
     part: float = 1.0,
     min_width: int = 1,
     round_to: int = 1,
+    saliency: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """Decide which channels stay.
 
@@ -55,6 +56,7 @@ def make_plan(
         part: how much of the way to the end this plan goes.
         min_width: no group gets narrower than this.
         round_to: widths are multiples of this.
+        saliency: for taylor and hessian, what `cpprune.pruning.saliency` measured.
 
     Returns:
         `structure` (fingerprint of the network that the plan is for), `criterion`, `scope`, and
@@ -65,8 +67,10 @@ def make_plan(
         InputError: the criterion does not work on this network, or no widths meet the budget.
     """
     device = next(network.parameters()).device
-    with dependency_graph(network, torch.zeros(1, *input_shape, device=device)) as graph:
-        groups = channel_groups(graph, network)
+    example = torch.zeros(1, *input_shape, device=device)
+    scored = network if saliency is None else _with_parameters(network, saliency)
+    with dependency_graph(scored, example) as graph:
+        groups = channel_groups(graph, scored)
         scores = score(criterion, groups)
     originals = [original_widths[group.layer] for group in groups]
     allowed = bounds([group.width for group in groups], min_width, round_to)
@@ -94,6 +98,14 @@ def make_plan(
         "scope": scope,
         "groups": entries,
     }
+
+
+def _with_parameters(network: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(values[name])
+    return twin
 
 
 def _entry(layer: str, scores: Tensor, count: int) -> dict[str, Any]:

@@ -20,7 +20,9 @@ class PruneConfig:
     budget: str | None = None
     """limits instead of a ratio: params<=47028,macs<=10e6,bytes<=128000@fp16, any of them"""
     criterion: str = "magnitude"
-    """magnitude, bn_scale or group_norm"""
+    """magnitude, magnitude_l2, bn_scale, group_norm, lamp, fpgm, taylor, hessian or random"""
+    calibration_clips: int = 64
+    """taylor and hessian: training clips that the effect on the loss is measured on"""
     scope: str = "local"
     """local: the same part of every layer; global: the least important channels of all"""
     steps: int = 1
@@ -46,6 +48,10 @@ class PruneConfig:
             raise ValueError("prune.ratio and prune.budget: give one of them, not both")
         if self.budget is not None:
             parse_budget(self.budget)
+        if self.calibration_clips < 1:
+            raise ValueError(
+                f"prune.calibration_clips={self.calibration_clips}: must be at least 1"
+            )
         if self.min_width < 1 or self.round_to < 1:
             raise ValueError(
                 f"prune.min_width={self.min_width}, prune.round_to={self.round_to}: must be at "
