@@ -110,6 +110,7 @@ FREE_KEYS = frozenset(
         "data.workers",
         "data.resident",
         "data.record_ids",
+        "prune.save_plan",
         "train.keep_checkpoints",
         "train.checkpoint_steps",
     }

@@ -24,7 +24,7 @@ from cpprune.evaluation import evaluate_split
 from cpprune.models.cp_resnet import conv_widths
 from cpprune.models.registry import build_model
 from cpprune.optim import lr_factor
-from cpprune.pruning.plan import make_plan
+from cpprune.pruning.plan import make_plan, read_plan
 from cpprune.pruning.schedule import events, plan_arguments
 from cpprune.pruning.sync import prune_on_all_ranks
 from cpprune.run import find_checkpoint, identity, write_result, write_start
@@ -126,12 +126,16 @@ class Trainer:
         cut = prune_on_all_ranks(
             network,
             input_shape,
-            lambda: make_plan(
-                network,
-                input_shape,
-                original_widths=progress.original_widths,
-                **plan_arguments(prune, event),
-                saliency=saliency,
+            lambda: (
+                read_plan(Path(prune.plan), network)
+                if prune.plan
+                else make_plan(
+                    network,
+                    input_shape,
+                    original_widths=progress.original_widths,
+                    **plan_arguments(prune, event),
+                    saliency=saliency,
+                )
             ),
             moments if prune.carry_state else {},
             self.device,

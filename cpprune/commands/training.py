@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 from cpprune.config import ParsedRun, RunConfig, build_parser, parse
 from shards.errors import InputError
@@ -25,6 +27,7 @@ def prune(argv: list[str]) -> int:
     """Train with a pruning schedule, or print the plan."""
     flags = {**FLAGS, "dry-run": "print what would be cut, and change nothing"}
     text = "Train with a pruning schedule: --init MODEL is cut and fine-tuned; without it, a fresh one."
+    argv = [f"--prune.{a[2:]}" if a == "--plan" or a.startswith("--plan=") else a for a in argv]
     parsed = _parse("cpprune prune", text, flags, argv)
     if not parsed.config.prune.prunes:
         raise InputError(
@@ -63,7 +66,7 @@ def _dry_run(parsed: ParsedRun) -> int:
     from cpprune.calibration import measure_saliency
     from cpprune.data import open_checked
     from cpprune.models.cp_resnet import conv_widths
-    from cpprune.pruning.plan import make_plan, preview
+    from cpprune.pruning.plan import Plan, make_plan, preview, read_plan, write_plan
     from cpprune.pruning.saliency import MEASURES
     from cpprune.pruning.schedule import events, plan_arguments
     from cpprune.pruning.surgery import apply_plan
@@ -79,32 +82,60 @@ def _dry_run(parsed: ParsedRun) -> int:
     twin = copy.deepcopy(model)
     network = twin.network
     original = conv_widths(network)
-    plans = []
+    plans: list[Plan] = []
     for event in events(config.prune):
         saliency = None
         if config.prune.criterion in MEASURES:
             train = open_checked(config.data.path, model).split("train")
             saliency = measure_saliency(config.prune, twin, train, config.seed, torch.device("cpu"))
-        plan = make_plan(
-            network,
-            model.input_shape,
-            original_widths=original,
-            **plan_arguments(config.prune, event),
-            saliency=saliency,
-        )
+        if config.prune.plan:
+            plan = read_plan(Path(config.prune.plan), network)
+        else:
+            plan = make_plan(
+                network,
+                model.input_shape,
+                original_widths=original,
+                **plan_arguments(config.prune, event),
+                saliency=saliency,
+            )
         apply_plan(network, model.input_shape, plan)
         plans.append(plan)
     shown = preview(model.network, model.input_shape, plans)
+    if config.prune.save_plan:
+        if len(plans) != 1:
+            raise InputError(
+                "prune.save_plan: only a plan of one step can be saved (prune.steps=1)"
+            )
+        write_plan(Path(config.prune.save_plan), plans[0])
     if parsed.switches["json"]:
         print(json.dumps(shown))
-        return 0
-    print(f"{'layer':<30} {'before':>7} {'after':>7}")
+    else:
+        _print_preview(shown)
+    return 0
+
+
+def _print_preview(shown: dict[str, Any]) -> None:
+    print(
+        f"{'layer':<28} {'width':>11} {'parameters':>17} {'MACs':>23}  {'score kept':>15} "
+        f"{'score cut':>15}"
+    )
     for layer in shown["layers"]:
-        print(f"{layer['name']:<30} {layer['before']:>7} {layer['after']:>7}")
+        ranges = [
+            f"{low:.3g} … {high:.3g}" if bounds else ""
+            for bounds in (layer["score_kept"], layer["score_cut"])
+            for low, high in [bounds or (0, 0)]
+        ]
+        arrows = [
+            f"{layer[key + 'before']:,} → {layer[key + 'after']:,}"
+            for key in ("", "parameters_", "macs_")
+        ]
+        print(
+            f"{layer['name']:<28} {arrows[0]:>11} {arrows[1]:>17} {arrows[2]:>23}  {ranges[0]:>15} "
+            f"{ranges[1]:>15}"
+        )
     print()
     for what in ("parameters", "macs"):
         before, after = shown["before"][what], shown["after"][what]
         print(f"{what:<30} {before:>12,} → {after:>12,}  ({after / before - 1:+.1%})")
     for dtype, size in shown["before"]["bytes"].items():
         print(f"{'bytes as ' + dtype:<30} {size:>12,} → {shown['after']['bytes'][dtype]:>12,}")
-    return 0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpprune.complexity import BYTES_PER_PARAMETER, count_macs, count_parameters
-from cpprune.distributed import structure
+from cpprune.complexity import BYTES_PER_PARAMETER, count_macs, count_parameters, macs_per_parameter
+from cpprune.distributed import fingerprint, structure
 from cpprune.models.cp_resnet import conv_widths
 from cpprune.pruning.budget import (
     Widths,
@@ -25,6 +27,7 @@ from cpprune.pruning.budget import (
 )
 from cpprune.pruning.criteria import channel_groups, dependency_graph, score
 from cpprune.pruning.surgery import apply_plan
+from shards.errors import InputError
 
 Plan = dict[str, Any]
 
@@ -59,9 +62,9 @@ def make_plan(
         saliency: for taylor and hessian, what `cpprune.pruning.saliency` measured.
 
     Returns:
-        `structure` (fingerprint of the network that the plan is for), `criterion`, `scope`, and
-        `groups`: for each `layer` its `width`, the channels to `keep` (sorted), and the lowest and
-        highest score kept and cut.
+        `structure` and `weights` (fingerprints of the network that the plan is for), `criterion`,
+        `scope`, and `groups`: for each `layer` its `width`, the channels to `keep` (sorted), and the
+        lowest and highest score kept and cut.
 
     Raises:
         InputError: the criterion does not work on this network, or no widths meet the budget.
@@ -94,10 +97,51 @@ def make_plan(
     ]
     return {
         "structure": structure(network),
+        "weights": fingerprint(network),
         "criterion": criterion,
         "scope": scope,
         "groups": entries,
     }
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan for `read_plan`.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(plan, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def read_plan(path: Path, network: nn.Module) -> Plan:
+    """Read a plan that `cpprune prune --dry-run --prune.save_plan` wrote for exactly this network.
+
+    Raises:
+        InputError: no such file, no plan, or one for another network.
+    """
+    try:
+        plan = json.loads(path.read_text())
+        entries = [(entry["layer"], entry["width"], entry["keep"]) for entry in plan["groups"]]
+        made_for = plan["structure"], plan["weights"]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no pruning plan ({error!r})") from None
+    if made_for != (structure(network), fingerprint(network)):
+        raise InputError(
+            f"{path}: was made for another network than this one (or was applied to it already): give "
+            "the --init that it was made with, or make a new plan"
+        )
+    for layer, width, keep in entries:
+        if not keep or sorted(set(keep)) != keep or keep[-1] >= width or keep[0] < 0:
+            raise InputError(
+                f"{path}: {layer}.keep must be channel numbers from 0 to {width - 1}, sorted, each once"
+            )
+    assert isinstance(plan, dict)
+    return plan
 
 
 def _with_parameters(network: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
@@ -141,18 +185,40 @@ def preview(
     """Return what plans applied one after the other would do, without changing the network.
 
     Returns:
-        `before` and `after`, as `describe` gives them, and `layers`: name, width before and after.
+        `before` and `after`, as `describe` gives them, and `layers`: for each its name, `before` and
+        `after` (widths), its own parameters and macs before and after, and where it stands for a group
+        the range of scores that the last plan keeps and cuts.
     """
     twin = copy.deepcopy(network)
-    before = conv_widths(twin)
-    summary = {"before": describe(twin, input_shape)}
+    before, layers_before = describe(twin, input_shape), _layers(twin, input_shape)
     for plan in plans:
         apply_plan(twin, input_shape, plan)
-    after = conv_widths(twin)
-    return {
-        **summary,
-        "after": describe(twin, input_shape),
-        "layers": [
-            {"name": name, "before": width, "after": after[name]} for name, width in before.items()
-        ],
-    }
+    layers_after = _layers(twin, input_shape)
+    scores = {entry["layer"]: entry for entry in plans[-1]["groups"]} if plans else {}
+    layers = []
+    for name, (width, parameters, macs) in layers_before.items():
+        width_after, parameters_after, macs_after = layers_after[name]
+        layer = {
+            "name": name,
+            "before": width,
+            "after": width_after,
+            "parameters_before": parameters,
+            "parameters_after": parameters_after,
+            "macs_before": macs,
+            "macs_after": macs_after,
+            "score_kept": scores.get(name, {}).get("score_kept"),
+            "score_cut": scores.get(name, {}).get("score_cut"),
+        }
+        layers.append(layer)
+    return {"before": before, "after": describe(twin, input_shape), "layers": layers}
+
+
+def _layers(network: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+    """Return width, parameters and macs of every convolution by its name."""
+    factors = macs_per_parameter(network, input_shape)
+    layers = {}
+    for name, width in conv_widths(network).items():
+        own = dict(network.get_submodule(name).named_parameters())
+        macs = sum(p.numel() * factors[f"{name}.{key}"] for key, p in own.items())
+        layers[name] = (width, sum(p.numel() for p in own.values()), round(macs))
+    return layers

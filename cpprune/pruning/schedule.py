@@ -19,6 +19,10 @@ class PruneConfig:
     """part of the channels to cut, of the widths at the start of the run, e.g. 0.41"""
     budget: str | None = None
     """limits instead of a ratio: params<=47028,macs<=10e6,bytes<=128000@fp16, any of them"""
+    plan: str | None = None
+    """file of a plan to apply exactly, instead of a ratio or a budget"""
+    save_plan: str | None = None
+    """with --dry-run: write the plan to this file, for prune.plan"""
     criterion: str = "magnitude"
     """magnitude, magnitude_l2, bn_scale, group_norm, lamp, fpgm, taylor, hessian or random"""
     calibration_clips: int = 64
@@ -44,8 +48,11 @@ class PruneConfig:
                 f"prune.ratio={self.ratio}: must be above 0 and below 1 (0.41 cuts 41 % of the "
                 "channels)"
             )
-        if self.ratio is not None and self.budget is not None:
-            raise ValueError("prune.ratio and prune.budget: give one of them, not both")
+        given = [n for n in ("ratio", "budget", "plan") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"prune.{' and prune.'.join(given)}: give one of them, not both")
+        if self.plan is not None and self.steps != 1:
+            raise ValueError("prune.plan: a plan is applied in one step; leave out prune.steps")
         if self.budget is not None:
             parse_budget(self.budget)
         if self.calibration_clips < 1:
@@ -72,7 +79,7 @@ class PruneConfig:
     @property
     def prunes(self) -> bool:
         """Whether there is anything to cut."""
-        return self.ratio is not None or self.budget is not None
+        return any(how is not None for how in (self.ratio, self.budget, self.plan))
 
 
 @dataclass(frozen=True)
