@@ -149,6 +149,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         )
         network.load_state_dict(tensors)
         features = build_features(spec_from_json(description["features"]))
+        shape = description["clip_shape"]
+        axes = 1 if isinstance(features, LogMel) else 3
+        if len(shape) != axes or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"clip_shape {shape} is not {axes} positive number(s)")
         known = {"format", "architecture", "config", "widths", "classes", "clip_shape"}
         known |= {"input_shape", "features", "weights"}
         model = Model(

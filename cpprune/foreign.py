@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,19 +58,11 @@ def import_state_dict(
         raise InputError(
             f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"
         )
-    blocks = [
-        len({n.split(".")[1] for n in widths if n.startswith(f"stage{s}.")}) for s in (1, 2, 3)
-    ]
-    groups = []
-    for stage in (1, 2, 3):
-        first, second = f"stage{stage}.block1.conv1", f"stage{stage}.block1.conv2"
-        second_in = convolutions.get(f"{second}.weight")
-        groups.append(widths[first] // second_in.shape[1] if second_in is not None else 1)
-    config = {"rho": rho, "blocks": blocks, "groups": groups}
     try:
+        config = {"rho": rho, **_blocks_and_groups(convolutions)}
         network = build_model("cp_resnet", num_classes=head, **config, widths=widths)
         network.load_state_dict(tensors)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
     spec = PRESETS[preset]
@@ -88,19 +79,33 @@ def import_state_dict(
     return model
 
 
+def _blocks_and_groups(convolutions: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Return the blocks of each stage, and the groups of its convolutions, read off the tensors."""
+    blocks, groups = [], []
+    for stage in ("stage1", "stage2", "stage3"):
+        names = {n.split(".")[1] for n in convolutions if n.startswith(f"{stage}.")}
+        blocks.append(len(names))
+        first = convolutions[f"{stage}.block1.conv1.weight"]
+        second = convolutions[f"{stage}.block1.conv2.weight"]
+        groups.append(first.shape[0] // second.shape[1])
+    return {"blocks": blocks, "groups": groups}
+
+
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file makes the reader fail in any way
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{file}: is not a plain state dict ({first[:120]}); save model.state_dict() and import that"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()
+    ):
         raise InputError(f"{file}: is not a state dict: it must map names to tensors")
     return content
 

@@ -52,6 +52,8 @@ class OptimConfig:
         for name in ("warmup_epochs", "hold_epochs", "rampdown_epochs", "plateau_patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)}: must not be negative")
+        if not 0 <= self.last_factor <= 1:
+            raise ValueError(f"optim.last_factor={self.last_factor}: must be from 0 to 1")
         if not 0 < self.plateau_factor < 1:
             raise ValueError(f"optim.plateau_factor={self.plateau_factor}: must be in (0, 1)")
 

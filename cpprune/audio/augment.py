@@ -131,7 +131,9 @@ def freq_mixstyle(
     """
     x = x_bCFN
     mean = x.mean((1, 3), keepdim=True).detach()
-    deviation = (x.var((1, 3), keepdim=True) + 1e-6).sqrt().detach()
+    # Written out, since var() warns where a rank holds no clip of the last batch.
+    variance = (x - mean).square().sum((1, 3), keepdim=True) / (x.shape[1] * x.shape[3] - 1)
+    deviation = (variance + 1e-6).sqrt().detach()
     partners = gather(torch.cat((mean, deviation), dim=1))[partner_b]
     lam = lam_b.view(-1, 1, 1, 1)
     mixed_mean = mean * lam + partners[:, :1] * (1 - lam)

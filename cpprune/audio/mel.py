@@ -36,6 +36,26 @@ class MelSpec:
     periodic_window: bool = False
     normalise: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "window", "hop", "n_fft", "n_mels"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"features.{name}={getattr(self, name)}: must be at least 1")
+        if self.window > self.n_fft or self.n_fft % 2:
+            raise ValueError(
+                f"features.n_fft={self.n_fft}: must be even and at least features.window"
+                f"={self.window}"
+            )
+        edges = {"fmin_jitter": self.fmin_jitter, "fmax_jitter": self.fmax_jitter}
+        lowest, highest = min(edges, key=edges.__getitem__), max(edges, key=edges.__getitem__)
+        wrong = lowest if edges[lowest] < 0 else highest
+        if edges[lowest] < 0 or sum(edges.values()) >= self.sample_rate / 2:
+            raise ValueError(
+                f"features.{wrong}={edges[wrong]}: must be at least 0, and both jitters together less "
+                f"than half the sample rate, {self.sample_rate // 2}"
+            )
+        if self.mel not in ("kaldi", "htk"):
+            raise ValueError(f"features.mel={self.mel!r}: must be kaldi or htk")
+
     @property
     def fmin(self) -> float:
         """Lower edge of the filter bank in evaluation, in Hz."""
@@ -99,22 +119,7 @@ class FeaturesConfig:
             raise ValueError(
                 f"features.preset={self.preset!r}: choose one of {', '.join((*PRESETS, IMAGE))}"
             )
-        spec = self.spec()
-        if spec is None:
-            return
-        for name in ("sample_rate", "window", "hop", "n_fft", "n_mels"):
-            if getattr(spec, name) < 1:
-                raise ValueError(f"features.{name}={getattr(spec, name)}: must be at least 1")
-        if spec.window > spec.n_fft or spec.n_fft % 2:
-            raise ValueError(
-                f"features.n_fft={spec.n_fft}: must be even and at least features.window"
-                f"={spec.window}"
-            )
-        if min(spec.fmin_jitter, spec.fmax_jitter) < 0 or spec.fmax_jitter >= spec.sample_rate:
-            raise ValueError(
-                f"features.fmax_jitter={spec.fmax_jitter}: jitters must be at least 0 and less "
-                f"than the sample rate"
-            )
+        self.spec()
 
     def spec(self) -> MelSpec | None:
         """Return the front end's numbers: the preset's, with what is set here in their place."""
@@ -199,6 +204,8 @@ class LogMel(nn.Module):
                 f"waveforms of shape {list(wave_BT.shape)}: must be [B, T] with more than "
                 f"{self.spec.n_fft // 2 + 1} samples"
             )
+        if not len(wave_BT):  # a rank may hold no clip of the last batch
+            return torch.zeros((0, *self.output_shape(wave_BT.shape[1])), device=wave_BT.device)
         with torch.autocast(wave_BT.device.type, enabled=False):
             log_mel = self.log_mel(wave_BT, band_edges)
             return self.normalise(log_mel).unsqueeze(1)

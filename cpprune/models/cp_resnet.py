@@ -9,6 +9,7 @@ Shapes: B batch, C channels, F mel bins (or image rows), T frames (or image colu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,14 @@ class Block(nn.Module):
     """conv(k1) – BN – ReLU – conv(k2) – BN, plus the shortcut, then ReLU."""
 
     def __init__(
-        self, in_channels: int, inner: int, out_channels: int, k1: int, k2: int, groups: int
+        self,
+        in_channels: int,
+        inner: int,
+        out_channels: int,
+        k1: int,
+        k2: int,
+        groups: int,
+        shortcut: bool,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, inner, k1, padding=k1 // 3, bias=False, groups=groups)
@@ -58,7 +66,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(inner, out_channels, k2, padding=k2 // 3, bias=False, groups=groups)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
-        if in_channels != out_channels:
+        if shortcut:
             self.shortcut.add_module(
                 "conv", nn.Conv2d(in_channels, out_channels, 1, bias=False, groups=groups)
             )
@@ -123,7 +131,11 @@ class CPResNet(nn.Module):
                 inner = width[f"{stage}.{name}.conv1"]
                 out = width[f"{stage}.{name}.conv2"]
                 _check_groups(f"{stage}.{name}", num_groups, channels, inner, out)
-                layers[name] = Block(channels, inner, out, k1, k2, num_groups)
+                # A cut may make both sides equally wide: the shortcut that was there stays.
+                shortcut = f"{stage}.{name}.shortcut.conv" in width
+                if channels != out and not shortcut:
+                    raise ValueError(f"model.widths has no {stage}.{name}.shortcut.conv")
+                layers[name] = Block(channels, inner, out, k1, k2, num_groups, shortcut)
                 channels = out
             if stage in _POOL_AFTER:
                 layers[f"maxpool{num_blocks + 1}"] = nn.MaxPool2d(_POOL_AFTER[stage])
@@ -181,7 +193,7 @@ def _fan_out(conv: nn.Conv2d) -> int:
 def _resolve_widths(
     widths: Sequence[int] | Mapping[str, int] | None, base: int, mult: int, blocks: Sequence[int]
 ) -> dict[str, int]:
-    """Return the output channels of `in_c.0` and of both convolutions of every block."""
+    """Return the output channels of every convolution, shortcuts only where there is one."""
     names = ["in_c.0"] + [
         f"{stage}.block{i + 1}.conv{j}"
         for stage, n in zip(STAGES, blocks, strict=True)
@@ -198,6 +210,7 @@ def _resolve_widths(
             if name.endswith(".shortcut.conv"):
                 if width != resolved.get(name.removesuffix("shortcut.conv") + "conv2"):
                     raise ValueError(f"model.widths: {name} must be as wide as its block's conv2")
+                resolved[name] = width
             elif name not in resolved:
                 raise ValueError(f"model.widths names {name}, a layer this network does not have")
     else:
@@ -208,6 +221,9 @@ def _resolve_widths(
             )
         by_stage = dict(zip(STAGES, stage_widths, strict=True))
         resolved = {name: by_stage.get(name.split(".")[0], stage_widths[0]) for name in names}
+        for before, stage in itertools.pairwise(STAGES):
+            if by_stage[before] != by_stage[stage]:
+                resolved[f"{stage}.block1.shortcut.conv"] = by_stage[stage]
     narrow = [f"{name}={width}" for name, width in resolved.items() if width < 1]
     if narrow:
         raise ValueError(f"every layer needs at least one channel: {', '.join(narrow)}")

@@ -6,6 +6,7 @@ Shapes: G channel groups, P parameters of the network, D dimensions of a paramet
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class CostModel:
 def cost_model(
     network: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]
 ) -> CostModel:
-    """Learn the cost model by cutting one channel of each group from a twin and looking.
+    """Learn the cost model by cutting one unit of each group from a twin and looking.
 
     So it holds for any architecture whose parameters have dimensions linear in the widths.
     """
@@ -103,15 +104,15 @@ def cost_model(
     for number, shape in enumerate(before.values()):
         sizes[number, : len(shape)] = shape
     for column, group in enumerate(groups):
-        if group.width < 2:
+        if group.width == group.blocks:
             continue  # it cannot get narrower
         twin = copy.deepcopy(network)
         example = torch.zeros(1, *input_shape, device=next(twin.parameters()).device)
         with dependency_graph(twin, example) as graph:
-            remove_channels(graph, twin, group.layer, [group.width - 1])
+            remove_channels(graph, twin, group.layer, group.channels([0]))
         for number, (name, parameter) in enumerate(twin.named_parameters()):
             for axis, size in enumerate(parameter.shape):
-                slopes[number, axis, column] = before[name][axis] - size
+                slopes[number, axis, column] = (before[name][axis] - size) / group.blocks
     per_parameter = macs_per_parameter(network, input_shape)
     factors = np.array([per_parameter[name] for name in before])
     widths = np.array([group.width for group in groups], np.int64)
@@ -146,17 +147,19 @@ class Bounds:
 
     narrowest: Widths
     widest: Widths
-    multiple: int = 1
+    multiple: Widths
 
     def fit(self, widths_NG: Widths) -> Widths:
         """Return the nearest allowed widths that are not wider."""
         rounded = widths_NG // self.multiple * self.multiple
-        return np.clip(rounded, self.narrowest, self.widest)
+        fitted: Widths = np.clip(rounded, self.narrowest, self.widest)
+        return fitted
 
 
-def bounds(widths: Sequence[int], min_width: int, multiple: int) -> Bounds:
-    """Return the bounds of groups of these widths."""
-    widest = np.array(widths, np.int64)
+def bounds(groups: Sequence[ChannelGroup], min_width: int, round_to: int) -> Bounds:
+    """Return the bounds of these groups."""
+    widest = np.array([group.width for group in groups], np.int64)
+    multiple = np.array([math.lcm(group.blocks, round_to) for group in groups], np.int64)
     least = -(-max(min_width, 1) // multiple) * multiple
     return Bounds(np.minimum(least, widest), widest, multiple)
 
@@ -166,22 +169,26 @@ def uniform(original: Sequence[int], ratio: float) -> Widths:
     return np.floor(np.array(original) * (1 - ratio) + 1e-9).astype(np.int64)
 
 
-def lowest_first(scores: Sequence[Tensor], total: int) -> Widths:
-    """Return the widths when the channels with the lowest scores go until `total` are left.
+def lowest_first(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], total: int) -> Widths:
+    """Return the widths when the lowest scores go until at most `total` channels are left.
 
-    At least one channel stays in each group.
+    At least one unit stays in each group.
     """
     best = [int(values.argmax()) for values in scores]
     pool = [
-        (-float(value), group, channel)
+        (-float(value), group, unit)
         for group, values in enumerate(scores)
-        for channel, value in enumerate(values)
-        if channel != best[group]
+        for unit, value in enumerate(values)
+        if unit != best[group]
     ]
-    counts = np.ones(len(scores), np.int64)
-    for _, group, _ in sorted(pool)[: max(0, total - len(scores))]:
-        counts[group] += 1
-    return counts
+    widths = np.array([group.blocks for group in groups], np.int64)
+    left = total - int(widths.sum())
+    for _, group, _ in sorted(pool):
+        left -= groups[group].blocks
+        if left < 0:
+            break
+        widths[group] += groups[group].blocks
+    return widths
 
 
 def allocate(

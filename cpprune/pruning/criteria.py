@@ -6,7 +6,8 @@ Structural Pruning", CVPR 2023) and scored by its importance functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,12 +78,20 @@ class ChannelGroup:
     Attributes:
         layer: name of the convolution or linear layer that stands for the group.
         width: its number of output channels.
+        blocks: into how many equal blocks grouped convolutions divide them; every block loses the same
+            of its channels, so a unit of cutting is this many channels.
         coupled: the group as Torch-Pruning holds it.
     """
 
     layer: str
     width: int
+    blocks: int
     coupled: Any
+
+    def channels(self, units: Iterable[int]) -> list[int]:
+        """Return the channels of these units: the same place in every block."""
+        length = self.width // self.blocks
+        return sorted(b * length + unit for unit in units for b in range(self.blocks))
 
 
 @contextmanager
@@ -121,6 +130,7 @@ def channel_groups(graph: Any, network: nn.Module) -> list[ChannelGroup]:
         ChannelGroup(
             layer=names[group[0].dep.target.module],
             width=len(group[0].idxs),
+            blocks=_blocks(group),
             coupled=group,
         )
         for group in graph.get_all_groups(
@@ -130,8 +140,14 @@ def channel_groups(graph: Any, network: nn.Module) -> list[ChannelGroup]:
     ]
 
 
+def _blocks(group: Any) -> int:
+    layers = [item.dep.target.module for item in group]
+    grouped = [m for m in layers if isinstance(m, nn.Conv2d) and m.groups < m.out_channels]
+    return math.lcm(*(m.groups for m in grouped)) if grouped else 1
+
+
 def score(criterion: str, groups: list[ChannelGroup]) -> list[Tensor]:
-    """Return one score a channel, [width] float64 on the host, for each group.
+    """Return the scores of each group: one a unit, [width / blocks] float64 on the host.
 
     Raises:
         InputError: the criterion cannot tell the channels of a group apart on this network.
@@ -140,12 +156,13 @@ def score(criterion: str, groups: list[ChannelGroup]) -> list[Tensor]:
     scores = []
     for group in groups:
         values = importance(group.coupled).detach().double().cpu()
+        values = values.view(group.blocks, -1).mean(0)
         if not torch.isfinite(values).all():
             raise InputError(
                 f"prune.criterion={criterion}: gives scores that are not finite in {group.layer}; "
                 "this network cannot be scored by it (untrained?): use another, such as magnitude"
             )
-        if group.width > 1 and (values == values[0]).all():
+        if len(values) > 1 and (values == values[0]).all():
             raise InputError(
                 f"prune.criterion={criterion}: gives every channel of {group.layer} the same score, "
                 "as it does on an untrained network: train first (--init), or use magnitude"

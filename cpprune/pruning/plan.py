@@ -25,7 +25,7 @@ from cpprune.pruning.budget import (
     parse_budget,
     uniform,
 )
-from cpprune.pruning.criteria import channel_groups, dependency_graph, score
+from cpprune.pruning.criteria import ChannelGroup, channel_groups, dependency_graph, score
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -76,12 +76,12 @@ def make_plan(
         groups = channel_groups(graph, scored)
         scores = score(criterion, groups)
     originals = [original_widths[group.layer] for group in groups]
-    allowed = bounds([group.width for group in groups], min_width, round_to)
+    allowed = bounds(groups, min_width, round_to)
 
     def narrowing(cut: float) -> Widths:
         if scope == "local":
             return uniform(originals, cut)
-        return lowest_first(scores, max(1, math.floor(sum(originals) * (1 - cut) + 1e-9)))
+        return lowest_first(groups, scores, max(1, math.floor(sum(originals) * (1 - cut) + 1e-9)))
 
     if budget is None:
         assert ratio is not None
@@ -92,7 +92,7 @@ def make_plan(
         way = np.rint(np.array(originals) - (np.array(originals) - end) * part).astype(np.int64)
         target = np.maximum(end, allowed.fit(way))
     entries = [
-        _entry(group.layer, values, int(count))
+        _entry(group, values, int(count))
         for group, values, count in zip(groups, scores, target, strict=True)
     ]
     return {
@@ -152,20 +152,20 @@ def _with_parameters(network: nn.Module, values: Mapping[str, Tensor]) -> nn.Mod
     return twin
 
 
-def _entry(layer: str, scores: Tensor, count: int) -> dict[str, Any]:
+def _entry(group: ChannelGroup, scores: Tensor, count: int) -> dict[str, Any]:
     # Stable, so that equal scores keep the earlier channel on every machine.
-    ranking = torch.sort(scores, descending=True, stable=True).indices
-    keep, cut = sorted(ranking[:count].tolist()), ranking[count:].tolist()
+    ranking = torch.sort(scores, descending=True, stable=True).indices.tolist()
+    kept, cut = ranking[: count // group.blocks], ranking[count // group.blocks :]
 
-    def bounds(channels: list[int]) -> list[float] | None:
-        return [float(scores[channels].min()), float(scores[channels].max())] if channels else None
+    def span(units: list[int]) -> list[float] | None:
+        return [float(scores[units].min()), float(scores[units].max())] if units else None
 
     return {
-        "layer": layer,
-        "width": len(scores),
-        "keep": keep,
-        "score_kept": bounds(keep),
-        "score_cut": bounds(cut),
+        "layer": group.layer,
+        "width": group.width,
+        "keep": group.channels(kept),
+        "score_kept": span(kept),
+        "score_cut": span(cut),
     }
 
 
