@@ -210,7 +210,9 @@ class replaced_folder:  # noqa: N801 - reads as the statement it is used in
 
     def __enter__(self) -> Path:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.new, ignore_errors=True)
+        for kind in ("new", "old"):  # left by a process that was killed
+            for stale in self.folder.parent.glob(f".{self.folder.name}.{kind}-*"):
+                shutil.rmtree(stale, ignore_errors=True)
         self.new.mkdir()
         return self.new
 

@@ -7,6 +7,7 @@ draws are functions of (seed, epoch, batch), so there is no generator to save.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -85,10 +86,16 @@ def save(
         "scaler": scaler,
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    files = {
+        "network.safetensors": safetensors.torch.save(tensors),
+        "optimizer.safetensors": safetensors.torch.save(moments),
+        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
+    }
+    manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
+    files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
     with replaced_folder(folder / f"step-{progress.step:08d}") as new:
-        write_bytes(new / "network.safetensors", safetensors.torch.save(tensors))
-        write_bytes(new / "optimizer.safetensors", safetensors.torch.save(moments))
-        write_bytes(new / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+        for name, payload in files.items():
+            write_bytes(new / name, payload)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -100,61 +107,75 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name))
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return a checkpoint's state.json.
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint's state.json holds.
+
+    Attributes:
+        progress: how far the run had come.
+        identity: what a run that goes on has to share.
+        optimizer: the optimizer's plain values.
+        scaler: state of the gradient scaler, or None.
+    """
+
+    progress: Progress
+    identity: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+
+
+def read_state(checkpoint: Path) -> State:
+    """Return a checkpoint's state.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is damaged.
     """
-    path = checkpoint / "state.json"
+    payload = _read_whole(checkpoint, "state.json")
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(payload)
         if state["format"] != FORMAT:
-            raise ValueError(f"format {state['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); delete {checkpoint} to go on from the one before"
-        ) from None
-    assert isinstance(state, dict)
-    return state
+            raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+        progress = Progress(**state["progress"])
+        return State(progress, state["identity"], state["optimizer"], state["scaler"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unusable(checkpoint / "state.json", str(error)) from None
 
 
 def restore(
-    checkpoint: Path,
-    state: dict[str, Any],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    checkpoint: Path, state: State, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Load a checkpoint's tensors into a network of its widths and that network's optimizer.
 
     Raises:
         InputError: a file of the checkpoint is damaged.
     """
-    weights = read_tensors(checkpoint / "network.safetensors")
-    moments = read_tensors(checkpoint / "optimizer.safetensors")
     try:
+        weights = safetensors.torch.load(_read_whole(checkpoint, "network.safetensors"))
+        moments = safetensors.torch.load(_read_whole(checkpoint, "optimizer.safetensors"))
         network.load_state_dict(weights)
-        join_optimizer_state(network, optimizer, moments, state["optimizer"])
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(
-            f"{checkpoint}: does not fit the run's network ({reason}); delete it to go on from the "
-            "one before"
-        ) from None
+        join_optimizer_state(network, optimizer, moments, state.optimizer)
+    except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        raise _unusable(checkpoint, str(error).strip().splitlines()[-1].strip()) from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file of a checkpoint.
-
-    Raises:
-        InputError: it is damaged.
-    """
+def _read_whole(checkpoint: Path, name: str) -> bytes:
+    """Return the bytes of a file of a checkpoint; raise InputError unless they are as written."""
     try:
-        return safetensors.torch.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); delete {path.parent} to go on from the one before"
-        ) from None
+        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        payload = (checkpoint / name).read_bytes()
+        expected = manifest[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unusable(checkpoint / name, str(error)) from None
+    if hashlib.sha256(payload).hexdigest() != expected:
+        raise _unusable(checkpoint / name, "its sha256 differs from manifest.json")
+    return payload
+
+
+def _unusable(path: Path, reason: str) -> InputError:
+    folder = path if path.is_dir() else path.parent
+    return InputError(
+        f"{path}: is damaged or does not fit ({reason}); delete {folder} to go on from the one before"
+    )
 
 
 def split_optimizer_state(

@@ -124,6 +124,18 @@ def check_fits(dataset: Dataset, model: Model) -> None:
             f"{path}: has other classes than the model (differing: {', '.join(odd[:5])}"
             f"{' …' if len(odd) > 5 else ''}); evaluate it with a model trained on these classes"
         )
+    try:
+        with torch.no_grad():
+            example = torch.zeros(1, *model.input_shape, device=next(model.parameters()).device)
+            was_training = model.network.training
+            model.network.eval()(example)
+            model.network.train(was_training)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{path}: its clips give the network an input of shape {list(model.input_shape)}, which it "
+            f"cannot take ({reason}); build the dataset with longer clips (--seconds)"
+        ) from None
 
 
 def training_positions(split: Split, fraction: float) -> NDArray[np.int64]:

@@ -38,6 +38,7 @@ def start(precision: str) -> Accelerator:
                 f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: start all processes "
                 "with `accelerate launch` or `torchrun`, or unset WORLD_SIZE for a single one"
             )
+        _environment_number("LOCAL_RANK", 0)
         rank = _environment_number("RANK", 0)
         if not 0 <= rank < world:
             raise InputError(f"RANK={rank} does not fit WORLD_SIZE={world}: it must be below it")
@@ -75,9 +76,8 @@ def start(precision: str) -> Accelerator:
 @contextmanager
 def joined(precision: str) -> Iterator[Accelerator]:
     """Join the process group for the length of a block; see `start`."""
-    accelerator = start(precision)
     try:
-        yield accelerator
+        yield start(precision)
     finally:
         finish()
 

@@ -111,7 +111,8 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    """Strip what Lightning and DDP put before a network's own names."""
-    for prefix in ("module.", "model.", "net.", "network."):
+    """Strip what Lightning, DDP and torch.compile put before a network's own names."""
+    prefixes = ("module.", "model.", "net.", "network.", "_orig_mod.")
+    while prefix := next((p for p in prefixes if name.startswith(p)), ""):
         name = name.removeprefix(prefix)
     return name

@@ -56,7 +56,7 @@ def find_checkpoint(folder: Path, resume: str, own_identity: dict[str, Any]) -> 
                 "replace it with --resume never"
             )
         return None
-    saved = checkpoint.read_state(found[-1])["identity"]
+    saved = checkpoint.read_state(found[-1]).identity
     if saved != json.loads(json.dumps(own_identity)):
         raise InputError(
             f"{folder}: holds a run with other settings ({_differences(saved, own_identity)}); give "
@@ -83,12 +83,12 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
     """Write config.yaml and environment.json; a fresh run first clears what an older one left."""
-    if fresh:
-        for name in ("checkpoints", "model", "model_last", "plans", "ids"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "result.json"):
-            (folder / name).unlink(missing_ok=True)
     try:
+        if fresh and folder.is_dir():
+            for name in ("checkpoints", "model", "model_last", "plans", "ids"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("metrics.jsonl", "result.json"):
+                (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")

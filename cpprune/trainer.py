@@ -127,7 +127,7 @@ class Trainer:
             network,
             input_shape,
             lambda: (
-                read_plan(Path(prune.plan), network)
+                read_plan(Path(prune.plan), network, input_shape)
                 if prune.plan
                 else make_plan(
                     network,
@@ -140,6 +140,7 @@ class Trainer:
             moments if prune.carry_state else {},
             self.device,
         )
+        self.place_network()  # cut tensors lie in memory in another order than fresh ones
         self.stepper.wrap()
         if cut.moments:
             optimizer = self.stepper.inner_optimizer
@@ -268,7 +269,7 @@ class Trainer:
             )
             return
         state = checkpoint.read_state(found)
-        self.progress = progress = Progress(**state["progress"])
+        self.progress = progress = state.progress
         if progress.widths != conv_widths(network):
             # Fresh weights of the right widths; the checkpoint's follow.
             config = {**self.model.config, "widths": progress.widths}
@@ -277,8 +278,8 @@ class Trainer:
             self.place_network()
             self.stepper.wrap()
         checkpoint.restore(found, state, self.model.network, self.stepper.inner_optimizer)
-        if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if state.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
         sums = progress.loss_sums
         if len(sums) == self.world:
             self.loss_sum.fill_(sums[self.rank])

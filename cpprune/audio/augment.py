@@ -9,6 +9,7 @@ Shapes: B global batch, b this rank's part of it, T samples, C channels, F mel b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ class AugmentConfig:
     """move the edges of the filter bank from batch to batch (features.fmin_jitter, fmax_jitter)"""
 
     def __post_init__(self) -> None:
+        if not all(math.isfinite(alpha) for alpha in (self.mixstyle_alpha, self.mixup_alpha)):
+            raise ValueError("augment.mixstyle_alpha and augment.mixup_alpha must be finite")
         if not 0 <= self.mixstyle_p <= 1:
             raise ValueError(f"augment.mixstyle_p={self.mixstyle_p}: must be from 0 to 1")
         if self.mixstyle_p and self.mixstyle_alpha <= 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cpprune.commands.arguments import OneLineParser
 from cpprune.config import RunConfig, TrainConfig
 from shards.errors import InputError
 
@@ -21,7 +21,7 @@ BATCH = 64
 
 def demo(argv: list[str]) -> int:
     """Build the dataset, train five networks, evaluate them, print the table."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "cpprune demo",
         description="The whole road on a small synthetic dataset: shards, training, pruning, "
         "fine-tuning, evaluation. About four minutes on two CPU cores.",
@@ -29,8 +29,6 @@ def demo(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo")
     parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips to make ({CLIPS})")
     parser.add_argument("--epochs", type=int, default=TRAIN_EPOCHS, help=f"epochs ({TRAIN_EPOCHS})")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args(argv)
     if arguments.clips < 200 or arguments.epochs < 1:
         raise InputError("--clips must be at least 200 and --epochs at least 1")

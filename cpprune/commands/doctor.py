@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -10,6 +9,8 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
+
+from cpprune.commands.arguments import OneLineParser
 
 REQUIRED = (
     "torch",
@@ -39,11 +40,9 @@ EXTRAS = {
 
 def doctor(argv: list[str]) -> int:
     """Print what there is; exit status 1 when something needed would fail."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "cpprune doctor", description="What this machine has, what would fail, and how to mend it."
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args(argv)
     found = examine()
     if arguments.json:

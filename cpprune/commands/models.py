@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from shards.errors import InputError
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
-        raise InputError(f"{message} (see {self.prog} --help)")
+from cpprune.commands.arguments import OneLineParser
 
 
 def evaluate(argv: list[str]) -> int:
@@ -30,8 +21,6 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument(
         "--predictions", type=Path, help="also write them to this file, in DCASE's form"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args(argv)
 
     from cpprune import artifact, distributed
@@ -94,8 +83,6 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="audio files")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args(argv)
 
     from cpprune import artifact
@@ -127,10 +114,6 @@ def info(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         parser = OneLineParser("cpprune info", description="Say what a model costs.")
         parser.add_argument("model", type=Path, help="model folder; or give --config FILE instead")
-        parser.add_argument(
-            "--json", action="store_true", help="one JSON object on standard output"
-        )
-        parser.add_argument("--debug", action="store_true", help="show tracebacks")
         arguments = parser.parse_args(argv)
         from cpprune import artifact
 
@@ -194,7 +177,6 @@ def import_weights(argv: list[str]) -> int:
         "--classes", help="class names, comma-separated (default: TAU's ten scenes)"
     )
     parser.add_argument("--rho", type=int, default=4, help="receptive-field parameter (default: 4)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args(argv)
     names = arguments.classes.split(",") if arguments.classes else None
     model = import_state_dict(arguments.file, arguments.out, arguments.preset, names, arguments.rho)

@@ -31,8 +31,8 @@ def prune(argv: list[str]) -> int:
     parsed = _parse("cpprune prune", text, flags, argv)
     if not parsed.config.prune.prunes:
         raise InputError(
-            "nothing says how much to cut: set prune.ratio (such as --prune.ratio 0.41) or prune.budget "
-            "(--prune.budget 'params<=47028'), or use --config configs/prune.yaml"
+            "prune.ratio is not set: say how much to cut with --prune.ratio 0.41 or --prune.budget "
+            "'params<=47028', or use --config configs/prune.yaml"
         )
     if parsed.switches["dry-run"]:
         return _dry_run(parsed)
@@ -89,7 +89,7 @@ def _dry_run(parsed: ParsedRun) -> int:
             train = open_checked(config.data.path, model).split("train")
             saliency = measure_saliency(config.prune, twin, train, config.seed, torch.device("cpu"))
         if config.prune.plan:
-            plan = read_plan(Path(config.prune.plan), network)
+            plan = read_plan(Path(config.prune.plan), network, model.input_shape)
         else:
             plan = make_plan(
                 network,

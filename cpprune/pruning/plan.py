@@ -116,15 +116,15 @@ def write_plan(path: Path, plan: Plan) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def read_plan(path: Path, network: nn.Module) -> Plan:
+def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Plan:
     """Read a plan that `cpprune prune --dry-run --prune.save_plan` wrote for exactly this network.
 
     Raises:
-        InputError: no such file, no plan, or one for another network.
+        InputError: no such file, no plan, one for another network, or one that cannot be applied.
     """
     try:
         plan = json.loads(path.read_text())
-        entries = [(entry["layer"], entry["width"], entry["keep"]) for entry in plan["groups"]]
+        entries = {entry["layer"]: entry["keep"] for entry in plan["groups"]}
         made_for = plan["structure"], plan["weights"]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -135,10 +135,22 @@ def read_plan(path: Path, network: nn.Module) -> Plan:
             f"{path}: was made for another network than this one (or was applied to it already): give "
             "the --init that it was made with, or make a new plan"
         )
-    for layer, width, keep in entries:
-        if not keep or sorted(set(keep)) != keep or keep[-1] >= width or keep[0] < 0:
+    device = next(network.parameters()).device
+    with dependency_graph(network, torch.zeros(1, *input_shape, device=device)) as graph:
+        groups = {group.layer: group for group in channel_groups(graph, network)}
+    if len(entries) != len(plan["groups"]) or entries.keys() - groups.keys():
+        raise InputError(
+            f"{path}: its groups must be some of {', '.join(groups)}, each once; make a new plan"
+        )
+    for entry in plan["groups"]:
+        group = groups[entry["layer"]]
+        length = group.width // group.blocks
+        keep = entry["keep"] if isinstance(entry["keep"], list) else []
+        units = sorted({channel % length for channel in keep if type(channel) is int})
+        if entry["width"] != group.width or not units or keep != group.channels(units):
             raise InputError(
-                f"{path}: {layer}.keep must be channel numbers from 0 to {width - 1}, sorted, each once"
+                f"{path}: {group.layer} has {group.width} channels in {group.blocks} block(s): keep "
+                "must list those that stay, sorted, as many in each block; make a new plan"
             )
     assert isinstance(plan, dict)
     return plan

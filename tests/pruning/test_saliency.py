@@ -1,0 +1,86 @@
+"""What a weight matters for the loss, against gradients of the mean loss taken here."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpprune.distributed import fingerprint
+from cpprune.models.cp_resnet import conv_widths
+from cpprune.pruning.plan import make_plan
+from cpprune.pruning.saliency import hessian, taylor
+
+SHAPE = (1, 64, 32)
+Make = Callable[..., nn.Module]
+
+
+@pytest.fixture
+def clips() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, *SHAPE, generator=generator), torch.tensor([0, 3, 9, 3, 1, 7])
+
+
+def test_taylor_is_weight_times_gradient(make_network: Make, clips: tuple[Tensor, Tensor]) -> None:
+    network = make_network(widths=[4, 5, 6])
+    twin = copy.deepcopy(network).double().eval()
+    functional.cross_entropy(twin(clips[0].double()), clips[1]).backward()
+    before = fingerprint(network)
+    measured = taylor(network, *clips, total=6)
+    assert fingerprint(network) == before
+    assert network.training
+    assert all(p.grad is None for p in network.parameters())
+    assert measured.keys() == dict(network.named_parameters()).keys()
+    for name, parameter in twin.named_parameters():
+        assert parameter.grad is not None
+        expected = (parameter.detach() * parameter.grad).abs()
+        torch.testing.assert_close(measured[name].double(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_hessian_is_half_the_squares(make_network: Make, clips: tuple[Tensor, Tensor]) -> None:
+    network = make_network(widths=[4, 5, 6])
+    twin = copy.deepcopy(network).double().eval()
+    measured = hessian(network, *clips, total=6)
+    sums = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    for x, label in zip(*clips, strict=True):
+        twin.zero_grad()
+        functional.cross_entropy(twin(x[None].double()), label[None]).backward()
+        for name, parameter in twin.named_parameters():
+            assert parameter.grad is not None
+            sums[name] += parameter.grad**2
+    for name, parameter in twin.named_parameters():
+        expected = parameter.detach() ** 2 * sums[name] / 12
+        torch.testing.assert_close(measured[name].double(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_channels_are_scored_by_their_saliency(
+    criterion: str, make_network: Make, clips: tuple[Tensor, Tensor]
+) -> None:
+    network = make_network(base_channels=8)
+    network.requires_grad_(False)  # also a frozen network is measured
+    measure = taylor if criterion == "taylor" else hessian
+    saliency = measure(network, *clips, total=6)
+    before = fingerprint(network)
+    plan = make_plan(
+        network,
+        SHAPE,
+        criterion=criterion,
+        scope="local",
+        ratio=0.5,
+        original_widths=conv_widths(network),
+        saliency=saliency,
+    )
+    assert fingerprint(network) == before
+    assert not any(p.requires_grad for p in network.parameters())
+    for entry in plan["groups"]:
+        block = entry["layer"].removesuffix(".conv1")
+        if block == entry["layer"]:
+            continue
+        score = saliency[f"{block}.conv1.weight"].double().sum((1, 2, 3))
+        score += saliency[f"{block}.bn1.weight"].double()
+        score += saliency[f"{block}.conv2.weight"].double().sum((0, 2, 3))
+        best = score.argsort(descending=True)[: entry["width"] // 2]
+        assert entry["keep"] == sorted(best.tolist())

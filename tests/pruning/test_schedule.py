@@ -1,0 +1,81 @@
+"""When the network shrinks, and to what."""
+
+from typing import Any
+
+import pytest
+
+from cpprune.pruning.budget import uniform
+from cpprune.pruning.schedule import Event, PruneConfig, events, plan_arguments
+
+
+def test_without_a_ratio_or_a_budget_nothing_is_pruned() -> None:
+    assert events(PruneConfig()) == []
+    assert not PruneConfig().prunes
+
+
+@pytest.mark.parametrize("how_much", [{"ratio": 0.41}, {"budget": "params<=47028"}])
+def test_one_event(how_much: dict[str, Any]) -> None:
+    assert PruneConfig(**how_much).prunes
+    assert events(PruneConfig(**how_much)) == [Event(epoch=0, part=1.0)]
+    assert events(PruneConfig(**how_much, start_epoch=7)) == [Event(epoch=7, part=1.0)]
+
+
+def test_the_part_grows_linearly() -> None:
+    schedule = events(PruneConfig(ratio=0.6, steps=4, start_epoch=2, every_epochs=3))
+    assert [event.epoch for event in schedule] == [2, 5, 8, 11]
+    assert [event.part for event in schedule] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert schedule[-1].part == 1
+
+
+def test_what_a_plan_is_told() -> None:
+    config = PruneConfig(ratio=0.3, criterion="bn_scale", scope="global", min_width=2, round_to=4)
+    assert plan_arguments(config, Event(epoch=5, part=0.5)) == {
+        "criterion": "bn_scale",
+        "scope": "global",
+        "ratio": 0.3,
+        "budget": None,
+        "part": 0.5,
+        "min_width": 2,
+        "round_to": 4,
+    }
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 10, 18, 32, 37, 64, 75, 100, 128, 1000])
+def test_widths_are_rounded_down(width: int) -> None:
+    # In whole numbers, so that 10 channels less 30 % are 7 and not 6.999….
+    for thousandths in range(1, 1000):
+        expected = width * (1000 - thousandths) // 1000
+        assert uniform([width], thousandths / 1000).tolist() == [expected]
+
+
+def test_widths_of_the_recipe() -> None:
+    for ratio in (0.407, 0.41, 0.414):
+        assert uniform([32, 64, 128], ratio).tolist() == [18, 37, 75]
+    assert uniform([32], 0.406).tolist() == [19]
+    assert uniform([128], 0.4141).tolist() == [74]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ratio": 0.0}, "prune.ratio=0.0: must be above 0 and below 1"),
+        ({"ratio": 1.0}, "prune.ratio=1.0: must be above 0 and below 1"),
+        ({"ratio": 41.0}, "prune.ratio=41.0: must be above 0 and below 1"),
+        ({"ratio": float("nan")}, "prune.ratio=nan: must be above 0 and below 1"),
+        (
+            {"criterion": "l1"},
+            "prune.criterion='l1': choose one of magnitude, .*bn_scale, group_norm",
+        ),
+        ({"ratio": 0.4, "budget": "params<=9"}, "prune.ratio and prune.budget: give one"),
+        ({"min_width": 0}, "prune.min_width=0.*at least 1"),
+        ({"round_to": 0}, "prune.round_to=0.*at least 1"),
+        ({"calibration_clips": 0}, "prune.calibration_clips=0: must be at least 1"),
+        ({"scope": "layer"}, "prune.scope='layer': choose one of local, global"),
+        ({"steps": 0}, "prune.steps=0.*at least 1"),
+        ({"every_epochs": 0}, "prune.every_epochs=0.*at least 1"),
+        ({"start_epoch": -1}, "prune.start_epoch=-1.*at least 0"),
+    ],
+)
+def test_a_wrong_number_is_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruneConfig(**wrong)
