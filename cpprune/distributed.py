@@ -29,6 +29,10 @@ def start(precision: str) -> Accelerator:
             this device has not.
     """
     world = _environment_number("WORLD_SIZE", 1)
+    number = _environment_number("RANK", 0)
+    _environment_number("LOCAL_RANK", 0)
+    if world < 1:
+        raise InputError(f"WORLD_SIZE={world} in the environment: must be at least 1, or not set")
     if world > 1:
         missing = [
             n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ
@@ -38,10 +42,8 @@ def start(precision: str) -> Accelerator:
                 f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: start all processes "
                 "with `accelerate launch` or `torchrun`, or unset WORLD_SIZE for a single one"
             )
-        _environment_number("LOCAL_RANK", 0)
-        rank = _environment_number("RANK", 0)
-        if not 0 <= rank < world:
-            raise InputError(f"RANK={rank} does not fit WORLD_SIZE={world}: it must be below it")
+        if number >= world:
+            raise InputError(f"RANK={number} does not fit WORLD_SIZE={world}: it must be below it")
     if precision == "fp16" and not torch.cuda.is_available():
         raise InputError("train.precision=fp16 needs a GPU: use bf16 or no")
 

@@ -105,10 +105,12 @@ class Stepper:
         targets = self.targets(batch, draws)
 
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        size = -(-len(x) // train.accumulation)
-        for number in range(train.accumulation):
-            some = slice(number * size, (number + 1) * size)
-            last = number == train.accumulation - 1
+        # The same number of micro-batches on every rank, and none that is empty on all of them.
+        most = -(-total // distributed.world_size())
+        size = -(-most // train.accumulation)
+        for begin in range(0, most, size):
+            some = slice(begin, begin + size)
+            last = begin + size >= most
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 logits = self.wrapped(x[some].contiguous(memory_format=torch.channels_last))
                 losses = torch.stack(

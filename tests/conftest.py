@@ -1,0 +1,205 @@
+"""What the tests of whole commands share: the command line, and small data and models made once."""
+
+import gc
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# Before torch is imported anywhere: one thread a process, here and in every process started here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A network of 2,650 parameters, and no warm-up, so that a few steps on a few clips do something.
+TINY = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "16"]
+TINY += ["--optim.schedule", "constant", "--optim.lr", "1e-2", "--optim.weight_decay", "0"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit status and all that came out of it."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output; anything else there fails."""
+        assert self.out, self.err
+        found = json.loads(self.out)
+        assert isinstance(found, dict)
+        assert self.out.count("\n") == 1
+        return found
+
+
+def run_command(*arguments: object) -> int:
+    """Run a command in this process and return its exit status."""
+    from cpprune.cli import main
+
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., int]:
+    """Runs `cpprune ARGUMENTS…` in this process and returns its exit status."""
+    return run_command
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `cpprune ARGUMENTS…` in this process; says how it ended and what it printed."""
+
+    def run(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        status = run_command(*arguments)
+        captured = capfd.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Settings of a network and training that take no time."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def libraries() -> None:
+    """Imports what a run needs, and takes it out of the garbage collector's sight.
+
+    Accelerate collects garbage whenever it wraps a network: half of the time of a tiny run.
+    """
+    import accelerate
+    import jsonargparse
+    import torch_pruning
+    import torchinfo
+
+    import cpprune.trainer
+
+    assert all((accelerate, jsonargparse, torch_pruning, torchinfo, cpprune.trainer))
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def scenes_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 made-up clips in TAU's own folder layout. Tests must not change it."""
+    from shards.synthetic import synthesise
+
+    folder = tmp_path_factory.mktemp("scenes") / "source"
+    synthesise(folder, 200, seed=5, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(libraries: None, scenes_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a dataset: 128 clips for training, 22 to validate, 50 to test."""
+    from shards.build import build_dataset
+    from shards.plan import BuildOptions
+
+    folder = tmp_path_factory.mktemp("scenes") / "dataset"
+    build_dataset(BuildOptions(kind="tau2022", source=scenes_source), folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the tiny network. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    status = run_command(
+        "train", *TINY, "--data.path", scenes, "--run", folder, "--train.epochs", 4
+    )
+    assert status == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stop_at() -> Callable[[int], AbstractContextManager[None]]:
+    """Presses Ctrl-C, so to speak, when batches are read for the n-th time in this context."""
+    from shards.reader import Dataset
+
+    fetch = Dataset.fetch
+
+    @contextmanager
+    def stopping(number: int) -> Iterator[None]:
+        calls = 0
+
+        def counted(self: Dataset, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise KeyboardInterrupt
+            return fetch(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Dataset, "fetch", counted)
+            yield
+        assert calls >= number, f"the run was over after {calls} reads"
+
+    return stopping
+
+
+@pytest.fixture(scope="session")
+def stopped_run(
+    scenes: Path, stop_at: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of `tiny_run`'s twin, stopped in its third epoch. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with stop_at(22):
+        status = run_command(
+            "train", *TINY, "--data.path", scenes, "--run", folder, "--train.epochs", 4
+        )
+    assert status == 130
+    return folder
+
+
+@pytest.fixture(scope="session")
+def big_model(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of CP-ResNet "big", trained on 32 clips for two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "big"
+    settings = ["--train.batch_size", 8, "--train.epochs", 2, "--data.split_fraction", 0.25]
+    status = run_command(
+        "train", *settings, "--optim.schedule", "constant", "--data.path", scenes, "--run", folder
+    )
+    assert status == 0
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def noise_folder() -> Callable[..., Path]:
+    """Makes CLASS/NUMBER.wav in a folder: one second of noise each."""
+    import soundfile
+
+    def make(folder: Path, classes: Sequence[str] = ("hum", "hiss"), files: int = 10) -> Path:
+        rng = np.random.default_rng(0)
+        for name in classes:
+            (folder / name).mkdir(parents=True)
+            for number in range(files):
+                wave = rng.normal(0, 0.1, 32_000)
+                soundfile.write(folder / name / f"{number}.wav", wave, 32_000, subtype="PCM_16")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Returns a port that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return int(listener.getsockname()[1])
+
+    return find

@@ -1,0 +1,20 @@
+"""Two and three processes, started once."""
+
+import pytest
+from on_ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def two(free_port):
+    """Two ranks; see `on_ranks.Ranks`."""
+    ranks = Ranks(2, free_port)
+    yield ranks
+    ranks.end()
+
+
+@pytest.fixture(scope="session")
+def three(free_port):
+    """Three ranks."""
+    ranks = Ranks(3, free_port)
+    yield ranks
+    ranks.end()

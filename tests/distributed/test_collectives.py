@@ -1,0 +1,246 @@
+"""What the ranks do together, each function on two and three real processes."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import cpprune
+from cpprune import distributed
+from cpprune.models.cp_resnet import conv_widths
+from cpprune.pruning.plan import make_plan
+from cpprune.pruning.sync import prune_on_all_ranks
+from shards.errors import InputError
+
+CPU = torch.device("cpu")
+SHAPE = (1, 64, 44)
+
+
+@pytest.fixture(params=[2, 3])
+def ranks(request):
+    """Two ranks, then three."""
+    return request.getfixturevalue({2: "two", 3: "three"}[request.param])
+
+
+# --- gather_rows, share_json --------------------------------------------------------------------------
+
+
+def gathered(total):
+    rank, world = dist.get_rank(), dist.get_world_size()
+    whole = torch.arange(total * 2, dtype=torch.float32).view(total, 2)
+    own = whole[total * rank // world : total * (rank + 1) // world]
+    return distributed.gather_rows(own, total).tolist()
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 7, 8])
+def test_gather_rows_on_every_rank_in_rank_order(ranks, total):
+    whole = torch.arange(total * 2, dtype=torch.float32).view(total, 2).tolist()
+    assert ranks.call(gathered, total) == [whole] * ranks.world
+
+
+def shared(value):
+    own = value if dist.get_rank() == 0 else {"this is": dist.get_rank()}
+    return distributed.share_json(own, CPU)
+
+
+@pytest.mark.parametrize("value", [None, {"keep": [1, 2], "name": "größer"}, "x" * 100_000, []])
+def test_share_json_is_what_rank_0_has(ranks, value):
+    assert ranks.call(shared, value) == [value] * ranks.world
+
+
+def shared_buffers():
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(dist.get_rank() + 1)
+    norm.weight.data.fill_(dist.get_rank() + 1)
+    distributed.share_buffers(norm)
+    return [norm.running_mean.tolist(), norm.weight.tolist()]
+
+
+def test_share_buffers_takes_those_of_rank_0_and_leaves_parameters(ranks):
+    expected = [[[1, 1], [rank + 1, rank + 1]] for rank in range(ranks.world)]
+    assert ranks.call(shared_buffers) == expected
+
+
+def test_ranks_and_world(ranks):
+    assert ranks.call(rank_and_world) == [[r, ranks.world] for r in range(ranks.world)]
+
+
+def rank_and_world():
+    return [distributed.rank(), distributed.world_size()]
+
+
+# --- proof that all ranks hold the same network -------------------------------------------------------
+
+
+def network():
+    torch.manual_seed(0)
+    return cpprune.build_model("cp_resnet", widths=[4, 6, 8])
+
+
+def compared(rank, name):
+    """Change one number of a tensor on one rank, by as little as can be."""
+    own = network()
+    if dist.get_rank() == rank:
+        tensor = own.state_dict()[name].view(-1)
+        tensor[-1] = torch.nextafter(tensor[-1], torch.tensor(9.0))
+    try:
+        return distributed.check_ranks_equal(own, CPU, "before pruning")
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_equal_ranks_agree_on_one_fingerprint(ranks):
+    prints = ranks.call(compared, -1, "")
+    assert prints == [distributed.fingerprint(network())] * ranks.world
+
+
+@pytest.mark.parametrize("name", ["stage2.block1.conv1.weight", "in_c.1.running_var"])
+def test_a_rank_that_differs_is_named(ranks, name):
+    last = ranks.world - 1
+    message = f"before pruning: the network of rank {last} differs from rank 0's"
+    assert ranks.call(compared, last, name) == [message] * ranks.world
+
+
+def test_all_ranks_that_differ_from_the_first_are_named(three):
+    message = "before pruning: the network of rank 1, 2 differs from rank 0's"
+    assert three.call(compared, 0, "feed_forward.1.bias") == [message] * 3
+
+
+def pruned(criterion, rank_to_change):
+    own = network()
+    with torch.no_grad():
+        for parameter in own.parameters():
+            if criterion == "magnitude":
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator()))
+        if dist.get_rank() == rank_to_change:
+            own.in_c[0].weight[0, 0, 0, 0] += 1
+    before = copy.deepcopy(own.state_dict())
+
+    def plan():
+        assert dist.get_rank() == 0, "only rank 0 plans"
+        return make_plan(
+            own,
+            SHAPE,
+            criterion=criterion,
+            scope="local",
+            ratio=0.5,
+            original_widths=conv_widths(own),
+        )
+
+    try:
+        cut = prune_on_all_ranks(own, SHAPE, plan, {}, CPU)
+    except (InputError, RuntimeError) as error:
+        whole = all(torch.equal(t, before[name]) for name, t in own.state_dict().items())
+        return [type(error).__name__, str(error), whole]
+    return [cut.fingerprint, cut.plan, conv_widths(own)]
+
+
+def test_every_rank_applies_the_plan_of_rank_0(ranks):
+    answers = ranks.call(pruned, "magnitude", -1)
+    assert answers == [answers[0]] * ranks.world
+    fingerprint, plan, widths = answers[0]
+    assert len(fingerprint) == 64
+    assert all(len(group["keep"]) * 2 == group["width"] for group in plan["groups"])
+    assert set(widths.values()) == {2, 3, 4}
+
+
+def test_nothing_is_cut_when_a_rank_differs(ranks):
+    for kind, message, whole in ranks.call(pruned, "magnitude", 1):
+        assert kind == "RuntimeError"
+        assert "rank 1" in message
+        assert "before pruning" in message
+        assert whole
+
+
+def test_what_rank_0_cannot_plan_is_an_error_on_every_rank(ranks):
+    for kind, message, whole in ranks.call(pruned, "bn_scale", -1):
+        assert kind == "InputError"
+        assert message.startswith("prune.criterion=bn_scale")
+        assert whole
+
+
+# --- batch statistics over all ranks ------------------------------------------------------------------
+
+CHANNELS = 3
+
+
+def batch(rows, number):
+    """The whole batch and the gradient that comes from above, in float64."""
+    generator = torch.Generator().manual_seed(number)
+    shape = (rows, CHANNELS, 4, 5)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 7
+    return x.float().double(), torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def prepare(norm):
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, -2.0, 1.5]))
+        norm.bias.copy_(torch.tensor([1.0, 0.0, -3.0]))
+    return norm
+
+
+def normalised(parts, training):
+    """Normalise this rank's rows of two batches one after the other."""
+    net = nn.Sequential(prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)))
+    distributed.use_global_batch_norm(net)
+    net.train(training)
+    rank = dist.get_rank()
+    start = sum(parts[:rank])
+    rows = slice(start, start + parts[rank])
+    outputs, gradients = [], []
+    for number in range(2):
+        x, above = batch(sum(parts), number)
+        own = x[rows].float().requires_grad_()
+        y = net(own)
+        y.backward(above[rows].float())
+        outputs.append(y.tolist())
+        gradients.append(own.grad.tolist())
+    return {
+        "kind": type(net[0]).__name__,
+        "names": list(net.state_dict()),
+        "outputs": outputs,
+        "gradients": gradients,
+        "weight": net[0].weight.grad.tolist(),
+        "bias": net[0].bias.grad.tolist(),
+        "mean": net[0].running_mean.tolist(),
+        "var": net[0].running_var.tolist(),
+        "batches": int(net[0].num_batches_tracked),
+    }
+
+
+def close(found, expected):
+    shape = expected.shape
+    values = torch.as_tensor(found, dtype=torch.float64).view(shape)
+    torch.testing.assert_close(values, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    "parts", [[3, 3], [4, 3], [5, 0], [0, 1], [2, 3, 3], [1, 0, 4], [0, 0, 1]], ids=str
+)
+def test_batch_statistics_are_those_of_the_whole_batch(two, three, parts, training):
+    answers = (two if len(parts) == 2 else three).call(normalised, parts, training)
+    reference = prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)).double().train(training)
+    for number in range(2):
+        x, above = batch(sum(parts), number)
+        x.requires_grad_()
+        y = reference(x)
+        y.backward(above)
+        close([row for answer in answers for row in answer["outputs"][number]], y.detach())
+        close([row for answer in answers for row in answer["gradients"][number]], x.grad)
+    close(torch.tensor([answer["weight"] for answer in answers]).sum(0), reference.weight.grad)
+    close(torch.tensor([answer["bias"] for answer in answers]).sum(0), reference.bias.grad)
+    for answer in answers:
+        assert answer["kind"] == "GlobalBatchNorm2d"
+        assert answer["names"] == [f"0.{name}" for name in reference.state_dict()]
+        close(answer["mean"], reference.running_mean)
+        close(answer["var"], reference.running_var)
+        assert answer["batches"] == (2 if training else 0)
+
+
+def test_with_one_process_nothing_is_replaced():
+    net = cpprune.build_model("cp_resnet", widths=[4, 6, 8])
+    distributed.use_global_batch_norm(net)
+    assert {type(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {nn.BatchNorm2d}
