@@ -29,10 +29,10 @@ def start(precision: str) -> Accelerator:
             this device has not.
     """
     world = _environment_number("WORLD_SIZE", 1)
-    number = _environment_number("RANK", 0)
-    _environment_number("LOCAL_RANK", 0)
     if world < 1:
         raise InputError(f"WORLD_SIZE={world} in the environment: must be at least 1, or not set")
+    number = _environment_number("RANK", 0)
+    _environment_number("LOCAL_RANK", 0)
     if world > 1:
         missing = [
             n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ
