@@ -80,6 +80,8 @@ def joined(precision: str) -> Iterator[Accelerator]:
     """Join the process group for the length of a block; see `start`."""
     try:
         yield start(precision)
+        if world_size() > 1:
+            dist.barrier()  # nobody leaves while another still waits for its last message
     finally:
         finish()
 
