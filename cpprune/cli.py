@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from shards.errors import InputError
 
@@ -91,5 +92,16 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit status."""
+    status = main(argv)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Gloo's threads outlive the process group; while the interpreter shuts down they abort it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

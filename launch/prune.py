@@ -2,7 +2,7 @@
 
 import sys
 
-from cpprune.cli import main
+from cpprune.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["prune", *sys.argv[1:]]))
+    run(["prune", *sys.argv[1:]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def build(out: Path, clips: int) -> Path:
     import shards.cli
 
     audio, dataset = out / "audio", out / "dataset"
-    if not (audio / "meta.csv").is_file():
-        shards.cli.main(["synth", "--out", str(audio), "--clips", str(clips)])
-    shards.cli.main(["build", "tau2022", "--source", str(audio), "--out", str(dataset)])
+    with redirect_stdout(sys.stderr):  # standard output is for the table
+        if not (audio / "meta.csv").is_file():
+            shards.cli.main(["synth", "--out", str(audio), "--clips", str(clips)])
+        shards.cli.main(["build", "tau2022", "--source", str(audio), "--out", str(dataset)])
     return dataset
 
 
