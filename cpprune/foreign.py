@@ -13,19 +13,7 @@ from cpprune.artifact import Model
 from cpprune.audio.mel import PRESETS, build_features
 from cpprune.models.registry import build_model
 from shards.errors import InputError
-
-TAU_SCENES = (
-    "airport",
-    "bus",
-    "metro",
-    "metro_station",
-    "park",
-    "public_square",
-    "shopping_mall",
-    "street_pedestrian",
-    "street_traffic",
-    "tram",
-)
+from shards.sources.tau2022 import LABELS
 
 
 def import_state_dict(
@@ -53,7 +41,7 @@ def import_state_dict(
             f"{file}: holds no CP-ResNet: it lacks in_c.0.weight or feed_forward.0.weight (its first "
             f"tensors: {', '.join(list(tensors)[:3]) or 'none'})"
         )
-    names = list(classes) if classes else list(TAU_SCENES)
+    names = list(classes) if classes else list(LABELS)
     if len(names) != head:
         raise InputError(
             f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"

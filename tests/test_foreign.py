@@ -14,9 +14,10 @@ from torch import nn
 
 import cpprune
 from cpprune.audio.mel import PRESETS
-from cpprune.foreign import TAU_SCENES, import_state_dict
+from cpprune.foreign import import_state_dict
 from cpprune.models.cp_resnet import conv_widths
 from shards.errors import InputError
+from shards.sources.tau2022 import LABELS
 
 PRUNED = {
     "in_c.0": 5,
@@ -90,7 +91,7 @@ def test_names_of_lightning_and_ddp(prefix: str, nested: bool, tmp_path: Path) -
     again = cpprune.load(tmp_path / "model")
     assert torch.equal(again(wave), expected)
     assert again.features.spec == PRESETS["seed128"]
-    assert again.classes == TAU_SCENES
+    assert again.classes == LABELS
     assert again.about["provenance"] == {"imported": "weights.pth"}
 
 
