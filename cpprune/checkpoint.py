@@ -1,8 +1,8 @@
 """Saving everything that a run's future depends on, and going on from it.
 
-A checkpoint is a folder: `state.json`, `network.safetensors`, `optimizer.safetensors`. It is written
-beside its place and renamed, so there is never half of one; the one before stays until then. Random
-draws are functions of (seed, epoch, batch), so there is no generator to save.
+A checkpoint is a folder: `state.json` and `network`, `optimizer` and `average.safetensors`. It is
+written beside its place and renamed, so there is never half of one; the one before stays until then.
+Random draws are functions of (seed, epoch, batch), so there is no generator to save.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpprune.artifact import replaced_folder, write_bytes
 from shards.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -57,13 +55,30 @@ class Progress:
     metrics_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """What a checkpoint's safetensors files hold, each by name.
+
+    Attributes:
+        network: weights and buffers.
+        optimizer: its state, from `cpprune.moments`.
+        average: the moving average of the network; empty if there is none.
+    """
+
+    network: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+
+
+TENSOR_FILES = ("network", "optimizer", "average")
+
+
 def save(
     folder: Path,
     keep: int,
     progress: Progress,
     identity: dict[str, Any],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    tensors: Tensors,
     scaler: dict[str, Any] | None,
 ) -> None:
     """Write checkpoint `step-N` into `folder` and delete all but the last `keep`.
@@ -73,24 +88,22 @@ def save(
         keep: how many to keep.
         progress: see `Progress`.
         identity: configuration and dataset fingerprint, which a resumed run must share.
-        network: unwrapped.
-        optimizer: over the network's parameters, in their order.
+        tensors: see `Tensors`.
         scaler: state of the gradient scaler, or None.
     """
-    moments, scalars = split_optimizer_state(network, optimizer)
     state = {
         "format": FORMAT,
         "progress": asdict(progress),
         "identity": identity,
-        "optimizer": scalars,
         "scaler": scaler,
     }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     files = {
-        "network.safetensors": safetensors.torch.save(tensors),
-        "optimizer.safetensors": safetensors.torch.save(moments),
-        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
+        f"{name}.safetensors": safetensors.torch.save(
+            {key: t.detach().cpu().contiguous() for key, t in getattr(tensors, name).items()}
+        )
+        for name in TENSOR_FILES
     }
+    files["state.json"] = (json.dumps(state, indent=2) + "\n").encode()
     manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
     with replaced_folder(folder / f"step-{progress.step:08d}") as new:
@@ -114,13 +127,11 @@ class State:
     Attributes:
         progress: how far the run had come.
         identity: what a run that goes on has to share.
-        optimizer: the optimizer's plain values.
         scaler: state of the gradient scaler, or None.
     """
 
     progress: Progress
     identity: dict[str, Any]
-    optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
 
 
@@ -136,25 +147,25 @@ def read_state(checkpoint: Path) -> State:
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
         progress = Progress(**state["progress"])
-        return State(progress, state["identity"], state["optimizer"], state["scaler"])
+        return State(progress, state["identity"], state["scaler"])
     except (ValueError, KeyError, TypeError) as error:
         raise _unusable(checkpoint / "state.json", str(error)) from None
 
 
-def restore(
-    checkpoint: Path, state: State, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Load a checkpoint's tensors into a network of its widths and that network's optimizer.
+def read_tensors(checkpoint: Path) -> Tensors:
+    """Return a checkpoint's tensors.
 
     Raises:
         InputError: a file of the checkpoint is damaged.
     """
     try:
-        weights = safetensors.torch.load(_read_whole(checkpoint, "network.safetensors"))
-        moments = safetensors.torch.load(_read_whole(checkpoint, "optimizer.safetensors"))
-        network.load_state_dict(weights)
-        join_optimizer_state(network, optimizer, moments, state.optimizer)
-    except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        return Tensors(
+            **{
+                name: safetensors.torch.load(_read_whole(checkpoint, f"{name}.safetensors"))
+                for name in TENSOR_FILES
+            }
+        )
+    except safetensors.SafetensorError as error:
         raise _unusable(checkpoint, str(error).strip().splitlines()[-1].strip()) from None
 
 
@@ -175,42 +186,4 @@ def _unusable(path: Path, reason: str) -> InputError:
     folder = path if path.is_dir() else path.parent
     return InputError(
         f"{path}: is damaged or does not fit ({reason}); delete {folder} to go on from the one before"
-    )
-
-
-def split_optimizer_state(
-    network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimizer's tensors as {"parameter/moment": …} and its plain values."""
-    names = [name for name, p in network.named_parameters() if p.requires_grad]
-    state = optimizer.state_dict()["state"]
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for number, values in state.items():
-        for key, value in values.items():
-            full = f"{names[number]}/{key}"
-            if isinstance(value, Tensor):
-                tensors[full] = value.detach().cpu().contiguous()
-            else:
-                scalars[full] = value
-    return tensors, scalars
-
-
-def join_optimizer_state(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
-    scalars: Mapping[str, Any],
-) -> None:
-    """Give the optimizer the state that `split_optimizer_state` returned."""
-    numbers = {
-        name: number
-        for number, name in enumerate(n for n, p in network.named_parameters() if p.requires_grad)
-    }
-    state: dict[int, dict[str, Any]] = {}
-    for full, value in {**tensors, **scalars}.items():
-        name, key = full.rsplit("/", 1)
-        state.setdefault(numbers[name], {})[key] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

@@ -41,6 +41,8 @@ class TrainConfig:
     """largest norm of the gradient; 0 is off"""
     monitor: str = "macro_accuracy"
     """which validation figure makes the best model: macro_accuracy or log_loss"""
+    ema_decay: float = 0.0
+    """decay of a moving average of the weights, then evaluated and saved, e.g. 0.999; 0 is off"""
     global_batch_norm: bool = True
     """batch statistics over all processes, so that their number does not change the result"""
     checkpoint_steps: int = 0
@@ -57,6 +59,8 @@ class TrainConfig:
         for name in ("clip_norm", "checkpoint_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1")
         _check_choice("train.precision", self.precision, PRECISIONS)
         _check_choice("train.monitor", self.monitor, MONITORS)
         _check_choice("train.compile", self.compile, COMPILE)

@@ -5,24 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cpprune import zero
 from shards.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def start(precision: str) -> Accelerator:
+# dtype of autocast by precision
+AUTOCAST: dict[str, torch.dtype | None] = {
+    "no": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     """Join the process group that the environment describes and return the Accelerator.
 
     Without a GPU, several processes talk over gloo.
+
+    Args:
+        precision: no, bf16 or fp16.
+        clip_norm: largest norm of the gradient, which DeepSpeed has to know in advance; 0 is off.
 
     Raises:
         InputError: the environment asks for more processes than there are, or for a precision that
@@ -51,16 +65,24 @@ def start(precision: str) -> Accelerator:
 
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    # Without this, several CPU processes would each believe to be the only one.
-    cpu = not torch.cuda.is_available() and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+    zero.refuse_spread_weights()
+    plugin = zero.make_plugin(precision, clip_norm) if zero.asked_for() else None
+    cpu = not torch.cuda.is_available()
     timeout = timedelta(seconds=_environment_number("CPPRUNE_TIMEOUT_SECONDS", 600))
+    # Accelerate finds the backend by itself, but not for DeepSpeed.
+    backend = "gloo" if cpu and plugin is not None else None
+    group = InitProcessGroupKwargs(backend=backend, timeout=timeout)
     try:
-        accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=precision,
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
+        with redirect_stdout(sys.stderr):  # DeepSpeed prints
+            accelerator = Accelerator(
+                # Without this, several CPU processes would each believe to be the only one.
+                cpu=cpu and plugin is None,
+                # DeepSpeed would cast the weights; autocast is enough, and the stepper sees to it.
+                mixed_precision=precision if plugin is None else "no",
+                deepspeed_plugin=plugin,
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[group],
+            )
     except dist.DistError as error:
         first = str(error).splitlines()[0]
         raise InputError(
@@ -76,10 +98,10 @@ def start(precision: str) -> Accelerator:
 
 
 @contextmanager
-def joined(precision: str) -> Iterator[Accelerator]:
+def joined(precision: str, clip_norm: float = 0.0) -> Iterator[Accelerator]:
     """Join the process group for the length of a block; see `start`."""
     try:
-        yield start(precision)
+        yield start(precision, clip_norm)
         if world_size() > 1:
             dist.barrier()  # nobody leaves while another still waits for its last message
     finally:

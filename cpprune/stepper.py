@@ -1,8 +1,10 @@
-"""One optimizer step on a global batch: front end, network, gradient, update. The hot path."""
+"""What is trained, as Accelerate wraps it, and one optimizer step on a global batch: the hot path."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -14,9 +16,15 @@ from cpprune import distributed
 from cpprune.artifact import Model
 from cpprune.audio.augment import Draws, augmented, draw
 from cpprune.audio.mel import LogMel
+from cpprune.average import Average
 from cpprune.config import RunConfig
 from cpprune.data import Batch
+from cpprune.moments import read_moments, write_moments
 from cpprune.optim import build_optimizer
+from cpprune.pruning.plan import Plan
+from cpprune.pruning.sparsity import Penalty
+from cpprune.pruning.surgery import apply_plan
+from cpprune.pruning.sync import Cut, prune_on_all_ranks
 from shards.errors import InputError
 
 
@@ -28,28 +36,33 @@ class Forward(nn.Module):
     the first.
     """
 
-    def __init__(self, network: nn.Module, compiled: bool) -> None:
+    def __init__(self, network: nn.Module, compiled: bool, precision: str) -> None:
         super().__init__()
         self.network = network
         self.call = torch.compile(network) if compiled else network
+        self.dtype = distributed.AUTOCAST[precision]
 
     def forward(self, x_BCFT: Tensor) -> Tensor:
         """x_BCFT → logits [B, K]."""
-        logits: Tensor = self.call(x_BCFT)
-        return logits
+        with torch.autocast(x_BCFT.device.type, self.dtype, enabled=self.dtype is not None):
+            logits: Tensor = self.call(x_BCFT)
+            return logits
 
 
 class Stepper:
     """The network as Accelerate wraps it, its optimizer, and how a step is taken.
 
+    Nothing can be trained before `wrap`.
+
     Args:
         config: of the run.
-        model: front end and network, unwrapped, on the device.
+        model: front end and network, unwrapped.
         labels: of every row of the dataset's index, on the device.
         accelerator: from `distributed.start`.
 
-    Raises:
-        InputError: nothing in the network can be trained.
+    Attributes:
+        average: of the weights, or None.
+        penalty: what the loss has beside the cross-entropy, or None; the caller sets it.
     """
 
     def __init__(self, config: RunConfig, model: Model, labels: Tensor, accelerator: Any) -> None:
@@ -58,7 +71,8 @@ class Stepper:
         self.labels = labels
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
-        self.wrap()
+        self.average: Average | None = None
+        self.penalty: Penalty | None = None
 
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
@@ -66,27 +80,77 @@ class Stepper:
         inner: torch.optim.Optimizer = self.optimizer.optimizer
         return inner
 
-    def wrap(self) -> None:
-        """Make an optimizer for the network as it is now, and let Accelerate wrap both."""
-        self.accelerator.free_memory()
-        parameters = [p for p in self.model.network.parameters() if p.requires_grad]
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and saved: the averaged one, if there is one."""
+        return self.model.network if self.average is None else self.average.network
+
+    def place(self, network: nn.Module) -> None:
+        """Bring a network to the device in the order in memory that all have."""
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def wrap(self, moments: Mapping[str, Tensor]) -> None:
+        """Make an optimizer for the network as it is now, and let Accelerate wrap both.
+
+        Args:
+            moments: the optimizer's state, from `moments`; empty for a fresh one.
+
+        Raises:
+            InputError: nothing in the network can be trained.
+        """
+        network = self.model.network
+        self.place(self.model)
+        if self.config.train.global_batch_norm:
+            distributed.use_global_batch_norm(network)
+        if self.average is None and self.config.train.ema_decay:
+            self.average = Average(network, self.config.train.ema_decay)
+        parameters = [p for p in network.parameters() if p.requires_grad]
         if not parameters:
             raise InputError("every parameter of the network is frozen: there is nothing to train")
         compiled = self.config.train.compile == "auto" and self.device.type == "cuda"
-        self.wrapped, self.optimizer = self.accelerator.prepare(
-            Forward(self.model.network, compiled), build_optimizer(self.config.optim, parameters)
-        )
+        shell = Forward(network, compiled, self.config.train.precision)
+        self.accelerator.free_memory()
+        with redirect_stdout(sys.stderr):  # DeepSpeed prints
+            self.wrapped, self.optimizer = self.accelerator.prepare(
+                shell, build_optimizer(self.config.optim, parameters)
+            )
         if isinstance(self.wrapped, DistributedDataParallel):
             # Batch statistics are global, or shared when they are needed: not at every step.
             self.wrapped.broadcast_buffers = False
+        write_moments(network, self.inner_optimizer, moments)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the optimizer's state by parameter; every rank has to call it."""
+        return read_moments(self.model.network, self.inner_optimizer)
+
+    def cut(self, make: Callable[[], Plan], carry_state: bool) -> Cut:
+        """Prune the network on all ranks, with its average and its optimizer's state.
+
+        Args:
+            make: makes the plan; called on rank 0 only.
+            carry_state: whether the optimizer keeps the state of what stays.
+        """
+        moments = self.moments() if carry_state else {}
+        shape = self.model.input_shape
+        cut = prune_on_all_ranks(self.model.network, shape, make, moments, self.device)
+        if self.average is not None:
+            apply_plan(self.average.network, shape, cut.plan)
+            self.place(self.average.network)  # cut tensors lie in memory in another order
+        self.wrap(cut.moments)
+        return cut
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def step(self, epoch: int, batch: Batch) -> Tensor:
+    def step(self, epoch: int, batch: Batch, number: int) -> Tensor:
         """Take one optimizer step on a global batch.
+
+        Args:
+            epoch: from 0.
+            batch: this rank's part of it.
+            number: of this step in the run, from 0.
 
         Returns:
             The sum of the losses of this rank's clips, on the device: nothing here waits for it.
@@ -111,7 +175,9 @@ class Stepper:
         for begin in range(0, most, size):
             some = slice(begin, begin + size)
             last = begin + size >= most
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            self.accelerator.sync_gradients = last  # DeepSpeed steps by this
+            waits = isinstance(self.wrapped, DistributedDataParallel) and not last
+            with self.wrapped.no_sync() if waits else nullcontext():
                 logits = self.wrapped(x[some].contiguous(memory_format=torch.channels_last))
                 losses = torch.stack(
                     [
@@ -121,12 +187,17 @@ class Stepper:
                     ]
                 ).sum(0)
                 # Ranks' gradients are averaged: the mean over the global batch is what is wanted.
-                self.accelerator.backward(losses.sum() * (distributed.world_size() / total))
+                loss = losses.sum() * (distributed.world_size() / total)
+                if last and self.penalty is not None:
+                    loss = loss + self.penalty(epoch)
+                self.accelerator.backward(loss)
             loss_sum += losses.detach().sum()
         if train.clip_norm:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.follow(self.model.network, number)
         return loss_sum
 
     def targets(self, batch: Batch, draws: Draws) -> list[tuple[Tensor, Tensor]]:

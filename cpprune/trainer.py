@@ -25,8 +25,8 @@ from cpprune.models.cp_resnet import conv_widths
 from cpprune.models.registry import build_model
 from cpprune.optim import lr_factor
 from cpprune.pruning.plan import make_plan, read_plan
-from cpprune.pruning.schedule import events, plan_arguments
-from cpprune.pruning.sync import prune_on_all_ranks
+from cpprune.pruning.schedule import events, lr_span, plan_arguments
+from cpprune.pruning.sparsity import Penalty
 from cpprune.run import find_checkpoint, identity, write_result, write_start
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
@@ -47,9 +47,9 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     Raises:
         InputError: something in the configuration, the data or the run folder has to be mended.
     """
-    with distributed.joined(config.train.precision) as accelerator:
+    with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
-        trainer.resume()
+        trainer.begin()
         for epoch in range(trainer.progress.epoch, config.train.epochs):
             trainer.prune_if_due(epoch)
             trainer.train_epoch(epoch)
@@ -93,7 +93,6 @@ class Trainer:
             device=self.device,
             ids_file=ids_file if config.data.record_ids else None,
         )
-        self.place_network()
         labels = torch.from_numpy(self.dataset.labels).to(self.device)
         self.stepper = Stepper(config, self.model, labels, accelerator)
         widths = conv_widths(self.model.network)
@@ -102,12 +101,6 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.train_loss = self.speed = self.lr = math.nan
         self.started = time.monotonic()
-
-    def place_network(self) -> None:
-        """Bring the model to the device, with batch statistics over all ranks."""
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.config.train.global_batch_norm:
-            distributed.use_global_batch_norm(self.model.network)
 
     def prune_if_due(self, epoch: int) -> None:
         """Cut the network if the schedule has an event at the start of this epoch."""
@@ -119,13 +112,9 @@ class Trainer:
             return
         network, input_shape = self.model.network, self.model.input_shape
         before = count_parameters(network)
-        moments, scalars = checkpoint.split_optimizer_state(network, self.stepper.inner_optimizer)
-        saliency = measure_saliency(
-            prune, self.model, self.dataset.split("train"), self.config.seed, self.device
-        )
-        cut = prune_on_all_ranks(
-            network,
-            input_shape,
+        train = self.dataset.split("train")
+        saliency = measure_saliency(prune, self.model, train, self.config.seed, self.device)
+        cut = self.stepper.cut(
             lambda: (
                 read_plan(Path(prune.plan), network, input_shape)
                 if prune.plan
@@ -133,21 +122,16 @@ class Trainer:
                     network,
                     input_shape,
                     original_widths=progress.original_widths,
-                    **plan_arguments(prune, event),
+                    **plan_arguments(prune, event, self.config.seed),
                     saliency=saliency,
                 )
             ),
-            moments if prune.carry_state else {},
-            self.device,
+            prune.carry_state,
         )
-        self.place_network()  # cut tensors lie in memory in another order than fresh ones
-        self.stepper.wrap()
-        if cut.moments:
-            optimizer = self.stepper.inner_optimizer
-            checkpoint.join_optimizer_state(network, optimizer, cut.moments, scalars)
         progress.events_done += 1
         progress.widths = conv_widths(network)
         progress.best = None  # only models of the final size count
+        self.stepper.penalty = self.penalty()
         after = count_parameters(network)
         record = {
             "event": "prune",
@@ -171,10 +155,24 @@ class Trainer:
             "process(es)"
         )
 
+    def penalty(self) -> Penalty | None:
+        """Return what the loss has beside the cross-entropy until the last cut."""
+        prune = self.config.prune
+        if prune.sparsity == "none" or self.progress.events_done == len(self.events):
+            return None
+        return Penalty(
+            self.model.network,
+            self.model.input_shape,
+            prune.sparsity,
+            prune.sparsity_strength,
+            until=self.events[-1].epoch,
+        )
+
     def train_epoch(self, epoch: int) -> None:
         """Train on what is left of this epoch's global batches."""
         config, progress = self.config, self.progress
-        factor = lr_factor(config.optim, epoch, config.train.epochs, progress.val_losses)
+        first, end = lr_span(config.prune, epoch, config.train.epochs)
+        factor = lr_factor(config.optim, epoch - first, end - first, progress.val_losses[first:])
         self.lr = config.optim.lr * factor
         self.stepper.set_lr(self.lr)
         self.model.network.train()
@@ -183,7 +181,7 @@ class Trainer:
         show = self.rank == 0 and sys.stderr.isatty()
         with progress_bar(f"epoch {epoch + 1}", left, show=show) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
-                self.loss_sum += self.stepper.step(epoch, batch)
+                self.loss_sum += self.stepper.step(epoch, batch, progress.step)
                 progress.batch = batch.number + 1
                 progress.step += 1
                 progress.clips_seen += len(batch.ids)
@@ -199,14 +197,16 @@ class Trainer:
                 "optim.lr or set train.clip_norm, and choose another --run or --resume never"
             )
         self.loss_sum.zero_()
-        distributed.share_buffers(self.model.network)
+        self.share_buffers()
         progress.epoch, progress.batch, progress.clips_seen = epoch + 1, 0, 0
 
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split; write the last model, and the best if it is that."""
         progress, config = self.progress, self.config
         with self.accelerator.autocast():
-            figures = evaluate_split(self.model.network, self.model.features, self.val, self.device)
+            figures = evaluate_split(
+                self.stepper.evaluated, self.model.features, self.val, self.device
+            )
         progress.val_losses.append(figures["log_loss"])
         value, sign = figures[config.train.monitor], 1 if config.train.monitor != "log_loss" else -1
         final_size = progress.events_done == len(self.events)
@@ -227,9 +227,10 @@ class Trainer:
         self.log(record)
         if self.rank == 0:
             self.model.about = self.about(epoch, figures)
-            artifact.save(self.model, self.folder / "model_last")
+            weights = self.stepper.evaluated.state_dict()
+            artifact.save(self.model, self.folder / "model_last", weights=weights)
             if best:
-                artifact.save(self.model, self.folder / "model")
+                artifact.save(self.model, self.folder / "model", weights=weights)
         self.say(
             f"epoch {epoch + 1}/{config.train.epochs}  loss {self.train_loss:.4f}  val loss "
             f"{figures['log_loss']:.4f}  val accuracy {figures['macro_accuracy']:.4f}"
@@ -253,14 +254,16 @@ class Trainer:
             "metrics": {"val": figures},
         }
 
-    def resume(self) -> None:
-        """Load the run folder's last checkpoint, if there is one; else begin the folder."""
+    def begin(self) -> None:
+        """Go on from the run folder's last checkpoint, if there is one; else begin the folder."""
         found = find_checkpoint(self.folder, self.config.resume, self.identity)
         self.accelerator.wait_for_everyone()
         if self.rank == 0:
             write_start(self.folder, self.config, fresh=found is None)
         network = self.model.network
         if found is None:
+            self.stepper.wrap({})
+            self.stepper.penalty = self.penalty()
             self.say(
                 f"{self.folder}: {self.model.family} with {count_parameters(network):,} parameters "
                 f"and {count_macs(network, self.model.input_shape):,} MACs, {self.batches.clips:,} "
@@ -269,15 +272,18 @@ class Trainer:
             )
             return
         state = checkpoint.read_state(found)
+        tensors = checkpoint.read_tensors(found)
         self.progress = progress = state.progress
         if progress.widths != conv_widths(network):
             # Fresh weights of the right widths; the checkpoint's follow.
             config = {**self.model.config, "widths": progress.widths}
             classes = len(self.model.classes)
             self.model.network = build_model(self.model.family, num_classes=classes, **config)
-            self.place_network()
-            self.stepper.wrap()
-        checkpoint.restore(found, state, self.model.network, self.stepper.inner_optimizer)
+        self.model.network.load_state_dict(tensors.network)
+        self.stepper.wrap(tensors.optimizer)
+        self.stepper.penalty = self.penalty()
+        if self.stepper.average is not None:
+            self.stepper.average.network.load_state_dict(tensors.average)
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         sums = progress.loss_sums
@@ -298,7 +304,13 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         self.progress.loss_sums = self.loss_sums()
-        distributed.share_buffers(self.model.network)
+        self.share_buffers()
+        average = self.stepper.average
+        tensors = checkpoint.Tensors(
+            network=self.model.network.state_dict(),
+            optimizer=self.stepper.moments(),
+            average=average.network.state_dict() if average is not None else {},
+        )
         if self.rank == 0:
             log = self.folder / "metrics.jsonl"
             self.progress.metrics_bytes = log.stat().st_size if log.is_file() else 0
@@ -308,8 +320,7 @@ class Trainer:
                 self.config.train.keep_checkpoints,
                 self.progress,
                 self.identity,
-                self.model.network,
-                self.stepper.inner_optimizer,
+                tensors,
                 scaler.state_dict() if scaler is not None else None,
             )
         self.accelerator.wait_for_everyone()
@@ -325,6 +336,12 @@ class Trainer:
             f"--data {self.config.data.path}"
         )
         return result
+
+    def share_buffers(self) -> None:
+        """Give every rank rank 0's running statistics."""
+        distributed.share_buffers(self.model.network)
+        if self.stepper.average is not None:
+            distributed.share_buffers(self.stepper.average.network)
 
     def loss_sums(self) -> list[float]:
         """Return the sum of this epoch's losses so far, of each rank."""

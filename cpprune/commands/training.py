@@ -95,7 +95,7 @@ def _dry_run(parsed: ParsedRun) -> int:
                 network,
                 model.input_shape,
                 original_widths=original,
-                **plan_arguments(config.prune, event),
+                **plan_arguments(config.prune, event, config.seed),
                 saliency=saliency,
             )
         apply_plan(network, model.input_shape, plan)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from shards.errors import InputError
 
 
-def _norm(p: int, reduction: str, normaliser: str) -> Callable[[], Any]:
-    def make() -> Any:
+def _norm(p: int, reduction: str, normaliser: str) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
         import torch_pruning as tp
 
         return tp.importance.MagnitudeImportance(
@@ -30,8 +30,8 @@ def _norm(p: int, reduction: str, normaliser: str) -> Callable[[], Any]:
     return make
 
 
-def _library(name: str) -> Callable[[], Any]:
-    def make() -> Any:
+def _library(name: str) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
         import torch_pruning as tp
 
         return getattr(tp.importance, name)()
@@ -39,18 +39,19 @@ def _library(name: str) -> Callable[[], Any]:
     return make
 
 
-def _random() -> Any:
+def _random(seed: int) -> Any:
     def number(group: Any) -> Tensor:
         # Philox, so that every machine draws the same for a group of this name and width.
         layer = group[0].dep.target.name
-        entropy = [len(group[0].idxs), *layer.encode()]
+        entropy = [seed, len(group[0].idxs), *layer.encode()]
         rng = np.random.Philox(np.random.SeedSequence(entropy))
         return torch.from_numpy(rng.random_raw(len(group[0].idxs)).astype(np.float64))
 
     return number
 
 
-CRITERIA: dict[str, Callable[[], Any]] = {
+# What scores the channels of a group, made for a seed.
+CRITERIA: dict[str, Callable[[int], Any]] = {
     # mean L1 norm over the tensors of the group (Li et al., ICLR 2017)
     "magnitude": _norm(1, "mean", "mean"),
     # the same with L2 (squared)
@@ -146,13 +147,18 @@ def _blocks(group: Any) -> int:
     return math.lcm(*(m.groups for m in grouped)) if grouped else 1
 
 
-def score(criterion: str, groups: list[ChannelGroup]) -> list[Tensor]:
+def score(criterion: str, groups: list[ChannelGroup], seed: int = 0) -> list[Tensor]:
     """Return the scores of each group: one a unit, [width / blocks] float64 on the host.
+
+    Args:
+        criterion: see `CRITERIA`.
+        groups: from `channel_groups`.
+        seed: of the criterion random.
 
     Raises:
         InputError: the criterion cannot tell the channels of a group apart on this network.
     """
-    importance = CRITERIA[criterion]()
+    importance = CRITERIA[criterion](seed)
     scores = []
     for group in groups:
         values = importance(group.coupled).detach().double().cpu()

@@ -26,6 +26,7 @@ from cpprune.pruning.budget import (
     uniform,
 )
 from cpprune.pruning.criteria import ChannelGroup, channel_groups, dependency_graph, score
+from cpprune.pruning.ramp import on_the_way
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -42,6 +43,8 @@ def make_plan(
     ratio: float | None = None,
     budget: str | None = None,
     part: float = 1.0,
+    ramp: str = "widths",
+    seed: int = 0,
     min_width: int = 1,
     round_to: int = 1,
     saliency: Mapping[str, Tensor] | None = None,
@@ -57,6 +60,8 @@ def make_plan(
         ratio: part of the original channels that is cut at the end of the schedule.
         budget: limits that hold at the end of the schedule, instead of a ratio.
         part: how much of the way to the end this plan goes.
+        ramp: along what; see `cpprune.pruning.ramp`.
+        seed: of the criterion random.
         min_width: no group gets narrower than this.
         round_to: widths are multiples of this.
         saliency: for taylor and hessian, what `cpprune.pruning.saliency` measured.
@@ -74,7 +79,7 @@ def make_plan(
     scored = network if saliency is None else _with_parameters(network, saliency)
     with dependency_graph(scored, example) as graph:
         groups = channel_groups(graph, scored)
-        scores = score(criterion, groups)
+        scores = score(criterion, groups, seed)
     originals = [original_widths[group.layer] for group in groups]
     allowed = bounds(groups, min_width, round_to)
 
@@ -83,14 +88,17 @@ def make_plan(
             return uniform(originals, cut)
         return lowest_first(groups, scores, max(1, math.floor(sum(originals) * (1 - cut) + 1e-9)))
 
-    if budget is None:
+    if budget is None and ramp == "widths":
         assert ratio is not None
         target = allowed.fit(narrowing(ratio * part))
     else:
         costs = cost_model(network, input_shape, groups)
-        end = allocate(costs, parse_budget(budget), allowed, narrowing)
-        way = np.rint(np.array(originals) - (np.array(originals) - end) * part).astype(np.int64)
-        target = np.maximum(end, allowed.fit(way))
+        if budget is None:
+            assert ratio is not None
+            end = allowed.fit(narrowing(ratio))
+        else:
+            end = allocate(costs, parse_budget(budget), allowed, narrowing)
+        target = on_the_way(costs, np.array(originals), end, allowed, part, ramp)
     entries = [
         _entry(group, values, int(count))
         for group, values, count in zip(groups, scores, target, strict=True)

@@ -2,7 +2,7 @@
 
 Every parameter gets a saliency an entry; the channels are then scored like magnitudes, with the
 saliencies in the place of the weights. Each rank looks at its part of the slice; sums are taken in
-float64 and rounded to float32, so that any number of ranks finds the same.
+whole numbers, so that any number of ranks finds the same to the last bit.
 
 Shapes: N clips of the slice, n this rank's.
 """
@@ -52,23 +52,55 @@ def _over_ranks(
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
     parameters = dict(twin.named_parameters())
-    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    sums = {name: ExactSum(p) for name, p in parameters.items()}
     with torch.enable_grad(), torch.autocast(x_nCFT.device.type, enabled=False):
         for i in range(len(x_nCFT)):
             logits = twin(x_nCFT[i : i + 1].double())
             loss = functional.cross_entropy(logits, label_n[i : i + 1])
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             for name, gradient in zip(parameters, gradients, strict=True):
-                sums[name] += gradient.square() if squared else gradient
+                sums[name].add(gradient.square() if squared else gradient)
     saliency = {}
     for name, parameter in parameters.items():
-        mean = sums[name] / total
-        if world_size() > 1:
-            dist.all_reduce(mean)
+        mean = sums[name].over_ranks() / total
         weight = parameter.detach()
         value = 0.5 * weight.square() * mean if squared else (weight * mean).abs()
         saliency[name] = value.float()
     return saliency
+
+
+class ExactSum:
+    """A sum of float64 tensors that does not depend on their order.
+
+    Numbers are kept as multiples of 2^-30 and their remainders as multiples of 2^-80, both in int64:
+    up to 8,192 numbers below 2^20 each.
+
+    Args:
+        like: a tensor of the same shape and device.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.coarse = torch.zeros_like(like, dtype=torch.int64)
+        self.fine = torch.zeros_like(self.coarse)
+        self.lost = torch.zeros_like(self.coarse)
+
+    def add(self, value: Tensor) -> None:
+        """Add a tensor."""
+        value = value.detach()
+        lost = ~(value.abs() < 2.0**20)  # too large, infinite or no number
+        value = torch.where(lost, 0.0, value)
+        coarse = (value * 2.0**30).round()
+        self.coarse += coarse.long()
+        self.fine += ((value - coarse * 2.0**-30) * 2.0**80).round().long()
+        self.lost += lost
+
+    def over_ranks(self) -> Tensor:
+        """Return the sum over all ranks, float64; NaN where a number was too large."""
+        if world_size() > 1:
+            for part in (self.coarse, self.fine, self.lost):
+                dist.all_reduce(part)
+        total = self.coarse.double() * 2.0**-30 + self.fine.double() * 2.0**-80
+        return torch.where(self.lost > 0, torch.nan, total)
 
 
 MEASURES = {"taylor": taylor, "hessian": hessian}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.criteria import CRITERIA
+from cpprune.pruning.ramp import RAMPS
+from cpprune.pruning.sparsity import PENALTIES
 
 SCOPES = ("local", "global")
+LEARNING_RATES = ("continue", "rewind")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +39,16 @@ class PruneConfig:
     """the first step comes at the beginning of this epoch"""
     every_epochs: int = 1
     """epochs from one step to the next"""
+    ramp: str = "widths"
+    """what the steps follow: widths (equal parts of the way), or the number of parameters along a
+    linear, cubic or exponential curve"""
+    learning_rate: str = "continue"
+    """continue: one schedule over the whole run; rewind: it begins anew with every step"""
+    sparsity: str = "none"
+    """penalty before the last step that drives channels to zero: none, slimming, group_norm or
+    growing"""
+    sparsity_strength: float = 1e-4
+    """factor of that penalty in the loss"""
     min_width: int = 1
     """no layer gets narrower than this"""
     round_to: int = 1
@@ -64,16 +78,27 @@ class PruneConfig:
                 f"prune.min_width={self.min_width}, prune.round_to={self.round_to}: must be at "
                 "least 1"
             )
-        if self.criterion not in CRITERIA:
-            raise ValueError(
-                f"prune.criterion={self.criterion!r}: choose one of {', '.join(CRITERIA)}"
-            )
-        if self.scope not in SCOPES:
-            raise ValueError(f"prune.scope={self.scope!r}: choose one of {', '.join(SCOPES)}")
+        for name, choices in (
+            ("criterion", CRITERIA),
+            ("scope", SCOPES),
+            ("ramp", RAMPS),
+            ("learning_rate", LEARNING_RATES),
+            ("sparsity", PENALTIES),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"prune.{name}={value!r}: choose one of {', '.join(choices)}")
         if self.steps < 1 or self.every_epochs < 1 or self.start_epoch < 0:
             raise ValueError(
                 f"prune.steps={self.steps}, prune.every_epochs={self.every_epochs} must be at least "
                 f"1 and prune.start_epoch={self.start_epoch} at least 0"
+            )
+        if not 0 < self.sparsity_strength < math.inf:
+            raise ValueError(f"prune.sparsity_strength={self.sparsity_strength}: must be above 0")
+        if self.sparsity != "none" and self.prunes and events(self)[-1].epoch == 0:
+            raise ValueError(
+                f"prune.sparsity={self.sparsity} acts before the cut, which comes at the very start: "
+                "set prune.start_epoch"
             )
 
     @property
@@ -84,14 +109,14 @@ class PruneConfig:
 
 @dataclass(frozen=True)
 class Event:
-    """At the beginning of `epoch`, cut until this part of the way to the final widths is gone."""
+    """At the beginning of `epoch`, cut until this part of the way to the end is gone."""
 
     epoch: int
     part: float
 
 
 def events(config: PruneConfig) -> list[Event]:
-    """Return the schedule's events in order; the part grows linearly over the steps."""
+    """Return the schedule's events in order; what their parts mean is the ramp's."""
     if not config.prunes:
         return []
     return [
@@ -103,7 +128,24 @@ def events(config: PruneConfig) -> list[Event]:
     ]
 
 
-def plan_arguments(config: PruneConfig, event: Event) -> dict[str, Any]:
+def lr_span(config: PruneConfig, epoch: int, epochs: int) -> tuple[int, int]:
+    """Return the first epoch of the learning-rate schedule that an epoch lies in, and its end.
+
+    Source: Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020.
+
+    Args:
+        config: the pruning schedule.
+        epoch: from 0.
+        epochs: of the whole run.
+    """
+    starts = [e.epoch for e in events(config)] if config.learning_rate == "rewind" else []
+    return (
+        max((start for start in starts if start <= epoch), default=0),
+        min((start for start in starts if start > epoch), default=epochs),
+    )
+
+
+def plan_arguments(config: PruneConfig, event: Event, seed: int = 0) -> dict[str, Any]:
     """Return what `make_plan` takes from the configuration for an event."""
     return {
         "criterion": config.criterion,
@@ -111,6 +153,8 @@ def plan_arguments(config: PruneConfig, event: Event) -> dict[str, Any]:
         "ratio": config.ratio,
         "budget": config.budget,
         "part": event.part,
+        "ramp": config.ramp,
+        "seed": seed,
         "min_width": config.min_width,
         "round_to": config.round_to,
     }

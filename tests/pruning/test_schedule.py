@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cpprune.pruning.budget import uniform
-from cpprune.pruning.schedule import Event, PruneConfig, events, plan_arguments
+from cpprune.pruning.schedule import Event, PruneConfig, events, lr_span, plan_arguments
 
 
 def test_without_a_ratio_or_a_budget_nothing_is_pruned() -> None:
@@ -29,15 +29,26 @@ def test_the_part_grows_linearly() -> None:
 
 def test_what_a_plan_is_told() -> None:
     config = PruneConfig(ratio=0.3, criterion="bn_scale", scope="global", min_width=2, round_to=4)
-    assert plan_arguments(config, Event(epoch=5, part=0.5)) == {
+    assert plan_arguments(config, Event(epoch=5, part=0.5), seed=7) == {
         "criterion": "bn_scale",
         "scope": "global",
         "ratio": 0.3,
         "budget": None,
         "part": 0.5,
+        "ramp": "widths",
+        "seed": 7,
         "min_width": 2,
         "round_to": 4,
     }
+
+
+def test_the_learning_rate_continues_or_begins_anew() -> None:
+    settings: dict[str, Any] = {"ratio": 0.3, "steps": 2, "start_epoch": 4, "every_epochs": 3}
+    whole = PruneConfig(**settings)
+    assert {lr_span(whole, epoch, 12) for epoch in range(12)} == {(0, 12)}
+    anew = PruneConfig(**settings, learning_rate="rewind")
+    spans = [lr_span(anew, epoch, 12) for epoch in range(12)]
+    assert spans == [(0, 4)] * 4 + [(4, 7)] * 3 + [(7, 12)] * 5
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 10, 18, 32, 37, 64, 75, 100, 128, 1000])
@@ -71,6 +82,11 @@ def test_widths_of_the_recipe() -> None:
         ({"round_to": 0}, "prune.round_to=0.*at least 1"),
         ({"calibration_clips": 0}, "prune.calibration_clips=0: must be at least 1"),
         ({"scope": "layer"}, "prune.scope='layer': choose one of local, global"),
+        ({"ramp": "cubik"}, "prune.ramp='cubik': choose one of widths, linear"),
+        ({"learning_rate": "hold"}, "prune.learning_rate='hold': choose one of continue, rewind"),
+        ({"sparsity": "l1"}, "prune.sparsity='l1': choose one of none, slimming"),
+        ({"sparsity_strength": 0.0}, "prune.sparsity_strength=0.0: must be above 0"),
+        ({"ratio": 0.4, "sparsity": "slimming"}, "prune.sparsity=slimming acts before the cut"),
         ({"steps": 0}, "prune.steps=0.*at least 1"),
         ({"every_epochs": 0}, "prune.every_epochs=0.*at least 1"),
         ({"start_epoch": -1}, "prune.start_epoch=-1.*at least 0"),
