@@ -63,8 +63,7 @@ def cpprune(*arguments: object) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "cpprune.cli", *map(str, arguments), "--json"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode:

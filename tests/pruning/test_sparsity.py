@@ -58,10 +58,8 @@ def test_the_weaker_a_channel_the_more_it_is_pulled(
         squares = squares_of(network, group).detach().double()
         norm = squares.sqrt()
         weakness = (norm.max() - norm) / (norm.max() - norm.min())
-        if kind == "group_norm":
-            pull = 2 ** (4 * weakness)
-        else:
-            pull = weakness * {3: 0.4, 25: 1.0}[epoch]
+        grown = {3: 0.4, 25: 1.0}.get(epoch)
+        pull = weakness * grown if grown else 2 ** (4 * weakness)
         pulls[group[0][0]] = pull
         expected += 0.5 * float((pull * squares).sum())
     found = penalty(network, kind)(epoch)
