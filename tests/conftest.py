@@ -19,6 +19,8 @@ import pytest
 # Before torch is imported anywhere: one thread a process, here and in every process started here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest.register_assert_rewrite("run_folder")  # so that what differs between two runs is shown
+
 # A network of 2,650 parameters, and no warm-up, so that a few steps on a few clips do something.
 TINY = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "16"]
 TINY += ["--optim.schedule", "constant", "--optim.lr", "1e-2", "--optim.weight_decay", "0"]
