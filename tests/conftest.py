@@ -1,8 +1,11 @@
 """What the tests of whole commands share: the command line, and small data and models made once."""
 
 import gc
+import gzip
+import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +18,8 @@ import pytest
 
 # Before torch is imported anywhere: one thread a process, here and in every process started here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+pytest.register_assert_rewrite("run_folder")  # so that what differs between two runs is shown
 
 # A network of 2,650 parameters, and no warm-up, so that a few steps on a few clips do something.
 TINY = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "16"]
@@ -68,6 +73,44 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture
+def refused(cli: Callable[..., Outcome]) -> Callable[..., str]:
+    """Runs a command that has to end with status 2 and one line that says all of `names`."""
+
+    def run(*arguments: object, names: Sequence[object]) -> str:
+        outcome = cli(*arguments)
+        lines = outcome.err.splitlines()
+        assert outcome.status == 2, outcome.err
+        assert len(lines) == 1, outcome.err
+        assert re.match(r"cpprune: error( \(rank \w+\))?: ", lines[0])
+        for name in names:
+            assert str(name) in lines[0]
+        assert outcome.out == ""
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written by mistake is written where nobody minds."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def hashes() -> Callable[[Path], dict[str, str]]:
+    """Returns every file below a folder with the SHA-256 of its bytes."""
+
+    def of(folder: Path) -> dict[str, str]:
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return of
+
+
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Settings of a network and training that take no time."""
@@ -113,14 +156,17 @@ def scenes(libraries: None, scenes_source: Path, tmp_path_factory: pytest.TempPa
     return folder
 
 
+def train_tiny(scenes: Path, folder: Path) -> int:
+    """Train the tiny network for four epochs and return the exit status."""
+    settings = [*TINY, "--data.path", scenes, "--train.epochs", 4]
+    return run_command("train", *settings, "--run", folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the tiny network. Tests must not change it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    status = run_command(
-        "train", *TINY, "--data.path", scenes, "--run", folder, "--train.epochs", 4
-    )
-    assert status == 0
+    assert train_tiny(scenes, folder) == 0
     return folder
 
 
@@ -157,10 +203,7 @@ def stopped_run(
     """The folder of `tiny_run`'s twin, stopped in its third epoch. Tests must not change it."""
     folder = tmp_path_factory.mktemp("runs") / "stopped"
     with stop_at(22):
-        status = run_command(
-            "train", *TINY, "--data.path", scenes, "--run", folder, "--train.epochs", 4
-        )
-    assert status == 130
+        assert train_tiny(scenes, folder) == 130
     return folder
 
 
@@ -191,6 +234,25 @@ def noise_folder() -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_mnist() -> Callable[..., None]:
+    """Writes images [N, 28, 28] and labels [N], both uint8, as two of MNIST's files."""
+
+    def write(
+        folder: Path, part: str, images: np.ndarray, labels: np.ndarray, packed: bool = True
+    ) -> None:
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            data = head + array.tobytes()
+            name = f"{part}-{kind}-ubyte"
+            if packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(data))
+            else:
+                (folder / name).write_bytes(data)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -13,33 +12,20 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from networks import parameters, plan_for, randomised
 
 import cpprune
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.audio.mel import PRESETS, LogMel, MelSpec, ScaleImage, build_features
 from cpprune.models.cp_resnet import conv_widths
+from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
 CLASSES = ["bus", "metro", "park", "tram"]
 SPEC = MelSpec(
     sample_rate=8000, window=200, hop=80, n_fft=256, n_mels=40, fmin_jitter=3, fmax_jitter=500
 )
-
-
-def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every weight and statistic a random value, variances positive ones."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in network.state_dict().items():
-        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        elif tensor.is_floating_point():
-            fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
-            tensor.normal_(0, math.sqrt(1 / fan_in), generator=generator)
-        else:
-            tensor.fill_(17)
-    return network
 
 
 def make_model(config: dict[str, Any] | None = None, spec: MelSpec | None = SPEC) -> Model:
@@ -122,19 +108,9 @@ def test_a_model_for_images_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pruned", ["inner", "stage 2 as wide as stage 1"])
 def test_a_pruned_model_comes_back(pruned: str, tmp_path: Path) -> None:
-    from cpprune.pruning.plan import make_plan
-    from cpprune.pruning.surgery import apply_plan
-
     model = make_model({"base_channels": 6, "channels_multiplier": 2})
     shape = model.input_shape
-    plan = make_plan(
-        model.network,
-        shape,
-        criterion="magnitude",
-        scope="local",
-        ratio=0.3,
-        original_widths=conv_widths(model.network),
-    )
+    plan = plan_for(model.network, shape, ratio=0.3)
     for entry in plan["groups"]:
         if entry["layer"] == "stage2.block2.conv1":
             entry["keep"] = [3]
@@ -183,8 +159,7 @@ def test_the_folder_is_two_plain_files(folder: Path) -> None:
     assert description["clip_shape"] == [8000]
     assert description["metrics"] == {"val": {"log_loss": 1.5}}
     assert description["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    parameters = sum(p.numel() for p in make_model().network.parameters())
-    assert description["weights"]["parameters"] == parameters
+    assert description["weights"]["parameters"] == parameters(make_model().network)
 
 
 def test_an_older_model_is_replaced_whole(folder: Path) -> None:

@@ -31,11 +31,7 @@ PARAMETERS = {
     "small": 47_028,
 }
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Runs of this file write where nobody minds."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # --- info ---------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Weights made elsewhere: read without running anything, or refused in one line."""
 
 import io
-import math
 import pickle
 import re
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import PRUNED, TEACHER, randomised
 from torch import nn
 
 import cpprune
@@ -19,36 +19,10 @@ from cpprune.models.cp_resnet import conv_widths
 from shards.errors import InputError
 from shards.sources.tau2022 import LABELS
 
-PRUNED = {
-    "in_c.0": 5,
-    "stage1.block1.conv1": 3,
-    "stage1.block1.conv2": 5,
-    "stage1.block2.conv1": 1,
-    "stage1.block2.conv2": 5,
-    "stage2.block1.conv1": 4,
-    "stage2.block1.conv2": 7,
-    "stage2.block1.shortcut.conv": 7,
-    "stage2.block2.conv1": 2,
-    "stage2.block2.conv2": 7,
-    "stage3.block1.conv1": 6,
-    "stage3.block1.conv2": 8,
-    "stage3.block1.shortcut.conv": 8,
-    "stage3.block2.conv1": 9,
-    "stage3.block2.conv2": 8,
-}
-
 
 def trained(**config: Any) -> nn.Module:
     """A network with random weights and statistics."""
-    network = cpprune.build_model("cp_resnet", **config)
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in network.state_dict().items():
-        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        elif tensor.is_floating_point():
-            fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
-            tensor.normal_(0, math.sqrt(1 / fan_in), generator=generator)
-    return network.eval()
+    return randomised(cpprune.build_model("cp_resnet", **config)).eval()
 
 
 def saved(content: object, **options: Any) -> bytes:
@@ -102,7 +76,7 @@ def test_names_of_lightning_and_ddp(prefix: str, nested: bool, tmp_path: Path) -
         {"base_channels": 32, "channels_multiplier": 1},
         {"widths": [18, 37, 75]},
         {"widths": PRUNED},
-        {"rho": 8, "blocks": [2, 1, 1], "groups": [1, 2, 1], "widths": [32, 64, 92]},
+        TEACHER,
         {"widths": [8, 16, 8], "groups": [2, 4, 8]},
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_folder import ids_of
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "launch/accelerate").glob("*.yaml"))
@@ -91,13 +92,7 @@ def test_two_processes_on_the_cpu(free_port, scenes, tmp_path):
     assert "2 process(es) on cpu" in done.stderr
     result = json.loads(done.stdout)
     assert result["parameters"] == 47_028
-    parts = [
-        [
-            json.loads(line)
-            for line in (tmp_path / f"ids/rank-{rank}.jsonl").read_text().split("\n")[:-1]
-        ]
-        for rank in (0, 1)
-    ]
+    parts = [ids_of(tmp_path, rank) for rank in (0, 1)]
     ids = [i for lines in parts for line in lines for i in line["ids"]]
     assert len(ids) == len(set(ids)) == 26, "each clip once, over both processes"
     assert [len(line["ids"]) for line in parts[0]] == [4, 4, 4, 1]

@@ -18,3 +18,9 @@ def three(free_port):
     ranks = Ranks(3, free_port)
     yield ranks
     ranks.end()
+
+
+@pytest.fixture(params=[2, 3])
+def ranks(request):
+    """Two ranks, then three."""
+    return request.getfixturevalue({2: "two", 3: "three"}[request.param])

@@ -18,12 +18,6 @@ CPU = torch.device("cpu")
 SHAPE = (1, 64, 44)
 
 
-@pytest.fixture(params=[2, 3])
-def ranks(request):
-    """Two ranks, then three."""
-    return request.getfixturevalue({2: "two", 3: "three"}[request.param])
-
-
 # --- gather_rows, share_json --------------------------------------------------------------------------
 
 

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from run_folder import epochs_of, events_of, ids_of, weights_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,22 +24,9 @@ SETTINGS += ["--augment.mixup_alpha", 0.4, "--augment.roll", 500, "--augment.fre
 SETTINGS += ["--augment.time_mask", 5]
 
 
-def metrics(run, event=None):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line.get("event") == event]
-
-
-def tensors(run, name="model"):
-    return safetensors.torch.load_file(run / name / "model.safetensors")
-
-
 def batches(run, world):
     """Return [(epoch, batch, ids)] of a run, the ranks' parts joined in rank order."""
-    lines = [
-        json.loads(line)
-        for rank in range(world)
-        for line in (run / f"ids/rank-{rank}.jsonl").read_text().splitlines()
-    ]
+    lines = [line for rank in range(world) for line in ids_of(run, rank)]
     assert len(list((run / "ids").iterdir())) == world
     lines.sort(key=lambda line: (line["epoch"], line["batch"]))  # stable: ranks stay in order
     joined = []
@@ -99,12 +86,6 @@ def command(begin, scenes, tmp_path):
     return [*SETTINGS, *begin, "--data.path", scenes, "--run", tmp_path / "run"]
 
 
-@pytest.fixture(params=[2, 3])
-def ranks(request):
-    """Two ranks, then three."""
-    return request.getfixturevalue({2: "two", 3: "three"}[request.param])
-
-
 # --- clips --------------------------------------------------------------------------------------------
 
 
@@ -123,7 +104,7 @@ def test_every_batch_has_the_same_clips(ranks, single, command, tmp_path, size):
 def test_validation_counts_each_clip_once(ranks, cli, command, scenes, tmp_path):
     """22 clips are no multiple of 3, and 22 is not what padding would make of them."""
     ranks.cpprune("train", *command)
-    (line,) = metrics(tmp_path / "run")
+    (line,) = epochs_of(tmp_path / "run")
     assert line["val_clips"] == 22
     last = tmp_path / "run/model_last"
     alone = cli("evaluate", last, "--data", scenes, "--split", "val", "--json").json
@@ -151,9 +132,9 @@ def test_weights_do_not_depend_on_the_number_of_processes(
 ):
     (two if world == 2 else three).cpprune("train", *command, *more)
     alone, together = single("train", *more), tmp_path / "run"
-    assert difference(tensors(alone), tensors(together)) < 1e-4
-    assert apart(tensors(tiny_run), tensors(alone), tensors(together)) < 1e-2
-    (one,), (other,) = metrics(alone), metrics(together)
+    assert difference(weights_of(alone), weights_of(together)) < 1e-4
+    assert apart(weights_of(tiny_run), weights_of(alone), weights_of(together)) < 1e-2
+    (one,), (other,) = epochs_of(alone), epochs_of(together)
     assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
     assert other["val_log_loss"] == pytest.approx(one["val_log_loss"], rel=1e-4)
 
@@ -163,16 +144,16 @@ def test_without_global_batch_statistics_the_number_of_processes_shows(
 ):
     """What the tests above are able to see."""
     two.cpprune("train", *command, "--train.global_batch_norm", "false")
-    trained = tensors(single("train")), tensors(tmp_path / "run")
-    assert apart(tensors(tiny_run), *trained) > 0.1
+    trained = weights_of(single("train")), weights_of(tmp_path / "run")
+    assert apart(weights_of(tiny_run), *trained) > 0.1
 
 
 def test_accumulation_on_several_processes(ranks, command, tmp_path):
     """With a rank that has no clip of the last batch, and micro-batches without any."""
     ranks.cpprune("train", *command, "--train.batch_size", 31, "--train.accumulation", 3)
-    weights = tensors(tmp_path / "run")
+    weights = weights_of(tmp_path / "run")
     assert [name for name, t in weights.items() if not torch.isfinite(t).all()] == []
-    assert metrics(tmp_path / "run")[0]["step"] == 2
+    assert epochs_of(tmp_path / "run")[0]["step"] == 2
 
 
 def test_result_and_messages_come_from_rank_0_alone(two, command, tmp_path):
@@ -198,7 +179,7 @@ def test_big_is_pruned_alike_on_two_processes(cli, two, big_model, scenes, tmp_p
     runs = [tmp_path / "alone", tmp_path / "both"]
     plans = [json.loads((run / "plans/epoch-0000.json").read_text()) for run in runs]
     assert plans[0] == plans[1]
-    alone, both = (metrics(run, "prune")[0] for run in runs)
+    alone, both = (events_of(run)[0] for run in runs)
     assert alone["parameters"] == both["parameters"] == 44_784
     assert alone["fingerprint"] == both["fingerprint"]
 
@@ -216,7 +197,7 @@ def test_pruning_in_steps_on_two_processes(two, single, command, tmp_path):
     ]
     assert kept[0] == kept[1]
     assert len(kept[0]) == 2
-    assert difference(tensors(single("prune", *more)), tensors(tmp_path / "run")) < 1e-4
+    assert difference(weights_of(single("prune", *more)), weights_of(tmp_path / "run")) < 1e-4
 
 
 # --- going on -----------------------------------------------------------------------------------------
@@ -243,8 +224,8 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert after == whole[-len(after) :]
     assert before == whole[: len(before)]
     assert 0 < len(after) < len(whole)
-    assert difference(tensors(single("prune", *more)), tensors(run)) < 1e-4
-    one, other = metrics(single("prune", *more))[-1], metrics(run)[-1]
+    assert difference(weights_of(single("prune", *more)), weights_of(run)) < 1e-4
+    one, other = epochs_of(single("prune", *more))[-1], epochs_of(run)[-1]
     assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
 
 
@@ -310,7 +291,7 @@ def test_torchrun_trains_on_two_processes(free_port, single, command, tmp_path):
     assert json.loads(done.stdout) == json.loads((tmp_path / "run/result.json").read_text())
     alone = single("train")
     assert batches(tmp_path / "run", 2) == batches(alone, 1)
-    assert difference(tensors(alone), tensors(tmp_path / "run")) < 1e-4
+    assert difference(weights_of(alone), weights_of(tmp_path / "run")) < 1e-4
 
 
 @pytest.mark.slow

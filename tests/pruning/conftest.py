@@ -1,10 +1,10 @@
 """Networks whose every channel is another."""
 
-import math
 from collections.abc import Callable
 
 import pytest
-from torch import Generator, nn
+from networks import randomised
+from torch import nn
 
 import cpprune
 
@@ -50,16 +50,6 @@ def make_network() -> Callable[..., nn.Module]:
     """Builds CP-ResNet "big" (or what is asked for) with random weights and statistics."""
 
     def make(seed: int = 0, **config: object) -> nn.Module:
-        network = cpprune.build_model("cp_resnet", **config)
-        generator = Generator().manual_seed(seed)
-        for name, tensor in network.state_dict().items():
-            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif tensor.is_floating_point():
-                fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
-                tensor.normal_(0, math.sqrt(1 / fan_in), generator=generator)
-            else:
-                tensor.fill_(5)
-        return network
+        return randomised(cpprune.build_model("cp_resnet", **config), seed)
 
     return make

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import parameters, plan_for
 from torch import nn
 
 from cpprune.complexity import count_macs
 from cpprune.models.cp_resnet import conv_widths
 from cpprune.pruning.budget import Limit, cost_model, parse_budget
 from cpprune.pruning.criteria import channel_groups, dependency_graph
-from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -23,17 +23,8 @@ Make = Callable[..., nn.Module]
 
 def cut_to(network: nn.Module, budget: str, **changes: Any) -> nn.Module:
     twin = copy.deepcopy(network)
-    settings: dict[str, Any] = {
-        "criterion": "magnitude",
-        "scope": "local",
-        "original_widths": conv_widths(network),
-    }
-    apply_plan(twin, SHAPE, make_plan(twin, SHAPE, budget=budget, **(settings | changes)))
+    apply_plan(twin, SHAPE, plan_for(twin, SHAPE, ratio=None, budget=budget, **changes))
     return twin
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -85,14 +76,7 @@ def test_the_cost_model_is_what_networks_cost(make_network: Make) -> None:
     rng = np.random.default_rng(0)
     for _ in range(3):
         widths = np.array([int(rng.integers(1, group.width + 1)) for group in groups])
-        plan = make_plan(
-            network,
-            SHAPE,
-            criterion="magnitude",
-            scope="local",
-            ratio=0.5,
-            original_widths=conv_widths(network),
-        )
+        plan = plan_for(network, SHAPE, ratio=0.5)
         for entry, width in zip(plan["groups"], widths.tolist(), strict=True):
             entry["keep"] = list(range(width))
         twin = copy.deepcopy(network)

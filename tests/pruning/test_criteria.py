@@ -5,15 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import SHAPE, plan_for
 from torch import Tensor, nn
 
 import cpprune
-from cpprune.models.cp_resnet import conv_widths
 from cpprune.pruning.criteria import channel_groups, dependency_graph, score
-from cpprune.pruning.plan import make_plan
 from shards.errors import InputError
 
-SHAPE = (1, 64, 32)
 Groups = list[tuple[list[str], list[str], list[str]]]
 
 
@@ -62,14 +60,7 @@ def test_grouped_convolutions_lose_the_same_place_of_every_group(
     make_network: Callable[..., nn.Module],
 ) -> None:
     network = make_network(widths=[9, 12, 16], groups=[1, 3, 1])
-    made = make_plan(
-        network,
-        SHAPE,
-        criterion="bn_scale",
-        scope="local",
-        ratio=0.5,
-        original_widths=conv_widths(network),
-    )
+    made = plan_for(network, criterion="bn_scale", ratio=0.5)
     (entry,) = [e for e in made["groups"] if e["layer"] == "stage2.block2.conv1"]
     gamma = network.get_submodule("stage2.block2.bn1").weight.detach().double()
     # Channels 0 to 3, 4 to 7 and 8 to 11 are read by a group each.
@@ -129,33 +120,22 @@ def test_tracing_leaves_no_trace(fails: bool, make_network: Callable[..., nn.Mod
         assert len(channel_groups(graph, network)) == 9
 
 
-def plan(network: nn.Module, criterion: str) -> None:
-    make_plan(
-        network,
-        SHAPE,
-        criterion=criterion,
-        scope="local",
-        ratio=0.41,
-        original_widths=conv_widths(network),
-    )
-
-
 def test_an_untrained_network_has_no_bn_scales(make_network: Callable[..., nn.Module]) -> None:
     untrained = cpprune.build_model("cp_resnet", base_channels=8)
     message = "prune.criterion=bn_scale: .*same score.*untrained.*train first|magnitude"
     with pytest.raises(InputError, match=message):
-        plan(untrained, "bn_scale")
-    plan(untrained, "magnitude")
-    plan(untrained, "group_norm")
+        plan_for(untrained, criterion="bn_scale")
+    plan_for(untrained, criterion="magnitude")
+    plan_for(untrained, criterion="group_norm")
     # One tied group is enough, and it is named.
     network = make_network(base_channels=8)
     nn.init.constant_(network.get_submodule("stage2.block1.bn1").weight, 0.7)
     with pytest.raises(InputError, match=r"every channel of stage2\.block1\.conv1 the same"):
-        plan(network, "bn_scale")
+        plan_for(network, criterion="bn_scale")
 
 
 def test_one_channel_is_not_a_tie(make_network: Callable[..., nn.Module]) -> None:
-    plan(make_network(widths=[1, 2, 3]), "bn_scale")
+    plan_for(make_network(widths=[1, 2, 3]), criterion="bn_scale")
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "bn_scale", "group_norm"])
@@ -167,4 +147,4 @@ def test_scores_that_are_no_numbers_are_refused(
     network.get_submodule("stage3.block2.bn1").weight.data[2] = value
     message = rf"prune.criterion={criterion}: .*not finite in stage3\.block2\.conv1"
     with pytest.raises(InputError, match=message):
-        plan(network, criterion)
+        plan_for(network, criterion=criterion)

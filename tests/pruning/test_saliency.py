@@ -5,15 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import SHAPE, plan_for
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cpprune.distributed import fingerprint
-from cpprune.models.cp_resnet import conv_widths
-from cpprune.pruning.plan import make_plan
 from cpprune.pruning.saliency import hessian, taylor
 
-SHAPE = (1, 64, 32)
 Make = Callable[..., nn.Module]
 
 
@@ -64,15 +62,7 @@ def test_channels_are_scored_by_their_saliency(
     measure = taylor if criterion == "taylor" else hessian
     saliency = measure(network, *clips, total=6)
     before = fingerprint(network)
-    plan = make_plan(
-        network,
-        SHAPE,
-        criterion=criterion,
-        scope="local",
-        ratio=0.5,
-        original_widths=conv_widths(network),
-        saliency=saliency,
-    )
+    plan = plan_for(network, criterion=criterion, ratio=0.5, saliency=saliency)
     assert fingerprint(network) == before
     assert not any(p.requires_grad for p in network.parameters())
     for entry in plan["groups"]:

@@ -1,6 +1,5 @@
 """Small datasets, made once."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,25 +9,16 @@ import soundfile
 
 from shards.build import build_dataset
 from shards.plan import BuildOptions
-from shards.synthetic import synthesise
 
 
 @pytest.fixture(scope="session")
-def tau_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up dataset in TAU's layout: 200 clips."""
-    folder = tmp_path_factory.mktemp("tau") / "source"
-    synthesise(folder, 200, seed=3, workers=1)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tau_options(tau_source: Path) -> BuildOptions:
-    return BuildOptions(kind="tau2022", source=tau_source, shard_size=40)
+def tau_options(scenes_source: Path) -> BuildOptions:
+    return BuildOptions(kind="tau2022", source=scenes_source, shard_size=40)
 
 
 @pytest.fixture(scope="session")
 def tau_dataset(tau_options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, built. Tests must not change it."""
+    """The 200 made-up clips in several shards a split. Tests must not change it."""
     folder = tmp_path_factory.mktemp("tau") / "dataset"
     build_dataset(tau_options, folder, workers=1)
     return folder
@@ -43,15 +33,3 @@ def make_audio() -> Callable[..., Path]:
         return path
 
     return make
-
-
-@pytest.fixture(scope="session")
-def hashes() -> Callable[[Path], dict[str, str]]:
-    def of(folder: Path) -> dict[str, str]:
-        return {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-
-    return of

@@ -109,10 +109,10 @@ def test_a_shard_damaged_in_between_is_made_again(
 
 
 def test_sources_that_change_in_between(
-    tau_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenes_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in tau_source.rglob("*"):
-        target = tmp_path / "s" / path.relative_to(tau_source)
+    for path in scenes_source.rglob("*"):
+        target = tmp_path / "s" / path.relative_to(scenes_source)
         if path.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.hardlink_to(path)

@@ -99,9 +99,9 @@ def test_it_travels_to_other_processes(tau_dataset: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["wav", "flac"])
 def test_damage_is_found_at_the_first_touch(
-    encoding: str, tau_source: Path, tmp_path: Path
+    encoding: str, scenes_source: Path, tmp_path: Path
 ) -> None:
-    options = BuildOptions(kind="tau2022", source=tau_source, encoding=encoding)
+    options = BuildOptions(kind="tau2022", source=scenes_source, encoding=encoding)
     build_dataset(options, tmp_path / "d", workers=1)
     split = open_dataset(tmp_path / "d").split("val")
     shard = tmp_path / "d" / "val-000000.tar"
@@ -115,8 +115,8 @@ def test_damage_is_found_at_the_first_touch(
         split.fetch([0, 2, 3])
 
 
-def test_flac_and_wav_hold_the_same(tau_source: Path, tau_dataset: Path, tmp_path: Path) -> None:
-    options = BuildOptions(kind="tau2022", source=tau_source, encoding="flac")
+def test_flac_and_wav_hold_the_same(scenes_source: Path, tau_dataset: Path, tmp_path: Path) -> None:
+    options = BuildOptions(kind="tau2022", source=scenes_source, encoding="flac")
     build_dataset(options, tmp_path / "d", workers=1)
     flac, wav = open_dataset(tmp_path / "d").split("val"), open_dataset(tau_dataset).split("val")
     assert flac.keys == wav.keys

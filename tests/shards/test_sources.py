@@ -1,4 +1,3 @@
-import gzip
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -24,14 +23,14 @@ def build(out: Path, **options: object) -> Manifest:
 # TAU
 
 
-def test_tau_splits_and_columns(tau_source: Path, tau_dataset: Path) -> None:
+def test_tau_splits_and_columns(scenes_source: Path, tau_dataset: Path) -> None:
     dataset = open_dataset(tau_dataset)
-    rows = [line.split("\t") for line in (tau_source / "meta.csv").read_text().splitlines()[1:]]
+    rows = [line.split("\t") for line in (scenes_source / "meta.csv").read_text().splitlines()[1:]]
     lists = {
         name: {line.split("\t")[0] for line in path.read_text().splitlines()[1:]}
         for name, path in (
-            ("train", tau_source / "evaluation_setup/fold1_train.csv"),
-            ("test", tau_source / "evaluation_setup/fold1_evaluate.csv"),
+            ("train", scenes_source / "evaluation_setup/fold1_train.csv"),
+            ("test", scenes_source / "evaluation_setup/fold1_evaluate.csv"),
         )
     }
     known = {Path(row[0]).stem: row for row in rows}
@@ -51,20 +50,20 @@ def test_tau_splits_and_columns(tau_source: Path, tau_dataset: Path) -> None:
     assert not (places["train"] | places["val"]) & places["test"]
 
 
-def _edited(tau_source: Path, tmp_path: Path, name: str, edit: Callable[[str], str]) -> Path:
+def _edited(scenes_source: Path, tmp_path: Path, name: str, edit: Callable[[str], str]) -> Path:
     folder = tmp_path / "source"
-    shutil.copytree(tau_source, folder, copy_function=lambda a, b: Path(b).hardlink_to(a))
+    shutil.copytree(scenes_source, folder, copy_function=lambda a, b: Path(b).hardlink_to(a))
     text = (folder / name).read_text()
     (folder / name).unlink()
     (folder / name).write_text(edit(text))
     return folder
 
 
-def test_a_training_subset(tau_source: Path, tmp_path: Path) -> None:
-    lines = (tau_source / "evaluation_setup/fold1_train.csv").read_text().splitlines()
+def test_a_training_subset(scenes_source: Path, tmp_path: Path) -> None:
+    lines = (scenes_source / "evaluation_setup/fold1_train.csv").read_text().splitlines()
     subset = tmp_path / "split.csv"
     subset.write_text("\n".join(lines[:61]) + "\n")
-    options = BuildOptions(kind="tau2022", source=tau_source, split_csv=subset, val_fraction=0)
+    options = BuildOptions(kind="tau2022", source=scenes_source, split_csv=subset, val_fraction=0)
     counts = make_plan(options, 1).counts()
     assert {name: sum(of.values()) for name, of in counts.items()} == {"train": 60, "test": 50}
     subset.write_text("\n".join([*lines[:61], "audio/bus-lyon-1-2-0-a.wav\tbus"]) + "\n")
@@ -72,18 +71,18 @@ def test_a_training_subset(tau_source: Path, tmp_path: Path) -> None:
         make_plan(options, 1)
 
 
-def test_tau_lists_that_contradict(tau_source: Path, tmp_path: Path) -> None:
-    test = tau_source / "evaluation_setup/fold1_evaluate.csv"
+def test_tau_lists_that_contradict(scenes_source: Path, tmp_path: Path) -> None:
+    test = scenes_source / "evaluation_setup/fold1_evaluate.csv"
     line = test.read_text().splitlines()[1]
     folder = _edited(
-        tau_source, tmp_path, "evaluation_setup/fold1_train.csv", lambda text: text + line + "\n"
+        scenes_source, tmp_path, "evaluation_setup/fold1_train.csv", lambda text: text + line + "\n"
     )
     with pytest.raises(InputError, match="is listed twice"):
         make_plan(BuildOptions(kind="tau2022", source=folder), 1)
 
 
-def test_a_tau_location_in_two_splits(tau_source: Path, tmp_path: Path) -> None:
-    test = (tau_source / "evaluation_setup/fold1_evaluate.csv").read_text().splitlines()[1]
+def test_a_tau_location_in_two_splits(scenes_source: Path, tmp_path: Path) -> None:
+    test = (scenes_source / "evaluation_setup/fold1_evaluate.csv").read_text().splitlines()[1]
     place = "-".join(test.split("\t")[0].split("-")[1:3])
 
     def move(text: str) -> str:
@@ -91,21 +90,21 @@ def test_a_tau_location_in_two_splits(tau_source: Path, tmp_path: Path) -> None:
         cells = lines[1].split("\t")
         return "\n".join([lines[0], "\t".join([*cells[:2], place, cells[3]]), *lines[2:]]) + "\n"
 
-    folder = _edited(tau_source, tmp_path, "meta.csv", move)
+    folder = _edited(scenes_source, tmp_path, "meta.csv", move)
     with pytest.raises(InputError, match=f"location '{place}' is in two splits"):
         make_plan(BuildOptions(kind="tau2022", source=folder), 1)
 
 
 @pytest.mark.parametrize("name", ["meta.csv", "evaluation_setup/fold1_evaluate.csv"])
-def test_a_tau_list_is_missing(name: str, tau_source: Path, tmp_path: Path) -> None:
-    folder = _edited(tau_source, tmp_path, name, lambda text: text)
+def test_a_tau_list_is_missing(name: str, scenes_source: Path, tmp_path: Path) -> None:
+    folder = _edited(scenes_source, tmp_path, name, lambda text: text)
     (folder / name).unlink()
     with pytest.raises(InputError, match=f"{name} does not exist"):
         make_plan(BuildOptions(kind="tau2022", source=folder), 1)
 
 
-def test_a_tau_clip_of_ten_seconds(tau_source: Path, tmp_path: Path, make_audio: Make) -> None:
-    folder = _edited(tau_source, tmp_path, "meta.csv", lambda text: text)
+def test_a_tau_clip_of_ten_seconds(scenes_source: Path, tmp_path: Path, make_audio: Make) -> None:
+    folder = _edited(scenes_source, tmp_path, "meta.csv", lambda text: text)
     name = (folder / "evaluation_setup/fold1_evaluate.csv").read_text().splitlines()[1]
     file = folder / name.split("\t")[0]
     file.unlink()
@@ -297,24 +296,15 @@ def test_tables_that_cannot_be_used(
 # MNIST
 
 
-def _write_idx(path: Path, array: np.ndarray, packed: bool) -> None:
-    head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
-    data = head + array.tobytes()
-    if packed:
-        path = path.with_name(path.name + ".gz")
-    path.write_bytes(gzip.compress(data) if packed else data)
-
-
 @pytest.mark.parametrize("packed", [False, True])
-def test_mnist(packed: bool, tmp_path: Path) -> None:
+def test_mnist(packed: bool, tmp_path: Path, write_mnist: Callable[..., None]) -> None:
     rng = np.random.default_rng(0)
     images = {"train": rng.integers(0, 256, (600, 28, 28), dtype=np.uint8)}
     images["t10k"] = rng.integers(0, 256, (50, 28, 28), dtype=np.uint8)
     labels = {name: (np.arange(len(of)) % 10).astype(np.uint8) for name, of in images.items()}
     (tmp_path / "s").mkdir()
     for name in images:
-        _write_idx(tmp_path / "s" / f"{name}-images-idx3-ubyte", images[name], packed)
-        _write_idx(tmp_path / "s" / f"{name}-labels-idx1-ubyte", labels[name], packed)
+        write_mnist(tmp_path / "s", name, images[name], labels[name], packed)
     build(tmp_path / "d", kind="mnist", source=tmp_path / "s", shard_size=130)
     dataset = open_dataset(tmp_path / "d")
     assert (dataset.kind, dataset.shape, dataset.dtype) == ("image", (1, 28, 28), np.uint8)

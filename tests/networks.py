@@ -1,0 +1,70 @@
+"""Networks and plans for tests, as small and as random as they have to be."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpprune.models.cp_resnet import conv_widths
+from cpprune.pruning.plan import make_plan
+
+# Of one input: small, so that nothing takes long.
+SHAPE = (1, 64, 32)
+
+TEACHER = {"rho": 8, "blocks": [2, 1, 1], "groups": [1, 2, 1], "widths": [32, 64, 92]}
+
+# Every inner width of its own, as pruning leaves them.
+PRUNED = {
+    "in_c.0": 5,
+    "stage1.block1.conv1": 3,
+    "stage1.block1.conv2": 5,
+    "stage1.block2.conv1": 1,
+    "stage1.block2.conv2": 5,
+    "stage2.block1.conv1": 4,
+    "stage2.block1.conv2": 7,
+    "stage2.block1.shortcut.conv": 7,
+    "stage2.block2.conv1": 2,
+    "stage2.block2.conv2": 7,
+    "stage3.block1.conv1": 6,
+    "stage3.block1.conv2": 8,
+    "stage3.block1.shortcut.conv": 8,
+    "stage3.block2.conv1": 9,
+    "stage3.block2.conv2": 8,
+}
+
+
+def randomised(network: nn.Module, seed: int = 0, gain: float = 1) -> nn.Module:
+    """Give every weight and statistic a random value, variances positive ones.
+
+    Args:
+        network: changed in place and returned.
+        seed: of the values.
+        gain: standard deviation of a weight, times the square root of what an output sums over.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif tensor.is_floating_point():
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
+            tensor.normal_(0, gain / math.sqrt(fan_in), generator=generator)
+        else:
+            tensor.fill_(17)
+    return network
+
+
+def parameters(network: nn.Module) -> int:
+    """Count a network's parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def plan_for(network: nn.Module, shape: tuple[int, ...] = SHAPE, **changes: Any) -> dict[str, Any]:
+    """Plan the cut of the recipe, but for what `changes` says otherwise."""
+    settings: dict[str, Any] = {
+        "criterion": "magnitude",
+        "scope": "local",
+        "ratio": 0.41,
+        "original_widths": conv_widths(network),
+    }
+    return make_plan(network, shape, **(settings | changes))
