@@ -38,7 +38,7 @@ METHODS: dict[str, list[object]] = {
     "progressive, state dropped": [*PROGRESSIVE, "--prune.carry_state", "false"],
     "slimming": [
         *["--prune.ratio", RATIO, "--prune.criterion", "bn_scale", "--prune.start_epoch", CUT],
-        *["--prune.sparsity", "slimming", "--prune.sparsity_strength", 1e-3],
+        *["--prune.sparsity", "slimming", "--prune.sparsity_strength", 1e-4],
     ],
 }
 PAIRS = [

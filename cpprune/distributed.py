@@ -66,14 +66,15 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     zero.refuse_spread_weights()
-    plugin = zero.make_plugin(precision, clip_norm) if zero.asked_for() else None
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints
+        plugin = zero.make_plugin(precision, clip_norm) if zero.asked_for() else None
     cpu = not torch.cuda.is_available()
     timeout = timedelta(seconds=_environment_number("CPPRUNE_TIMEOUT_SECONDS", 600))
     # Accelerate finds the backend by itself, but not for DeepSpeed.
     backend = "gloo" if cpu and plugin is not None else None
     group = InitProcessGroupKwargs(backend=backend, timeout=timeout)
     try:
-        with redirect_stdout(sys.stderr):  # DeepSpeed prints
+        with redirect_stdout(sys.stderr):
             accelerator = Accelerator(
                 # Without this, several CPU processes would each believe to be the only one.
                 cpu=cpu and plugin is None,

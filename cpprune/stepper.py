@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from cpprune import distributed
+from cpprune import distributed, zero
 from cpprune.artifact import Model
 from cpprune.audio.augment import Draws, augmented, draw
 from cpprune.audio.mel import LogMel
@@ -71,6 +71,8 @@ class Stepper:
         self.labels = labels
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
+        # DeepSpeed lays weights out in its own way, and takes none that lie otherwise.
+        self.layout = torch.contiguous_format if zero.asked_for() else torch.channels_last
         self.average: Average | None = None
         self.penalty: Penalty | None = None
 
@@ -87,7 +89,7 @@ class Stepper:
 
     def place(self, network: nn.Module) -> None:
         """Bring a network to the device in the order in memory that all have."""
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
 
     def wrap(self, moments: Mapping[str, Tensor]) -> None:
         """Make an optimizer for the network as it is now, and let Accelerate wrap both.
@@ -178,7 +180,7 @@ class Stepper:
             self.accelerator.sync_gradients = last  # DeepSpeed steps by this
             waits = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waits else nullcontext():
-                logits = self.wrapped(x[some].contiguous(memory_format=torch.channels_last))
+                logits = self.wrapped(x[some].contiguous(memory_format=self.layout))
                 losses = torch.stack(
                     [
                         weight[some]

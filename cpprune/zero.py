@@ -70,6 +70,8 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
+    # Accelerate refuses its own file's settings beside a whole configuration: they are in it.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     try:
         return DeepSpeedPlugin(hf_ds_config=settings)
     except PackageNotFoundError as error:
@@ -81,6 +83,12 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
 def _settings() -> dict[str, Any]:
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file.lower() == "none":
+        for what in ("OPTIMIZER", "PARAM"):
+            name = f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE"
+            if os.environ.get(name, "none").lower() != "none":
+                raise InputError(
+                    f"{name}={os.environ[name]}: offloading is not supported; set none"
+                )
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return {"zero_optimization": {"stage": int(stage) if stage.isdigit() else stage}}
     try:
@@ -150,3 +158,5 @@ def _prime(optimizer: Any) -> None:
     ):
         group["lr"] = rate
         partition.grad = None
+    # What DeepSpeed itself does after a first step: parameters learn where their state lies.
+    optimizer._lazy_init_hp_params_optimizer_state()
