@@ -53,6 +53,7 @@ def assert_same_run(one, other):
         "model_last/model.safetensors",
         f"checkpoints/{last}/network.safetensors",
         f"checkpoints/{last}/optimizer.safetensors",
+        f"checkpoints/{last}/average.safetensors",
     ):
         assert equal(tensors(one / name), tensors(other / name)), name
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]

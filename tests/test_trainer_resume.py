@@ -18,6 +18,8 @@ SETTINGS = [
     *("--model.widths", "[6, 8, 10]", "--augment.mixstyle_p", 0.6, "--augment.mixup_alpha", 0.3),
     *("--optim.lr", 3e-3, "--optim.schedule", "cosine", "--optim.warmup_epochs", 1),
     *("--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1),
+    *("--prune.sparsity", "growing", "--prune.sparsity_strength", 1e-2),
+    *("--prune.learning_rate", "rewind", "--train.ema_decay", 0.9),
 ]
 
 

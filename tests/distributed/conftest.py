@@ -1,4 +1,4 @@
-"""Two and three processes, started once."""
+"""Two, three and four processes, started once."""
 
 import pytest
 from on_ranks import Ranks
@@ -16,6 +16,14 @@ def two(free_port):
 def three(free_port):
     """Three ranks."""
     ranks = Ranks(3, free_port)
+    yield ranks
+    ranks.end()
+
+
+@pytest.fixture(scope="session")
+def four(free_port):
+    """Four ranks."""
+    ranks = Ranks(4, free_port)
     yield ranks
     ranks.end()
 

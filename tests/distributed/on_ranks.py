@@ -118,6 +118,9 @@ def serve(rank: str, world: str) -> None:
     os.dup2(2, 1)
     importlib.import_module("cpprune.trainer")
     importlib.import_module("torch_pruning")
+    sys.path.append(
+        str(Path(__file__).parents[1])
+    )  # what tests share; now, as it has a `shards` too
     gc.freeze()  # see `libraries` in tests/conftest.py
     for line in sys.stdin:
         try:

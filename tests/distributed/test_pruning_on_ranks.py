@@ -1,0 +1,76 @@
+"""Every criterion gives the same plan on any number of processes, and penalties pull alike."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from run_folder import weights_of
+
+from cpprune import artifact, distributed
+from cpprune.calibration import measure_saliency
+from cpprune.data import open_checked
+from cpprune.models.cp_resnet import conv_widths
+from cpprune.pruning.criteria import CRITERIA
+from cpprune.pruning.plan import make_plan
+from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
+from cpprune.pruning.sync import prune_on_all_ranks
+
+CPU = torch.device("cpu")
+
+
+def plans(model_folder, dataset):
+    """Return, for each criterion, the bytes of the plan and the network that it leaves, on this rank."""
+    found = {}
+    for criterion in CRITERIA:
+        model = artifact.load(model_folder)
+        train = open_checked(dataset, model).split("train")
+        config = PruneConfig(ratio=0.4, criterion=criterion, calibration_clips=13)
+        (event,) = events(config)
+        saliency = measure_saliency(config, model, train, 7, CPU)
+        network, shape = model.network, model.input_shape
+        cut = prune_on_all_ranks(
+            network,
+            shape,
+            lambda network=network, shape=shape, config=config, event=event, saliency=saliency: (
+                make_plan(
+                    network,
+                    shape,
+                    original_widths=conv_widths(network),
+                    **plan_arguments(config, event, seed=7),
+                    saliency=saliency,
+                )
+            ),
+            {},
+            CPU,
+        )
+        text = json.dumps(cut.plan, indent=2).encode()
+        found[criterion] = [hashlib.sha256(text).hexdigest(), distributed.fingerprint(network)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run, scenes):
+    return plans(str(tiny_run / "model"), str(scenes))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_criterion_gives_the_same_bytes(two, four, alone, tiny_run, scenes, world):
+    ranks = two if world == 2 else four
+    for found in ranks.call(plans, str(tiny_run / "model"), str(scenes)):
+        assert found == alone
+    assert len({plan for plan, _ in alone.values()}) == len(CRITERIA) == 9
+
+
+@pytest.mark.parametrize("kind", ["slimming", "group_norm", "growing"])
+def test_a_penalty_is_the_same_on_two_processes(cli, two, tiny_run, scenes, tmp_path, kind):
+    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.split_fraction", 0.2]
+    settings += ["--train.batch_size", 9, "--train.epochs", 2]
+    settings += ["--optim.name", "sgd", "--optim.lr", 1e-3, "--optim.schedule", "constant"]
+    settings += ["--prune.ratio", 0.5, "--prune.start_epoch", 1, "--prune.sparsity", kind]
+    words = ["prune", *settings, "--prune.sparsity_strength", 0.3, "--run"]
+    assert cli(*words, tmp_path / "alone").status == 0
+    two.cpprune(*words, tmp_path / "both")
+    one, other = (weights_of(tmp_path / name, "model_last") for name in ("alone", "both"))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
