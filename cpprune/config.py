@@ -49,6 +49,10 @@ class TrainConfig:
     """also write a checkpoint every this many steps; one is written after each epoch anyway"""
     keep_checkpoints: int = 2
     """how many checkpoints to keep"""
+    max_skipped: int = 10
+    """steps that may be skipped because their gradient is not finite, before the run ends"""
+    time_limit_minutes: float = 0.0
+    """save and stop after this long, to go on later with the same command; 0 is no limit"""
     compile: str = "off"
     """off, or auto: torch.compile the network where there is a GPU"""
 
@@ -56,7 +60,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("clip_norm", "checkpoint_steps"):
+        for name in ("clip_norm", "checkpoint_steps", "max_skipped", "time_limit_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
         if not 0 <= self.ema_decay < 1:
@@ -117,6 +121,8 @@ FREE_KEYS = frozenset(
         "prune.save_plan",
         "train.keep_checkpoints",
         "train.checkpoint_steps",
+        "train.max_skipped",
+        "train.time_limit_minutes",
     }
 )
 
