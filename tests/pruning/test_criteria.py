@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import cpprune
-from cpprune.models.cp_resnet import conv_widths
-from cpprune.pruning.criteria import channel_groups, dependency_graph, score
+from cpprune.models.resize import layer_widths
+from cpprune.pruning.criteria import score
+from cpprune.pruning.groups import dependency_graph
 from cpprune.pruning.plan import make_plan
+from cpprune.pruning.probe import channel_groups
 from shards.errors import InputError
 
 SHAPE = (1, 64, 32)
@@ -68,7 +70,7 @@ def test_grouped_convolutions_lose_the_same_place_of_every_group(
         criterion="bn_scale",
         scope="local",
         ratio=0.5,
-        original_widths=conv_widths(network),
+        original_widths=layer_widths(network),
     )
     (entry,) = [e for e in made["groups"] if e["layer"] == "stage2.block2.conv1"]
     gamma = network.get_submodule("stage2.block2.bn1").weight.detach().double()
@@ -136,7 +138,7 @@ def plan(network: nn.Module, criterion: str) -> None:
         criterion=criterion,
         scope="local",
         ratio=0.41,
-        original_widths=conv_widths(network),
+        original_widths=layer_widths(network),
     )
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import cpprune
 from cpprune.distributed import fingerprint, structure
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.registry import rebuild_model
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan, preview, read_plan, write_plan
 from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
 from cpprune.pruning.surgery import apply_plan
@@ -31,7 +32,7 @@ def plan_for(network: nn.Module, **changes: Any) -> dict[str, Any]:
         "criterion": "magnitude",
         "scope": "local",
         "ratio": 0.41,
-        "original_widths": conv_widths(network),
+        "original_widths": layer_widths(network),
     }
     return make_plan(network, SHAPE, **(settings | changes))
 
@@ -53,7 +54,7 @@ def test_parameters_of_the_recipe(
     criterion: str, steps: int, counts: list[int], make_network: Make
 ) -> None:
     network = make_network()
-    original = conv_widths(network)
+    original = layer_widths(network)
     found = []
     config = PruneConfig(ratio=0.41, steps=steps, criterion=criterion)
     for event in events(config):
@@ -61,7 +62,7 @@ def test_parameters_of_the_recipe(
         apply_plan(network, SHAPE, plan)
         found.append(parameters(network))
     assert found == counts
-    widths = conv_widths(network)
+    widths = layer_widths(network)
     stages = {"in_c.0": 18, "stage1": 18, "stage2": 37, "stage3": 75}
     for name, width in widths.items():
         assert width == stages.get(name, stages.get(name.split(".")[0]))
@@ -166,7 +167,7 @@ def test_cutting_silent_channels_changes_no_output(
 def silenced(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
     """The network with its widths as they are, and nothing coming out of what the plan cuts."""
 
-    layers = conv_widths(network)
+    layers = layer_widths(network)
 
     def group_of(layer: str) -> str:
         stage = layer.split(".")[0]
@@ -209,8 +210,7 @@ def test_other_networks_are_pruned_too(
     apply_plan(network, SHAPE, plan)
     assert parameters(network) < 0.5 * before
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-5)
-    again = cpprune.build_model("cp_resnet", **{**config, "widths": conv_widths(network)})
-    again.load_state_dict(network.state_dict())
+    again = rebuild_model("cp_resnet", 10, config, network.state_dict(), SHAPE)
     assert torch.equal(again.eval()(x), network(x))
 
 
@@ -242,8 +242,7 @@ def test_grouped_convolutions_are_cut_right_or_refused(
         assert fingerprint(network) == before
         return
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-5)
-    again = cpprune.build_model("cp_resnet", **{**config, "widths": conv_widths(network)})
-    again.load_state_dict(network.state_dict())
+    again = rebuild_model("cp_resnet", 10, config, network.state_dict(), SHAPE)
     assert torch.equal(again.eval()(x), network(x))
 
 
@@ -268,7 +267,7 @@ def test_global_scope_meets_the_total(criterion: str, ratio: float, make_network
 
 def test_global_scope_in_steps_meets_the_total_of_the_start(make_network: Make) -> None:
     network = make_network()
-    original = conv_widths(network)
+    original = layer_widths(network)
     for ratio, total in ((0.25, 504), (0.5, 336), (0.75, 168)):
         plan = plan_for(network, scope="global", ratio=ratio, original_widths=original)
         assert sum(len(entry["keep"]) for entry in plan["groups"]) == total
@@ -398,7 +397,7 @@ def test_making_a_plan_changes_nothing(make_network: Make) -> None:
     assert layers["in_c.0"] == (32, 18)
     assert layers["stage2.block1.shortcut.conv"] == (64, 37)
     assert layers["stage3.block2.conv1"] == (128, 75)
-    assert set(layers) == set(conv_widths(network))
+    assert set(layers) == set(layer_widths(network))
     assert json.loads(json.dumps(figures)) == figures
 
 
@@ -407,7 +406,7 @@ def test_preview_of_several_steps(make_network: Make) -> None:
     twin = copy.deepcopy(network)
     plans = []
     for part in (1 / 3, 2 / 3, 1.0):
-        plans.append(plan_for(twin, part=part, original_widths=conv_widths(network)))
+        plans.append(plan_for(twin, part=part, original_widths=layer_widths(network)))
         apply_plan(twin, SHAPE, plans[-1])
     assert preview(network, SHAPE, plans)["after"]["parameters"] == 44_784
     assert parameters(network) == 131_316
@@ -464,7 +463,7 @@ def test_nothing_to_cut_is_cut(make_network: Make) -> None:
     assert [len(e["keep"]) for e in plan["groups"]] == [e["width"] - 1 for e in plan["groups"]]
     tiny = make_network(widths=[1, 1, 1])
     apply_plan(tiny, SHAPE, plan_for(tiny, ratio=0.9))
-    assert set(conv_widths(tiny).values()) == {1}
+    assert set(layer_widths(tiny).values()) == {1}
     assert fingerprint(network) == before
 
 

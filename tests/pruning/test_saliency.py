@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cpprune.distributed import fingerprint
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.saliency import hessian, taylor
 
@@ -70,7 +70,7 @@ def test_channels_are_scored_by_their_saliency(
         criterion=criterion,
         scope="local",
         ratio=0.5,
-        original_widths=conv_widths(network),
+        original_widths=layer_widths(network),
         saliency=saliency,
     )
     assert fingerprint(network) == before
