@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.artifact import replaced_folder, write_bytes
+from cpprune.models.resize import fit
 from shards.errors import InputError
 
 FORMAT = 1
@@ -141,18 +142,36 @@ def read_state(checkpoint: Path) -> State:
         raise _unusable(checkpoint / "state.json", str(error)) from None
 
 
-def restore(
-    checkpoint: Path, state: State, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Load a checkpoint's tensors into a network of its widths and that network's optimizer.
+def restore_network(checkpoint: Path, network: nn.Module) -> bool:
+    """Load a checkpoint's network into one of its architecture, of whatever widths, in place.
+
+    Returns:
+        Whether the widths changed: then the network has new parameters, which need an optimizer.
 
     Raises:
-        InputError: a file of the checkpoint is damaged.
+        InputError: the file is damaged, or holds another architecture.
     """
     try:
         weights = safetensors.torch.load(_read_whole(checkpoint, "network.safetensors"))
-        moments = safetensors.torch.load(_read_whole(checkpoint, "optimizer.safetensors"))
+        fitted = fit(network, weights)
         network.load_state_dict(weights)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise _unusable(checkpoint, str(error).strip().splitlines()[-1].strip()) from None
+    return fitted
+
+
+def restore_optimizer(
+    checkpoint: Path, state: State, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Load a checkpoint's optimizer state into the optimizer of its restored network.
+
+    Raises:
+        InputError: the file is damaged, or does not fit the network.
+    """
+    try:
+        moments = safetensors.torch.load(_read_whole(checkpoint, "optimizer.safetensors"))
         join_optimizer_state(network, optimizer, moments, state.optimizer)
     except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
         raise _unusable(checkpoint, str(error).strip().splitlines()[-1].strip()) from None

@@ -21,8 +21,7 @@ from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches, check_fits
 from cpprune.evaluation import evaluate_split
-from cpprune.models.cp_resnet import conv_widths
-from cpprune.models.registry import build_model
+from cpprune.models.resize import layer_widths
 from cpprune.optim import lr_factor
 from cpprune.pruning.plan import make_plan, read_plan
 from cpprune.pruning.schedule import events, plan_arguments
@@ -96,7 +95,7 @@ class Trainer:
         self.place_network()
         labels = torch.from_numpy(self.dataset.labels).to(self.device)
         self.stepper = Stepper(config, self.model, labels, accelerator)
-        widths = conv_widths(self.model.network)
+        widths = layer_widths(self.model.network)
         self.progress = Progress(widths=widths, original_widths=widths)
         self.events = events(config.prune)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -146,7 +145,7 @@ class Trainer:
             optimizer = self.stepper.inner_optimizer
             checkpoint.join_optimizer_state(network, optimizer, cut.moments, scalars)
         progress.events_done += 1
-        progress.widths = conv_widths(network)
+        progress.widths = layer_widths(network)
         progress.best = None  # only models of the final size count
         after = count_parameters(network)
         record = {
@@ -270,14 +269,10 @@ class Trainer:
             return
         state = checkpoint.read_state(found)
         self.progress = progress = state.progress
-        if progress.widths != conv_widths(network):
-            # Fresh weights of the right widths; the checkpoint's follow.
-            config = {**self.model.config, "widths": progress.widths}
-            classes = len(self.model.classes)
-            self.model.network = build_model(self.model.family, num_classes=classes, **config)
+        if checkpoint.restore_network(found, network):
             self.place_network()
             self.stepper.wrap()
-        checkpoint.restore(found, state, self.model.network, self.stepper.inner_optimizer)
+        checkpoint.restore_optimizer(found, state, network, self.stepper.inner_optimizer)
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         sums = progress.loss_sums

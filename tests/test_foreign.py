@@ -14,33 +14,43 @@ from torch import nn
 
 import cpprune
 from cpprune.audio.mel import PRESETS
+from cpprune.distributed import structure
 from cpprune.foreign import import_state_dict
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
+from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 from shards.sources.tau2022 import LABELS
 
+# Every inner width of its own, as pruning leaves them; stages 5, 7 and 8 wide.
 PRUNED = {
-    "in_c.0": 5,
-    "stage1.block1.conv1": 3,
-    "stage1.block1.conv2": 5,
-    "stage1.block2.conv1": 1,
-    "stage1.block2.conv2": 5,
-    "stage2.block1.conv1": 4,
-    "stage2.block1.conv2": 7,
-    "stage2.block1.shortcut.conv": 7,
-    "stage2.block2.conv1": 2,
-    "stage2.block2.conv2": 7,
-    "stage3.block1.conv1": 6,
-    "stage3.block1.conv2": 8,
-    "stage3.block1.shortcut.conv": 8,
-    "stage3.block2.conv1": 9,
-    "stage3.block2.conv2": 8,
+    "widths": [6, 8, 10],
+    "cut": {
+        "in_c.0": 5,
+        "stage1.block1.conv1": 3,
+        "stage1.block2.conv1": 1,
+        "stage2.block1.conv1": 4,
+        "stage2.block1.conv2": 7,
+        "stage2.block2.conv1": 2,
+        "stage3.block1.conv1": 6,
+        "stage3.block1.conv2": 8,
+        "stage3.block2.conv1": 9,
+    },
 }
+
+
+def keep_first(network: nn.Module, widths: dict[str, int]) -> None:
+    """Cut the network to the first channels of each of these layers."""
+    now = layer_widths(network)
+    groups = [{"layer": n, "width": now[n], "keep": list(range(w))} for n, w in widths.items()]
+    apply_plan(network, (1, 64, 32), {"structure": structure(network), "groups": groups})
 
 
 def trained(**config: Any) -> nn.Module:
     """A network with random weights and statistics."""
+    cut = config.pop("cut", {})
     network = cpprune.build_model("cp_resnet", **config)
+    if cut:
+        keep_first(network, cut)
     generator = torch.Generator().manual_seed(0)
     for name, tensor in network.state_dict().items():
         if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
@@ -101,7 +111,7 @@ def test_names_of_lightning_and_ddp(prefix: str, nested: bool, tmp_path: Path) -
         {},
         {"base_channels": 32, "channels_multiplier": 1},
         {"widths": [18, 37, 75]},
-        {"widths": PRUNED},
+        PRUNED,
         {"rho": 8, "blocks": [2, 1, 1], "groups": [1, 2, 1], "widths": [32, 64, 92]},
         {"widths": [8, 16, 8], "groups": [2, 4, 8]},
     ],
@@ -112,7 +122,7 @@ def test_any_widths_are_found(config: dict[str, Any], zipped: bool, tmp_path: Pa
     file = tmp_path / "weights.pth"
     file.write_bytes(saved(network.state_dict(), _use_new_zipfile_serialization=zipped))
     model = import_state_dict(file, tmp_path / "model", "seed256", rho=config.get("rho", 4))
-    assert conv_widths(model.network) == conv_widths(network)
+    assert layer_widths(model.network) == layer_widths(network)
     x = torch.randn(2, 1, 64, 32, generator=torch.Generator().manual_seed(1))
     again = cpprune.load(tmp_path / "model").network
     assert torch.equal(again(x), network(x))
@@ -120,7 +130,7 @@ def test_any_widths_are_found(config: dict[str, Any], zipped: bool, tmp_path: Pa
 
 def test_a_shortcut_between_equal_widths_is_found(tmp_path: Path) -> None:
     # Pruning may leave a shortcut as wide as what goes into it.
-    state = trained(widths=PRUNED).state_dict()
+    state = trained(**PRUNED).state_dict()
     outputs = ("conv2", "bn2", "shortcut.conv", "shortcut.bn")  # 7 channels, cut to 5
     inputs = ("stage2.block2.conv1", "stage3.block1.conv1", "stage3.block1.shortcut.conv")
     for name, tensor in state.items():
