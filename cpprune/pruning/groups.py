@@ -88,8 +88,10 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
     import torch_pruning as tp
 
     try:
-        # In a tuple, so that the network is not tried on the example without its batch first.
-        return tp.DependencyGraph().build_dependency(network, (example,), verbose=False)
+        # With a function of its own, so that the network is not tried on anything but the example.
+        return tp.DependencyGraph().build_dependency(
+            network, example, forward_fn=lambda whole, x: whole(x), verbose=False
+        )
     except Exception as error:  # the network may be anyone's, and do anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
