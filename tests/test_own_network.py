@@ -116,8 +116,8 @@ def test_the_console_script_finds_it(scenes, nets):
         (["--model.factory", "subprocess:run"], "annotated to return one"),
         (["--model.factory", "own_nets"], "must be package.module:function"),
         (["--model.factory", "own_nets:too_many"], "to logits [2, 10], but gives [2, 11]"),
-        (["--model.factory", "own_nets:tiny", "--model.arguments", '{"hight": 3}'], "hight"),
-        (["--model.factory", "own_nets:tiny", "--model.arguments.hight", "3"], "hight"),
+        (["--model.factory", "own_nets:tiny", "--model.arguments", '{"depth": 3}'], "depth"),
+        (["--model.factory", "own_nets:tiny", "--model.arguments.depth", "3"], "depth"),
         (["--model.factory", "own_nets:tiny", "--model.arguments", "3"], "model.arguments"),
         (["--model.factory", "own_nets:tiny", "--model.rho", "3"], "model.rho=3"),
         (

@@ -23,10 +23,16 @@ def layer_widths(network: nn.Module) -> dict[str, int]:
     """
     classifier = getattr(network, "classifier", None)
     return {
-        name: module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        name: output_width(module)
         for name, module in network.named_modules()
         if isinstance(module, LAYERS) and module is not classifier
     }
+
+
+def output_width(layer: nn.Module) -> int:
+    """Return the number of output channels of one of `LAYERS`."""
+    assert isinstance(layer, LAYERS)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

@@ -7,6 +7,7 @@ Structural Pruning", CVPR 2023).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpprune.models.resize import LAYERS
+from cpprune.models.resize import LAYERS, output_width
 from shards.errors import InputError
 
 
@@ -28,7 +29,7 @@ class ChannelGroup:
         width: its number of output channels.
         blocks: into how many equal blocks grouped convolutions and norms, or gates, divide them; every
             block loses the same of its channels, so a unit of cutting is this many channels.
-        coupled: the group as Torch-Pruning holds it.
+        coupled: the group as Torch-Pruning holds it; None where it finds none.
     """
 
     layer: str
@@ -89,9 +90,10 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
 
     try:
         # With a function of its own, so that the network is not tried on anything but the example.
-        return tp.DependencyGraph().build_dependency(
-            network, example, forward_fn=lambda whole, x: whole(x), verbose=False
-        )
+        with _unsaid():
+            return tp.DependencyGraph().build_dependency(
+                network, example, forward_fn=lambda whole, x: whole(x), verbose=False
+            )
     except Exception as error:  # the network may be anyone's, and do anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
@@ -103,10 +105,20 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
 def coupled_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
     """Return all groups, whether they can be cut or not: see `cpprune.pruning.probe`."""
     names = {module: name for name, module in network.named_modules()}
-    groups = []
-    for group in graph.dependencies.get_all_groups(root_module_types=LAYERS):
-        layer, width = names[group[0].dep.target.module], len(group[0].idxs)
-        together = cut_together(graph, network, layer, [0])
+    groups: list[ChannelGroup] = []
+    seen: set[nn.Module] = set()
+    for module in list(graph.dependencies.module2node):
+        if module in seen or not isinstance(module, LAYERS):
+            continue
+        layer, width = names[module], output_width(module)
+        try:
+            group = _coupled(graph, network, layer, list(range(width)))
+            together = cut_together(graph, network, layer, [0])
+        except Exception:  # the library fails in many ways on what it does not know: not to be cut
+            groups.append(ChannelGroup(layer, width, 1, None))
+            continue
+        pruned_outputs = graph.dependencies.is_out_channel_pruning_fn
+        seen |= {item.dep.target.module for item in group if pruned_outputs(item.dep.handler)}
         blocks = math.lcm(*_divisions(group), _equal_parts(together, width))
         groups.append(ChannelGroup(layer, width, blocks if width % blocks == 0 else width, group))
     return groups
@@ -153,4 +165,13 @@ def _coupled(graph: Graph, network: nn.Module, layer: str, channels: list[int]) 
     module = network.get_submodule(layer)
     linear = isinstance(module, nn.Linear)
     prune = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
-    return graph.dependencies.get_pruning_group(module, prune, idxs=channels)
+    with _unsaid():
+        return graph.dependencies.get_pruning_group(module, prune, idxs=channels)
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep Torch-Pruning's warnings to itself: what it gets wrong, the probe finds out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

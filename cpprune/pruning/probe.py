@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from cpprune.models.resize import fit
+from cpprune.models.resize import fit, output_width
 from cpprune.pruning.groups import (
     ChannelGroup,
     Graph,
@@ -52,7 +52,8 @@ def examine(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup], dict[
     trial = _Trial(network, graph.example)
     groups, left_alone = [], {}
     for group in coupled_groups(graph, network):
-        reason = None if group.width == group.blocks else trial.cut(group)
+        narrowest = group.coupled is not None and group.width == group.blocks
+        reason = None if narrowest else trial.cut(group)
         if reason is None:
             groups.append(group)
         else:
@@ -78,7 +79,12 @@ class _Trial:
             ) from None
         self.whole = _randomised(twin.cpu().double().eval(), generator)
         self.x = torch.randn(1, *example.shape[1:], generator=generator, dtype=torch.float64)
-        self.shape = self._outputs(self.whole, dict(self.whole.named_parameters())).shape
+        logits = self._outputs(self.whole, dict(self.whole.named_parameters()))
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"the network must return its logits as one tensor, not {type(logits).__name__}"
+            )
+        self.shape = logits.shape
         self.done: list[tuple[str, list[int]]] = []
         self._start()
 
@@ -97,11 +103,11 @@ class _Trial:
         """Cut a unit of the group; return why that cannot be done, or None."""
         channels = group.channels([group.width // group.blocks // 2])
         layer = self.twin.get_submodule(group.layer)
-        if len(layer.weight) != group.width:  # type: ignore[arg-type]
+        if output_width(layer) != group.width:
             return "is cut already with another group"
-        if cut_together(self.graph, self.twin, group.layer, channels) != channels:
-            return "loses more of its channels than those that are cut"
         try:
+            if cut_together(self.graph, self.twin, group.layer, channels) != channels:
+                return "loses more of its channels than those that are cut"
             remove_channels(self.graph, self.twin, group.layer, channels)
             reason = self._fault()
         except Exception as error:  # the network may be anyone's, and fail in any way

@@ -156,6 +156,59 @@ def test_where_nothing_can_be_cut(network: nn.Module, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
+        self.cell = nn.GRU(12 * 4, 10, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x).relu()).permute(0, 3, 1, 2).flatten(2)
+        return self.out(self.cell(y)[0].mean(1))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.block = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True)
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "cut", "kept"),
+    [(Recurrent, {"first": 4}, ["second", "out"]), (Attending, {"block.linear1": 12}, ["patches"])],
+)
+def test_the_neighbours_of_what_the_graph_does_not_know_are_left_alone(
+    make: Callable[[], nn.Module], cut: dict[str, int], kept: list[str]
+) -> None:
+    network = make()
+    before = layer_widths(network)
+    plan = make_plan(
+        network, SHAPE, criterion="magnitude", scope="local", ratio=0.5, original_widths=before
+    )
+    apply_plan(network, SHAPE, plan)
+    after = layer_widths(network)
+    assert after == before | cut
+    assert after.keys() >= set(kept)
+    fresh = make()
+    fit(fresh, network.state_dict())
+    fresh.load_state_dict(network.state_dict())
+    x = torch.randn(2, *SHAPE)
+    assert torch.equal(fresh.eval()(x), network.eval()(x))
+
+
+def test_outputs_that_are_no_tensor_are_named() -> None:
+    network = Net(same)
+    network.register_forward_hook(lambda module, inputs, output: {"logits": output})
+    with pytest.raises(InputError, match="must return its logits as one tensor, not dict"):
+        examined(network)
+
+
 def test_a_network_that_cannot_be_traced_is_named() -> None:
     with pytest.raises(
         InputError, match=r"cannot be traced for pruning \(RuntimeError.*\[1, 1, 8, 8\]"
