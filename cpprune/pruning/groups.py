@@ -147,6 +147,21 @@ def cut_together(graph: Graph, network: nn.Module, layer: str, channels: list[in
     return sorted(_coupled(graph, network, layer, channels)[0].idxs)
 
 
+def goes_too_far(graph: Graph, group: ChannelGroup) -> bool:
+    """Return whether the group names channels that a layer does not have.
+
+    So it is where the graph takes another axis for the channels, such as the tokens of a mixer.
+    """
+    dependencies = graph.dependencies
+    for dependency, channels in group.coupled or []:
+        outputs = dependencies.is_out_channel_pruning_fn(dependency.handler)
+        count = dependencies.get_out_channels if outputs else dependencies.get_in_channels
+        number = count(dependency.target)
+        if number is not None and max(channels) >= number:
+            return True
+    return False
+
+
 def remove_channels(graph: Graph, network: nn.Module, layer: str, channels: list[int]) -> None:
     """Cut output channels of a layer, and all that hangs together with them, in place.
 

@@ -26,6 +26,7 @@ from cpprune.pruning.groups import (
     coupled_groups,
     cut_together,
     dependency_graph,
+    goes_too_far,
     remove_channels,
 )
 from shards.errors import InputError
@@ -53,7 +54,10 @@ def examine(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup], dict[
     groups, left_alone = [], {}
     for group in coupled_groups(graph, network):
         narrowest = group.coupled is not None and group.width == group.blocks
-        reason = None if narrowest else trial.cut(group)
+        if goes_too_far(graph, group):
+            reason: str | None = "is taken for another axis than that of the channels"
+        else:
+            reason = None if narrowest else trial.cut(group)
         if reason is None:
             groups.append(group)
         else:

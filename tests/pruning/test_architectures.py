@@ -28,6 +28,9 @@ LEFT_ALONE = {
     "convnextv2_atto": "mlp.fc1",
     # Torch-Pruning does not know a GroupNorm without a bias.
     "poolformerv2_s12": "mlp.fc2",
+    # To the graph, the tokens of a mixer are channels: what is added to them is not cut.
+    "mixer_s32_224": "",
+    "resmlp_12_224": "",
     # Splits and reshapes into numbers of channels that the code knows.
     "inception_next_atto": "",
     "edgenext_xx_small": "",
