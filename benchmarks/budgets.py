@@ -16,7 +16,7 @@ import torch
 
 from cpprune import build_model
 from cpprune.complexity import count_macs, count_parameters
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
@@ -34,7 +34,7 @@ def cut_to(network: torch.nn.Module, budget: str, scope: str) -> tuple[int, int]
         criterion="magnitude",
         scope=scope,
         budget=budget,
-        original_widths=conv_widths(twin),
+        original_widths=layer_widths(twin),
     )
     apply_plan(twin, INPUT_SHAPE, plan)
     return count_parameters(twin), count_macs(twin, INPUT_SHAPE)

@@ -127,6 +127,10 @@ FREE_KEYS = frozenset(
 )
 
 
+# Keys whose value is a mapping of the user's own.
+FREE_FORM = frozenset({"model.arguments"})
+
+
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{key}={value!r}: choose one of {', '.join(choices)}")
@@ -136,7 +140,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"optim.lr": …} for {"optim": {"lr": …}}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" not in FREE_FORM:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
@@ -258,6 +262,7 @@ def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
         if not argument.startswith("--"):
             continue
         key, equals, value = argument[2:].partition("=")
+        key = next((free for free in FREE_FORM if key.startswith(f"{free}.")), key)
         if key == "config":
             name = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
             given |= _keys_of_file(name, known)

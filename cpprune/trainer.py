@@ -20,8 +20,7 @@ from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches, check_fits
 from cpprune.evaluation import evaluate_split
 from cpprune.guards import SkippedSteps, Watchdog
-from cpprune.models.cp_resnet import conv_widths
-from cpprune.models.registry import build_model
+from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
 from cpprune.pruning.plan import make_plan, read_plan, write_plan
 from cpprune.pruning.schedule import events, lr_span, plan_arguments
@@ -109,7 +108,7 @@ class Trainer:
         )
         labels = torch.from_numpy(self.dataset.labels).to(self.device)
         self.stepper = Stepper(config, self.model, labels, accelerator)
-        widths = conv_widths(self.model.network)
+        widths = layer_widths(self.model.network)
         self.progress = Progress(widths=widths, original_widths=widths)
         self.events = events(config.prune)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -149,7 +148,7 @@ class Trainer:
             prune.carry_state,
         )
         progress.events_done += 1
-        progress.widths = conv_widths(network)
+        progress.widths = layer_widths(network)
         progress.best = None  # only models of the final size count
         self.stepper.penalty = self.penalty()
         after = count_parameters(network)
@@ -288,12 +287,8 @@ class Trainer:
             return
         tensors = found.tensors
         self.progress = progress = found.progress
-        if progress.widths != conv_widths(network):
-            # Fresh weights of the right widths; the checkpoint's follow.
-            config = {**self.model.config, "widths": progress.widths}
-            classes = len(self.model.classes)
-            self.model.network = build_model(self.model.family, num_classes=classes, **config)
-        self.model.network.load_state_dict(tensors.network)
+        fit(network, tensors.network)
+        network.load_state_dict(tensors.network)
         self.stepper.wrap(tensors.optimizer)
         self.stepper.penalty = self.penalty()
         if self.stepper.average is not None:

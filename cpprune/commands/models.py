@@ -129,7 +129,7 @@ def info(argv: list[str]) -> int:
 
     from cpprune.audio.mel import LogMel, spec_to_json
     from cpprune.complexity import complexity
-    from cpprune.models.cp_resnet import conv_widths
+    from cpprune.models.resize import layer_widths
 
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     cost = {
@@ -138,7 +138,7 @@ def info(argv: list[str]) -> int:
         "input_shape": list(model.input_shape),
         "classes": list(model.classes),
         "features": spec_to_json(spec),
-        "widths": conv_widths(model.network),
+        "widths": layer_widths(model.network),
         **model.about,
     }
     if as_json:

@@ -65,7 +65,7 @@ def _dry_run(parsed: ParsedRun) -> int:
 
     from cpprune.calibration import measure_saliency
     from cpprune.data import open_checked
-    from cpprune.models.cp_resnet import conv_widths
+    from cpprune.models.resize import layer_widths
     from cpprune.pruning.plan import Plan, make_plan, preview, read_plan, write_plan
     from cpprune.pruning.saliency import MEASURES
     from cpprune.pruning.schedule import events, plan_arguments
@@ -81,7 +81,7 @@ def _dry_run(parsed: ParsedRun) -> int:
     model = planned_model(config, parsed.given)
     twin = copy.deepcopy(model)
     network = twin.network
-    original = conv_widths(network)
+    original = layer_widths(network)
     plans: list[Plan] = []
     for event in events(config.prune):
         saliency = None
@@ -133,6 +133,9 @@ def _print_preview(shown: dict[str, Any]) -> None:
             f"{layer['name']:<28} {arrows[0]:>11} {arrows[1]:>17} {arrows[2]:>23}  {ranges[0]:>15} "
             f"{ranges[1]:>15}"
         )
+    print()
+    for layer, reason in shown["left_alone"].items():
+        print(f"{layer} is left alone: it {reason}")
     print()
     for what in ("parameters", "macs"):
         before, after = shown["before"][what], shown["after"][what]

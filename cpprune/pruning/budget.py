@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cpprune.complexity import BYTES_PER_PARAMETER, macs_per_parameter
-from cpprune.pruning.criteria import ChannelGroup, dependency_graph
-from cpprune.pruning.surgery import remove_channels
+from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
 from shards.errors import InputError
 
 Widths = NDArray[np.int64]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cpprune.complexity import BYTES_PER_PARAMETER, count_macs, count_parameters, macs_per_parameter
 from cpprune.distributed import fingerprint, structure
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.budget import (
     Widths,
     allocate,
@@ -25,7 +25,9 @@ from cpprune.pruning.budget import (
     parse_budget,
     uniform,
 )
-from cpprune.pruning.criteria import ChannelGroup, channel_groups, dependency_graph, score
+from cpprune.pruning.criteria import score
+from cpprune.pruning.groups import ChannelGroup, dependency_graph
+from cpprune.pruning.probe import channel_groups, examine
 from cpprune.pruning.ramp import on_the_way
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
@@ -207,9 +209,13 @@ def preview(
     Returns:
         `before` and `after`, as `describe` gives them, and `layers`: for each its name, `before` and
         `after` (widths), its own parameters and macs before and after, and where it stands for a group
-        the range of scores that the last plan keeps and cuts.
+        the range of scores that the last plan keeps and cuts; and `left_alone`: by layer, why nothing
+        is cut there.
     """
     twin = copy.deepcopy(network)
+    example = torch.zeros(1, *input_shape, device=next(twin.parameters()).device)
+    with dependency_graph(twin, example) as graph:
+        _, left_alone = examine(graph, twin)
     before, layers_before = describe(twin, input_shape), _layers(twin, input_shape)
     for plan in plans:
         apply_plan(twin, input_shape, plan)
@@ -230,14 +236,19 @@ def preview(
             "score_cut": scores.get(name, {}).get("score_cut"),
         }
         layers.append(layer)
-    return {"before": before, "after": describe(twin, input_shape), "layers": layers}
+    return {
+        "before": before,
+        "after": describe(twin, input_shape),
+        "layers": layers,
+        "left_alone": left_alone,
+    }
 
 
 def _layers(network: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
-    """Return width, parameters and macs of every convolution by its name."""
+    """Return width, parameters and macs of every convolution and linear layer by its name."""
     factors = macs_per_parameter(network, input_shape)
     layers = {}
-    for name, width in conv_widths(network).items():
+    for name, width in layer_widths(network).items():
         own = dict(network.get_submodule(name).named_parameters())
         macs = sum(p.numel() * factors[f"{name}.{key}"] for key, p in own.items())
         layers[name] = (width, sum(p.numel() for p in own.values()), round(macs))
