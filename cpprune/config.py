@@ -116,6 +116,9 @@ FREE_KEYS = frozenset(
     }
 )
 
+# Keys that name a file whose contents change what is learned.
+FILE_KEYS = ("prune.plan", "prune.sensitivity")
+
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:

@@ -37,6 +37,7 @@ def test_what_a_plan_is_told() -> None:
         "part": 0.5,
         "min_width": 2,
         "round_to": 4,
+        "sensitivity": None,
     }
 
 
