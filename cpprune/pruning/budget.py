@@ -260,8 +260,8 @@ def meet_latency(
 ) -> Widths:
     """Return the first widths along the narrowing that meet a limit on latency when measured.
 
-    They are found by bisection and measured once more, since a measurement can be off; while they
-    fail, narrower ones follow.
+    They are found by bisection and measured once more, since a measurement can be off; if they fail
+    then, the search goes on among narrower ones.
 
     Args:
         limit: on latency.
@@ -281,16 +281,17 @@ def meet_latency(
         if (widths != path[-1]).any():
             path.append(widths)
     slow, fast = 0, len(path) - 1
-    while fast - slow > 1:
-        middle = (slow + fast) // 2
-        fits = measure(path[middle]) <= limit.bound
-        slow, fast = (slow, middle) if fits else (middle, fast)
-    step = 1
-    while (taken := measure(path[fast])) > limit.bound:
+    while True:
+        while fast - slow > 1:
+            middle = (slow + fast) // 2
+            fits = measure(path[middle]) <= limit.bound
+            slow, fast = (slow, middle) if fits else (middle, fast)
+        taken = measure(path[fast])
+        if taken <= limit.bound:
+            return path[fast]
         if fast == len(path) - 1:
             raise InputError(
                 f"prune.budget: {limit.text} (at least {taken:.3g}ms here) cannot be met even at the "
                 "least widths (prune.min_width)"
             )
-        fast, step = min(fast + step, len(path) - 1), 2 * step
-    return path[fast]
+        slow, fast = fast, len(path) - 1

@@ -80,7 +80,7 @@ def _curve(row: Mapping[str, Any], baseline: float) -> Curve:
     increase = np.array([baseline, *row["log_loss"]], np.float64) - baseline
     if cut.shape != increase.shape or not np.isfinite(increase).all() or (np.diff(cut) < 0).any():
         raise ValueError(f"{row['layer']}: widths must fall, each with a log loss")
-    return Curve(width, cut, np.maximum.accumulate(np.maximum(increase, 0)))
+    return Curve(width, cut, np.maximum.accumulate(increase))
 
 
 def unit_costs(
