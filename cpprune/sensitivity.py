@@ -105,9 +105,14 @@ def measure_sensitivity(
         "clips": len(positions),
         "ratios": list(ratios),
         "baseline": baseline,
-        "least_sensitive": min(layers, key=lambda row: mean(row["log_loss"]))["layer"],
+        "least_sensitive": min(layers, key=_rank)["layer"],
         "layers": layers,
     }
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
+    # A layer of one channel cannot be cut, which says nothing of it.
+    return row["widths"][-1] == row["width"], mean(row["log_loss"])
 
 
 def _inputs(model: Model, split: Split, positions: NDArray[np.int64]) -> Tensor:

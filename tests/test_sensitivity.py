@@ -16,6 +16,7 @@ from cpprune.evaluation import evaluate_split
 from cpprune.models.cp_resnet import conv_widths
 from cpprune.plots import COLOURS
 from cpprune.pruning.plan import make_plan
+from cpprune.sensitivity import measure_sensitivity
 
 RATIOS = [0.25, 0.6, 0.9]
 Cli = Callable[..., Any]
@@ -145,6 +146,17 @@ def test_what_is_printed(tiny_run: Path, scenes: Path, tmp_path: Path, cli: Cli)
     for row in first["layers"]:
         (line,) = [line for line in lines if f" {row['layer']} " in line]
         assert line.split()[-2:] == [str(row["width"]), f"{row['macro_accuracy'][0]:.4f}"]
+
+
+def test_a_layer_that_cannot_be_cut_is_not_the_least_sensitive(
+    tiny_run: Path, scenes: Path
+) -> None:
+    model = cpprune.load(tiny_run / "model")
+    model.network = cpprune.build_model("cp_resnet", widths=[1, 2, 3])
+    split = shards.open_dataset(scenes).split("val")
+    found = measure_sensitivity(model, split, criterion="magnitude", ratios=[0.5], clips=2)
+    assert found["layers"][0]["widths"] == [found["layers"][0]["width"]] == [1]
+    assert found["least_sensitive"].startswith(("stage2", "stage3"))
 
 
 def test_without_matplotlib_nothing_is_begun(
