@@ -126,6 +126,9 @@ FREE_KEYS = frozenset(
     }
 )
 
+# Keys that name a file whose contents change what is learned.
+FILE_KEYS = ("prune.plan", "prune.sensitivity")
+
 
 # Keys whose value is a mapping of the user's own.
 FREE_FORM = frozenset({"model.arguments"})

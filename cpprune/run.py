@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -21,7 +22,7 @@ from cpprune import artifact, checkpoint
 from cpprune.artifact import Model, write_bytes
 from cpprune.audio.mel import LogMel, spec_to_json
 from cpprune.complexity import count_macs, count_parameters
-from cpprune.config import FREE_KEYS, RunConfig, flatten
+from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, flatten
 from cpprune.distributed import fingerprint
 from shards.errors import InputError
 from shards.reader import Dataset
@@ -30,9 +31,15 @@ PACKAGES = ("cpprune", "torch", "torchaudio", "torch-pruning", "accelerate", "nu
 
 
 def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any]:
-    """Return what a resumed run must share with the one that wrote its checkpoint."""
+    """Return what a resumed run must share with the one that wrote its checkpoint.
+
+    Raises:
+        InputError: a file that the settings name cannot be read.
+    """
     settings = {k: v for k, v in flatten(config.to_dict()).items() if k not in FREE_KEYS}
-    # Weights of `init` are pinned by their hash, wherever the folder lies.
+    # What files hold is pinned by its hash, wherever they lie.
+    for key in FILE_KEYS:
+        settings[key] = settings[key] and f"sha256 {_sha256(Path(settings[key]))}"
     init = settings.pop("init")
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     return {
@@ -41,6 +48,13 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
         "dataset": dataset.fingerprint,
         "features": spec_to_json(spec),
     }
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def provenance(

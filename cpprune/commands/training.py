@@ -64,8 +64,10 @@ def _dry_run(parsed: ParsedRun) -> int:
     import torch
 
     from cpprune.calibration import measure_saliency
+    from cpprune.complexity import latency
     from cpprune.data import open_checked
     from cpprune.models.resize import layer_widths
+    from cpprune.pruning.budget import parse_budget
     from cpprune.pruning.plan import Plan, make_plan, preview, read_plan, write_plan
     from cpprune.pruning.saliency import MEASURES
     from cpprune.pruning.schedule import events, plan_arguments
@@ -78,7 +80,8 @@ def _dry_run(parsed: ParsedRun) -> int:
             f"prune.criterion={config.prune.criterion} looks at a trained network and its data: give "
             "--init MODEL and --data.path"
         )
-    model = planned_model(config, parsed.given)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = planned_model(config, parsed.given).to(device)
     twin = copy.deepcopy(model)
     network = twin.network
     original = layer_widths(network)
@@ -87,7 +90,7 @@ def _dry_run(parsed: ParsedRun) -> int:
         saliency = None
         if config.prune.criterion in MEASURES:
             train = open_checked(config.data.path, model).split("train")
-            saliency = measure_saliency(config.prune, twin, train, config.seed, torch.device("cpu"))
+            saliency = measure_saliency(config.prune, twin, train, config.seed, device)
         if config.prune.plan:
             plan = read_plan(Path(config.prune.plan), network, model.input_shape)
         else:
@@ -100,7 +103,9 @@ def _dry_run(parsed: ParsedRun) -> int:
             )
         apply_plan(network, model.input_shape, plan)
         plans.append(plan)
-    shown = preview(model.network, model.input_shape, plans)
+    limits = parse_budget(config.prune.budget) if config.prune.budget else []
+    timed = any(limit.quantity == "latency" for limit in limits)
+    shown = preview(model.network, model.input_shape, plans, latency if timed else None)
     if config.prune.save_plan:
         if len(plans) != 1:
             raise InputError(
@@ -142,3 +147,8 @@ def _print_preview(shown: dict[str, Any]) -> None:
         print(f"{what:<30} {before:>12,} → {after:>12,}  ({after / before - 1:+.1%})")
     for dtype, size in shown["before"]["bytes"].items():
         print(f"{'bytes as ' + dtype:<30} {size:>12,} → {shown['after']['bytes'][dtype]:>12,}")
+    if "latency_ms" in shown["before"]:
+        before, after = shown["before"]["latency_ms"], shown["after"]["latency_ms"]
+        print(
+            f"{'latency in ms':<30} {before:>12.3f} → {after:>12.3f}  ({after / before - 1:+.1%})"
+        )
