@@ -217,6 +217,7 @@ def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> Pa
         switches = {flag: bool(namespace.pop(flag.replace("-", "_"))) for flag in flags}
         namespace.pop("config", None)
         values = namespace.as_dict()
+        _let_the_command_line_choose(values["prune"], argv)
         config = RunConfig(
             **{
                 key: _COMPONENTS[key](**value) if isinstance(value, dict) else value
@@ -228,6 +229,15 @@ def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> Pa
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
     return ParsedRun(config, frozenset(given), switches)
+
+
+def _let_the_command_line_choose(prune: dict[str, Any], argv: Sequence[str]) -> None:
+    """Drop what a file says of how much is cut, if the command line says it in another way."""
+    ways = ("ratio", "budget", "plan")
+    flags = {argument.partition("=")[0] for argument in argv}
+    here = [way for way in ways if f"--prune.{way}" in flags]
+    if len(here) == 1:
+        prune.update({way: None for way in ways if way not in here})
 
 
 @dataclass(frozen=True)

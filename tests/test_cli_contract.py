@@ -296,3 +296,12 @@ def test_import_of_a_network_pruned_to_a_width_for_each_layer(cli, tiny_run, sce
     wave = torch.randn(2, 32_000) / 10
     with torch.no_grad():
         assert torch.equal(cpprune.load(tmp_path / "model")(wave), pruned(wave))
+
+
+def test_the_command_line_says_how_much_is_cut_whatever_a_file_says(cli, tmp_path):
+    file = tmp_path / "prune.yaml"
+    file.write_text("prune: {ratio: 0.41}\n")
+    shown = cli("prune", "--config", file, "--prune.budget", "params<=47028", "--dry-run", "--json")
+    assert shown.json["after"]["parameters"] == 47_028
+    both = ["--prune.budget", "params<=47028", "--prune.ratio", 0.2]
+    assert cli("prune", "--config", file, *both, "--dry-run").status == 2

@@ -1,0 +1,185 @@
+"""Kill a run at random moments, let it go on, and compare what it ends with, bit for bit.
+
+    python benchmarks/kills.py --rounds 100 --processes 1 2
+
+Each round is a run with two cuts, a moving average, a penalty and reading workers, killed with SIGKILL
+at a random moment of its life (in a step, in validation, in a cut, in saving, at the very start), begun
+again with the same command, and so on until it ends. Its weights, optimizer state, average, models and
+metrics must be those of the run that nobody killed. Processes are forked from one that has imported
+everything, so a start costs no seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+SETTINGS = [
+    *("--data.split_fraction", "0.25", "--train.batch_size", "8", "--train.epochs", "4"),
+    *("--model.widths", "[6, 8, 10]", "--augment.mixstyle_p", "0.6", "--optim.lr", "3e-3"),
+    *("--prune.ratio", "0.5", "--prune.steps", "2", "--prune.start_epoch", "1"),
+    *("--prune.sparsity", "growing", "--train.ema_decay", "0.9", "--train.checkpoint_steps", "1"),
+]
+TIMES = {"seconds", "clips_per_second"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(arguments: Sequence[str], world: int, log: Path) -> list[int]:
+    """Fork a process for each rank and return their numbers."""
+    port, children = free_port(), []
+    for rank in range(world):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        status = 3
+        try:
+            os.setpgid(0, 0)  # so that its workers can be killed with it
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in variables.items()})
+            with log.open("a") as file, redirect_stderr(file), redirect_stdout(file):
+                from cpprune.cli import main
+
+                status = main(list(arguments))
+        except BaseException:
+            log.open("a").write(traceback.format_exc())
+        finally:
+            os._exit(status)
+    return children
+
+
+def kill(children: Sequence[int]) -> None:
+    for child in children:
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:
+            os.kill(child, signal.SIGKILL)  # before it had a group of its own
+
+
+def wait(children: Sequence[int]) -> list[int]:
+    """Wait for all and return their exit statuses; minus the signal of those that were killed."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def contents(run: Path) -> dict[str, object]:
+    """Return what a run ended with: hashes of tensors, and metrics without what only clocks know."""
+    last = max((run / "checkpoints").glob("step-*"))
+    files = [last / f"{name}.safetensors" for name in ("network", "optimizer", "average")]
+    files += [run / name / "model.safetensors" for name in ("model", "model_last")]
+    found: dict[str, object] = {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    return found
+
+
+def one_round(
+    run: Path, arguments: Sequence[str], world: int, seconds: float, rng: np.random.Generator
+) -> int:
+    """Run to the end under fire; return how often it was killed.
+
+    Raises:
+        RuntimeError: it ended by itself, but not well.
+    """
+    log = run.with_suffix(".log")
+    kills = 0
+    while not (run / "result.json").exists():
+        children = start(arguments, world, log)
+        if kills < 12:
+            time.sleep(rng.uniform(0, seconds))
+            kill(children)
+        statuses = wait(children)
+        if any(status not in (0, -signal.SIGKILL) for status in statuses):
+            raise RuntimeError(f"it ended with {statuses}:\n{log.read_text()}")
+        kills += -signal.SIGKILL in statuses
+    return kills
+
+
+def rounds(folder: Path, dataset: Path, world: int, workers: int, number: int) -> int:
+    """Print what came of so many rounds, and return how many did not end as the undisturbed run."""
+
+    def command(run: Path) -> list[str]:
+        own = ["--data.path", str(dataset), "--data.workers", str(workers), "--run", str(run)]
+        return ["prune", *SETTINGS, *own]
+
+    whole = folder / f"whole-{world}-{workers}"
+    begin = time.monotonic()
+    statuses = wait(start(command(whole), world, whole.with_suffix(".log")))
+    seconds = time.monotonic() - begin
+    if any(statuses):
+        sys.exit(whole.with_suffix(".log").read_text())
+    expected = contents(whole)
+    rng = np.random.default_rng(world)
+    different = kills = 0
+    for count in range(number):
+        run = folder / f"run-{world}-{workers}-{count}"
+        kills += one_round(run, command(run), world, seconds, rng)
+        found = contents(run)
+        if found != expected:
+            different += 1
+            names = [name for name in expected if found.get(name) != expected[name]]
+            print(f"round {count}: {', '.join(names)} differ", flush=True)
+        shutil.rmtree(run)
+    print(
+        f"{world} process(es), {workers} worker(s): {number - different} of {number} rounds equal, "
+        f"{kills} kills, undisturbed run {seconds:.1f} s",
+        flush=True,
+    )
+    return different
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="reading workers of each process")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    import torch_pruning  # noqa: F401 - what a child would have to import
+    import torchinfo  # noqa: F401
+
+    import cpprune.trainer  # noqa: F401
+    from shards.build import build_dataset
+    from shards.plan import BuildOptions
+    from shards.synthetic import synthesise
+
+    print(f"{platform.machine()}, {os.cpu_count()} cores", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with redirect_stderr(sys.stderr), redirect_stdout(sys.stderr):
+            synthesise(folder / "source", 200, seed=5, workers=1)
+            options = BuildOptions(kind="tau2022", source=folder / "source")
+            build_dataset(options, folder / "dataset", workers=1)
+        different = sum(
+            rounds(folder, folder / "dataset", world, arguments.workers, arguments.rounds)
+            for world in arguments.processes
+        )
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
