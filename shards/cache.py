@@ -1,8 +1,9 @@
 """Fetched shards, shared by the processes and the runs of a node.
 
-A shard is there whole or not at all: it is written to `NAME.part` and renamed. The locks (flock) are
-on the files themselves: who fetches holds the part alone, who reads holds the shard with others, and
-only what nobody holds is removed. The kernel lets go of the locks of a process that was killed.
+A shard is there whole or not at all: it is written to `NAME.part` and renamed. Files that are being
+fetched or read are locked (flock), and only what nobody holds is removed. Who fetches a shard also holds
+a lock of its own for it, which the others wait for: a shard stays locked as long as it is read. The
+kernel lets go of the locks of a process that was killed.
 """
 
 import errno
@@ -10,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -80,29 +81,37 @@ class Cache:
             os.utime(file)
         return file
 
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Waits until no other process or thread of the node is in a block of this name."""
+        folder = self.root / "locks"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _fetch(self, path: Path, shard: Shard, fetch: Fetch) -> int | None:
         """Fetches a shard and returns it open, or None if another process just did."""
         part = path.with_name(path.name + PART)
-        file = _hold(part, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-        if file is None:
-            return None
-        try:
+        with self.alone(f"{path.parent.name}-{path.name}"):
             if path.exists():
-                part.unlink()
-                os.close(file)
                 return None
-            self._wait_for_room(file, path, shard)
-            with os.fdopen(file, "r+b", closefd=False) as out:
-                fetch(shard, out)
-            os.fsync(file)
-            part.rename(path)
-            sync(path.parent)
-            fcntl.flock(file, fcntl.LOCK_SH)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            os.close(file)
-            raise
-        return file
+            file = _hold(part, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            if file is None:
+                return None
+            try:
+                self._wait_for_room(file, path, shard)
+                with os.fdopen(file, "r+b", closefd=False) as out:
+                    fetch(shard, out)
+                os.fsync(file)
+                part.rename(path)
+                sync(path.parent)
+                fcntl.flock(file, fcntl.LOCK_SH)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                os.close(file)
+                raise
+            return file
 
     def _wait_for_room(self, file: int, path: Path, shard: Shard) -> None:
         if self.limit and shard.bytes > self.limit:
@@ -123,8 +132,7 @@ class Cache:
 
     def _reserve(self, file: int, path: Path, size: int) -> bool:
         """Takes `size` bytes of the disk for a file; removes others for it as far as needed."""
-        with (self.root / "room.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.alone("room"):
             os.ftruncate(file, 0)
             while True:
                 if not self.limit or self._used() + size <= self.limit:

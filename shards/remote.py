@@ -1,6 +1,5 @@
 """A dataset folder behind a URL: its files come into the cache of this node when they are needed."""
 
-import fcntl
 import json
 import os
 import sys
@@ -72,8 +71,7 @@ class RemoteFolder:
 
     def _fetch_ahead(self, shards: Sequence[Shard], stop: Event) -> None:
         try:
-            with (self.files / "ahead.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with self.cache.alone(self.files.name):
                 for shard in shards:
                     if stop.is_set():
                         return
@@ -112,8 +110,8 @@ def open_remote(url: str, cache: Cache) -> RemoteFolder:
     fits = cache.fits(needed)
     if not fits:
         _note(
-            f"the shards of {url} take {needed:,} bytes, more than {cache.root} may hold: they will be "
-            "fetched again and again; raise data.cache_bytes or set data.cache to a larger disk"
+            f"the shards of {url} take {needed:,} bytes, more than {cache.root} may hold: what had to "
+            "be removed is fetched again; raise data.cache_bytes or set data.cache to a larger disk"
         )
     return RemoteFolder(url, cache, manifest.sha256, one_by_one=not fits)
 

@@ -34,7 +34,7 @@ def clips(tau_dataset: Path) -> np.ndarray:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*.tar*"))
+    return sorted(path.name for path in folder.glob("[0-9a-f]*/*.tar*"))
 
 
 def offline(name: str, block: bytes) -> bytes:

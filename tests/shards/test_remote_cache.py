@@ -1,5 +1,6 @@
 """One cache for several processes and datasets: locks, killed processes, eviction."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -44,6 +45,9 @@ for turn in range({turns}):
     ids = np.random.default_rng(turn).permutation(len(dataset))
     clips = dataset.fetch(ids)
     print(hashlib.sha256(clips.tobytes()).hexdigest())
+(folder / f"{{me}} is done").touch()
+if other:
+    wait_for(folder / f"{{other}} is done")
 """
 
 
@@ -85,7 +89,22 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
 
 
 def used(cache: Path) -> int:
-    return sum(path.stat().st_size for path in cache.rglob("*.tar*"))
+    return sum(path.stat().st_size for path in cache.glob("[0-9a-f]*/*.tar*"))
+
+
+@pytest.fixture
+def url(flaky: Any, tau_dataset: Path) -> str:
+    return f"flaky://{tau_dataset}"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def shards_of(dataset: Dataset, cache: Path) -> list[str]:
+    """The shards that are there, by name."""
+    return sorted(path.name for path in (cache / dataset.fingerprint).glob("*.tar*"))
 
 
 # --- processes ----------------------------------------------------------------------------------------
@@ -94,7 +113,10 @@ def used(cache: Path) -> int:
 def test_two_processes_fetch_every_shard_once(
     flaky: Any, start: Callable[..., Any], clips: np.ndarray, tau_dataset: Path
 ) -> None:
-    """The first shard does not come to an end before both processes are about to read it."""
+    """The first shard does not come to an end before both processes are about to read it.
+
+    Each holds what it reads until both are done.
+    """
     fault = 'if name.endswith("0.tar"): wait_for(folder / other)'
     processes = [start(me, other, fault) for me, other in (("one", "two"), ("two", "one"))]
     for process in processes:
@@ -103,13 +125,50 @@ def test_two_processes_fetch_every_shard_once(
     assert sorted(flaky.opened()) == sorted(shards)
 
 
+def test_another_process_finishes_a_shard_just_before_it_is_begun(
+    flaky: Any, url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shards.cache import _hold
+
+    dataset, other = open_dataset(url), open_dataset(url)
+
+    def late(path: Path, *how: int) -> int | None:
+        monkeypatch.setattr("shards.cache._hold", _hold)
+        file = _hold(path, *how)
+        other.fetch([0])
+        return file
+
+    monkeypatch.setattr("shards.cache._hold", late)
+    assert (dataset.fetch([0]) == other.fetch([0])).all()
+    assert flaky.opened() == ["train-000000.tar"] == shards_of(dataset, cache)
+
+
+def test_another_process_removes_a_shard_just_before_it_is_held(
+    flaky: Any, url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was removed while it was opened would take room that nobody counts."""
+    dataset, flock = open_dataset(url), fcntl.flock
+    first = dataset.fetch([0])
+    dataset.close()
+
+    def late(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (cache / dataset.fingerprint / "train-000000.tar").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert (dataset.fetch([0]) == first).all()
+    assert flaky.opened() == ["train-000000.tar"] * 2
+    assert shards_of(dataset, cache) == ["train-000000.tar"]
+
+
 def test_killed_in_the_middle_of_a_fetch(
     flaky: Any, start: Callable[..., Any], clips: np.ndarray, tmp_path: Path
 ) -> None:
     killed = start(fault='if name == "train-000002.tar": os.kill(os.getpid(), 9)')
     assert killed.wait(60) == -signal.SIGKILL
     killed.communicate()
-    left = [path.name for path in sorted((tmp_path / "cache").rglob("*.tar*"))]
+    left = [path.name for path in sorted((tmp_path / "cache").glob("[0-9a-f]*/*.tar*"))]
     assert left == ["train-000000.tar", "train-000001.tar", "train-000002.tar.part"]
     assert finish(start()) == expected(clips)
     opened = flaky.opened()
@@ -129,21 +188,6 @@ def test_two_processes_in_a_cache_that_is_too_small(
 
 
 # --- eviction -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def url(flaky: Any, tau_dataset: Path) -> str:
-    return f"flaky://{tau_dataset}"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def shards_of(dataset: Dataset, cache: Path) -> list[str]:
-    """The shards that are there, by name."""
-    return sorted(path.name for path in (cache / dataset.fingerprint).glob("*.tar*"))
 
 
 def test_a_limit_below_the_dataset(
@@ -200,17 +244,19 @@ def test_other_datasets_go_first_unless_they_are_in_use(
     flaky: Any, url: str, other_url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = sum(shard.bytes for shard in open_dataset(url).manifest.shards)
-    mine = open_dataset(url, cache_bytes=everything)
-    other = open_dataset(other_url)
+    mine, other = open_dataset(url, cache_bytes=everything), open_dataset(other_url)
     rows = first_clips(mine)
     mine.fetch(rows[:-1])
-    other.fetch(np.arange(len(other)))  # used last, and open
+    for _ in range(2):  # fetched, then found; used last, and left open
+        other.close()
+        other.fetch(np.arange(len(other)))
     before = shards_of(mine, cache), shards_of(other, cache)
     monkeypatch.setattr("shards.cache.PATIENCE", 0.0)
     with pytest.raises(InputError, match=f"no room for the .*data.cache_bytes={everything}"):
         mine.fetch(rows[-1:])
     assert (shards_of(mine, cache), shards_of(other, cache)) == before
     assert len(before[0]) == len(rows) - 1
+    mine.close()
     other.close()
     mine.fetch(rows[-1:])
     assert len(shards_of(mine, cache)) == len(rows)
