@@ -48,10 +48,9 @@ class Cache:
 
     def fits(self, needed: int) -> bool:
         """Says whether shards of so many bytes could all lie here if no others did."""
-        if self.limit:
-            return needed <= self.limit
         disk = os.statvfs(self.root)
-        return needed <= disk.f_bavail * disk.f_frsize + self._used()
+        room = disk.f_bavail * disk.f_frsize + self._used()
+        return needed <= (min(room, self.limit) if self.limit else room)
 
     def open(self, folder: Path, shard: Shard, fetch: Fetch) -> int:
         """Opens a shard for reading, and fetches it first if it is not there.
