@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.audio.mel import LogMel, ScaleImage, build_features, spec_from_json, spec_to_json
-from cpprune.models.cp_resnet import conv_widths
-from cpprune.models.registry import build_model
+from cpprune.models.registry import rebuild_model
+from cpprune.models.resize import layer_widths
 from shards.errors import InputError
 
 FORMAT = 1
@@ -34,8 +34,9 @@ class Model(nn.Module):
         features: front end, `features(wave_BT)` → x_BCFT.
         network: the trained network, `network(x_BCFT)` → logits [B, K].
         classes: names of the K classes, in the order of the logits.
-        family: name of the network family.
-        config: what the family was built with; see `ModelConfig.network_config`.
+        family: name of the network family, or "package.module:function".
+        config: what the network was built with, before it was pruned; see
+            `ModelConfig.network_config`.
         clip_shape: shape of one clip: (samples,), or (1, rows, columns) for images.
         about: provenance and metrics, as they stand in `model.json`.
     """
@@ -96,7 +97,7 @@ def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = N
         "format": FORMAT,
         "architecture": model.family,
         "config": model.config,
-        "widths": conv_widths(model.network),
+        "widths": layer_widths(model.network),
         "classes": list(model.classes),
         "clip_shape": list(model.clip_shape),
         "input_shape": list(model.input_shape),
@@ -142,17 +143,21 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
                 "another model: copy the folder again from where it was made"
             )
         tensors = safetensors.torch.load(payload)
-        network = build_model(
-            description["architecture"],
-            num_classes=len(description["classes"]),
-            **{**description["config"], "widths": description["widths"]},
-        )
-        network.load_state_dict(tensors)
         features = build_features(spec_from_json(description["features"]))
         shape = description["clip_shape"]
         axes = 1 if isinstance(features, LogMel) else 3
         if len(shape) != axes or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(f"clip_shape {shape} is not {axes} positive number(s)")
+        input_shape = features.output_shape(shape[0]) if isinstance(features, LogMel) else shape
+        network = rebuild_model(
+            description["architecture"],
+            len(description["classes"]),
+            {**description["config"]},
+            tensors,
+            input_shape,
+        )
+        if layer_widths(network) != description["widths"]:
+            raise ValueError("widths are not those of the weights")
         known = {"format", "architecture", "config", "widths", "classes", "clip_shape"}
         known |= {"input_shape", "features", "weights"}
         model = Model(

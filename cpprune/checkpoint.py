@@ -39,6 +39,7 @@ class Progress:
         best: the best value of the monitored figure since the last pruning event, or None.
         loss_sums: sum of the losses of this epoch's clips so far, of each rank.
         clips_seen: how many those are.
+        skipped: steps so far whose gradient was not finite.
         metrics_bytes: length of metrics.jsonl, so that lines of lost work are cut off.
     """
 
@@ -52,6 +53,7 @@ class Progress:
     best: float | None = None
     loss_sums: list[float] = field(default_factory=list)
     clips_seen: int = 0
+    skipped: int = 0
     metrics_bytes: int = 0
 
 
@@ -121,52 +123,54 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class State:
-    """What a checkpoint's state.json holds.
+class Saved:
+    """What a checkpoint holds.
 
     Attributes:
+        path: its folder.
         progress: how far the run had come.
         identity: what a run that goes on has to share.
         scaler: state of the gradient scaler, or None.
+        tensors: see `Tensors`.
     """
 
+    path: Path
     progress: Progress
     identity: dict[str, Any]
     scaler: dict[str, Any] | None
+    tensors: Tensors
 
 
-def read_state(checkpoint: Path) -> State:
-    """Return a checkpoint's state.
+def read(checkpoint: Path) -> Saved:
+    """Read a checkpoint whole.
 
     Raises:
-        InputError: it cannot be read, or is damaged.
+        InputError: a file of it is damaged or missing.
     """
-    payload = _read_whole(checkpoint, "state.json")
+    files = {name: _read_whole(checkpoint, f"{name}.safetensors") for name in TENSOR_FILES}
+    text = _read_whole(checkpoint, "state.json")
     try:
-        state = json.loads(payload)
+        state = json.loads(text)
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
-        progress = Progress(**state["progress"])
-        return State(progress, state["identity"], state["scaler"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unusable(checkpoint / "state.json", str(error)) from None
-
-
-def read_tensors(checkpoint: Path) -> Tensors:
-    """Return a checkpoint's tensors.
-
-    Raises:
-        InputError: a file of the checkpoint is damaged.
-    """
-    try:
-        return Tensors(
-            **{
-                name: safetensors.torch.load(_read_whole(checkpoint, f"{name}.safetensors"))
-                for name in TENSOR_FILES
-            }
+        return Saved(
+            checkpoint,
+            Progress(**state["progress"]),
+            state["identity"],
+            state["scaler"],
+            Tensors(**{name: safetensors.torch.load(payload) for name, payload in files.items()}),
         )
-    except safetensors.SafetensorError as error:
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise _unusable(checkpoint, str(error).strip().splitlines()[-1].strip()) from None
+
+
+def set_aside(folder: Path, last_whole: Path) -> None:
+    """Rename the checkpoints after the last whole one: they are damaged."""
+    for path in list_checkpoints(folder):
+        if path.name > last_whole.name:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def _read_whole(checkpoint: Path, name: str) -> bytes:
@@ -183,7 +187,4 @@ def _read_whole(checkpoint: Path, name: str) -> bytes:
 
 
 def _unusable(path: Path, reason: str) -> InputError:
-    folder = path if path.is_dir() else path.parent
-    return InputError(
-        f"{path}: is damaged or does not fit ({reason}); delete {folder} to go on from the one before"
-    )
+    return InputError(f"{path}: is damaged or does not fit ({reason})")

@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("cpprune.commands.models:evaluate", "measure a model on a split of a dataset"),
     "predict": ("cpprune.commands.models:predict", "name the scene of audio files"),
     "info": ("cpprune.commands.models:info", "parameters, MACs, bytes, receptive field, limits"),
+    "sensitivity": (
+        "cpprune.commands.sensitivity:sensitivity",
+        "what cutting each layer alone costs",
+    ),
     "import": ("cpprune.commands.models:import_weights", "a state dict → a model folder"),
     "doctor": (
         "cpprune.commands.doctor:doctor",
@@ -85,7 +89,7 @@ def usage() -> str:
         "Train, prune and ship small audio networks.",
         "",
         "commands:",
-        *(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()),
         "",
         "cpprune COMMAND --help says more about each; --debug shows the traceback of an error.",
     ]

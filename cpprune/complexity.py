@@ -1,9 +1,11 @@
-"""What a network costs: parameters, multiply-accumulates, bytes, receptive field; DCASE's limits."""
+"""What a network costs: parameters, MACs, bytes, receptive field, latency; DCASE's limits."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -12,6 +14,12 @@ from torch import nn
 BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 DCASE_MAX_BYTES = 128_000
 DCASE_MAX_MACS = 30_000_000
+
+# How a latency is measured: runs of about BLOCK_SECONDS, this many times.
+WARM_UP_RUNS = 10
+BLOCKS = 20
+BLOCK_SECONDS = 0.02
+BLOCK_RUNS = (5, 100)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -72,6 +80,42 @@ def receptive_field(network: nn.Module) -> tuple[int, int]:
                 field[axis] += (kernel[axis] - 1) * jump[axis]
                 jump[axis] *= stride[axis]
     return field[0], field[1]
+
+
+def latency(network: nn.Module, input_shape: Sequence[int], device: torch.device) -> float:
+    """Return how many milliseconds the network takes for one input, measured.
+
+    The network alone, without its front end: batch 1, float32, evaluation mode, no gradients, channels
+    last, with the threads that PyTorch has. The figure is the least of the medians of several blocks
+    of runs: other processes can only slow a block down.
+
+    Args:
+        network: any module; it is not changed.
+        input_shape: shape of one input, without the batch.
+        device: where it is measured.
+    """
+    twin = copy.deepcopy(network).float().eval()
+    twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(device, memory_format=torch.channels_last)
+
+    def run() -> float:
+        _synchronise(device)
+        begin = time.perf_counter()
+        twin(x)
+        _synchronise(device)
+        return time.perf_counter() - begin
+
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        pace = median(run() for _ in range(WARM_UP_RUNS))
+        fewest, most = BLOCK_RUNS
+        runs = min(max(round(BLOCK_SECONDS / pace), fewest), most)
+        return 1000 * min(median(run() for _ in range(runs)) for _ in range(BLOCKS))
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def complexity(network: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:

@@ -49,6 +49,10 @@ class TrainConfig:
     """also write a checkpoint every this many steps; one is written after each epoch anyway"""
     keep_checkpoints: int = 2
     """how many checkpoints to keep"""
+    max_skipped: int = 10
+    """steps that may be skipped because their gradient is not finite, before the run ends"""
+    time_limit_minutes: float = 0.0
+    """save and stop after this long, to go on later with the same command; 0 is no limit"""
     compile: str = "off"
     """off, or auto: torch.compile the network where there is a GPU"""
 
@@ -56,7 +60,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("clip_norm", "checkpoint_steps"):
+        for name in ("clip_norm", "checkpoint_steps", "max_skipped", "time_limit_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
         if not 0 <= self.ema_decay < 1:
@@ -119,8 +123,17 @@ FREE_KEYS = frozenset(
         "prune.save_plan",
         "train.keep_checkpoints",
         "train.checkpoint_steps",
+        "train.max_skipped",
+        "train.time_limit_minutes",
     }
 )
+
+# Keys that name a file whose contents change what is learned.
+FILE_KEYS = ("prune.plan", "prune.sensitivity")
+
+
+# Keys whose value is a mapping of the user's own.
+FREE_FORM = frozenset({"model.arguments"})
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
@@ -132,7 +145,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"optim.lr": …} for {"optim": {"lr": …}}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" not in FREE_FORM:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
@@ -254,6 +267,7 @@ def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
         if not argument.startswith("--"):
             continue
         key, equals, value = argument[2:].partition("=")
+        key = next((free for free in FREE_FORM if key.startswith(f"{free}.")), key)
         if key == "config":
             name = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
             given |= _keys_of_file(name, known)

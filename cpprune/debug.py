@@ -77,9 +77,12 @@ def _print_shapes(network: nn.Module, x: Tensor) -> None:
     hooks = []
 
     def shower(name: str) -> object:
-        def show(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kind = type(module).__name__
-            print(f"  {name:<32} {kind:<18} {tuple(inputs[0].shape)} → {tuple(output.shape)}")
+        def show(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            before, after = (
+                tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                for x in (inputs[0] if inputs else None, output)
+            )
+            print(f"  {name:<32} {type(module).__name__:<18} {before} → {after}")
 
         return show
 

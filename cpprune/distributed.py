@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,13 @@ AUTOCAST: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+# What gloo and NCCL say when another process is gone.
+LOST = (
+    *("onnection closed by peer", "onnection reset by peer", "onnection refused"),
+    *("Timed out waiting", "Broken pipe", "remote process exited"),
+)
 
 
 def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
@@ -69,7 +76,7 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     with redirect_stdout(sys.stderr):  # DeepSpeed prints
         plugin = zero.make_plugin(precision, clip_norm) if zero.asked_for() else None
     cpu = not torch.cuda.is_available()
-    timeout = timedelta(seconds=_environment_number("CPPRUNE_TIMEOUT_SECONDS", 600))
+    timeout = timedelta(seconds=timeout_seconds())
     # Accelerate finds the backend by itself, but not for DeepSpeed.
     backend = "gloo" if cpu and plugin is not None else None
     group = InitProcessGroupKwargs(backend=backend, timeout=timeout)
@@ -105,6 +112,13 @@ def joined(precision: str, clip_norm: float = 0.0) -> Iterator[Accelerator]:
         yield start(precision, clip_norm)
         if world_size() > 1:
             dist.barrier()  # nobody leaves while another still waits for its last message
+    except (dist.DistError, RuntimeError) as error:
+        if world_size() > 1 and any(sign in str(error) for sign in LOST):
+            raise InputError(
+                f"lost the other processes ({str(error).splitlines()[0][:120]}): see what they say; the "
+                "same command goes on from the last checkpoint"
+            ) from None
+        raise
     finally:
         finish()
 
@@ -149,6 +163,29 @@ def share_json(value: Any, device: torch.device) -> Any:
     return json.loads(bytes(text.cpu().numpy()))
 
 
+def on_rank_0(do: Callable[[], object], device: torch.device) -> None:
+    """Do something on rank 0 that may fail, such as writing a file, and let all ranks know.
+
+    Raises:
+        InputError: on every rank, when it failed on rank 0.
+    """
+    message = None
+    if rank() == 0:
+        try:
+            do()
+        except OSError as error:
+            message = (
+                f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}); make "
+                "room or choose another --run; the last checkpoint is whole, and the same command goes "
+                "on from it"
+            )
+        except InputError as error:
+            message = str(error)
+    message = share_json(message, device)
+    if message is not None:
+        raise InputError(message)
+
+
 def gather_rows(rows: Tensor, total: int) -> Tensor:
     """Return the rows of all ranks in rank order, on every rank.
 
@@ -167,6 +204,13 @@ def gather_rows(rows: Tensor, total: int) -> Tensor:
     dist.all_gather(parts, padded)
     counts = [(total * (r + 1)) // world - (total * r) // world for r in range(world)]
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def largest(values: Tensor) -> Tensor:
+    """Return the elementwise maximum over all ranks."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
 
 
 @torch.no_grad()
@@ -193,7 +237,7 @@ def structure(network: nn.Module) -> str:
 
 
 def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> str:
-    """Raise RuntimeError, naming the ranks, unless all hold this network with equal weights.
+    """Raise InputError, naming the ranks, unless all hold this network with equal weights.
 
     Returns:
         The fingerprint that all ranks agree on.
@@ -204,8 +248,9 @@ def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> st
         prints = gather_rows(row.unsqueeze(0), world_size())
         differing = [r for r in range(world_size()) if not torch.equal(prints[r], prints[0])]
         if differing:
-            raise RuntimeError(
-                f"{when}: the network of rank {', '.join(map(str, differing))} differs from rank 0's"
+            raise InputError(
+                f"{when}: the network of rank {', '.join(map(str, differing))} differs from rank 0's: "
+                "a process does not compute as the others do; the last checkpoint is whole"
             )
     return own
 
@@ -278,6 +323,11 @@ def use_global_batch_norm(network: nn.Module) -> None:
             setattr(network, name, new)
         else:
             use_global_batch_norm(child)
+
+
+def timeout_seconds() -> int:
+    """Return how long a rank waits for the others, as CPPRUNE_TIMEOUT_SECONDS sets it."""
+    return _environment_number("CPPRUNE_TIMEOUT_SECONDS", 600)
 
 
 def rank_of_environment() -> int:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cpprune import artifact
 from cpprune.artifact import Model
-from cpprune.audio.mel import PRESETS, build_features
-from cpprune.models.registry import build_model
+from cpprune.audio.mel import PRESETS, LogMel
+from cpprune.models.cp_resnet import imported_widths
+from cpprune.models.registry import rebuild_model
 from shards.errors import InputError
 from shards.sources.tau2022 import LABELS
 
@@ -46,17 +47,20 @@ def import_state_dict(
         raise InputError(
             f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"
         )
+    spec = PRESETS[preset]
+    features = LogMel(spec)
     try:
-        config = {"rho": rho, **_blocks_and_groups(convolutions)}
-        network = build_model("cp_resnet", num_classes=head, **config, widths=widths)
-        network.load_state_dict(tensors)
+        shape = _blocks_and_groups(convolutions)
+        config = {"rho": rho, **shape, "widths": imported_widths(tensors, shape["groups"])}
+        network = rebuild_model(
+            "cp_resnet", head, config, tensors, features.output_shape(spec.sample_rate)
+        )
     except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
-    spec = PRESETS[preset]
     model = Model(
         network,
-        build_features(spec),
+        features,
         family="cp_resnet",
         config=config,
         classes=names,

@@ -44,12 +44,14 @@ def write_moments(
     if zero.is_zero(optimizer):
         zero.write_state(network, optimizer, tensors)
         return
-    names = [name for name, p in network.named_parameters() if p.requires_grad]
-    numbers = {name: number for number, name in enumerate(names)}
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    numbers = {name: number for number, name in enumerate(trained)}
     state: dict[int, dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name, key = full.rsplit("/", 1)
-        state.setdefault(numbers[name], {})[key] = value
+        # Fused optimizers go through memory: the state has to lie there as its parameter does.
+        own = torch.empty_like(trained[name]).copy_(value) if value.ndim else value.clone()
+        state.setdefault(numbers[name], {})[key] = own
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

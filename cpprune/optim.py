@@ -59,15 +59,21 @@ class OptimConfig:
 
 
 def build_optimizer(
-    config: OptimConfig, parameters: Iterable[nn.Parameter]
+    config: OptimConfig, parameters: Iterable[nn.Parameter], fused: bool = True
 ) -> torch.optim.Optimizer:
-    """Return the optimizer named in the config over these parameters."""
+    """Return the optimizer named in the config over these parameters.
+
+    Args:
+        config: which, and its numbers.
+        parameters: all that it moves.
+        fused: one kernel for all of them, which can skip a step without the host looking.
+    """
     if config.name == "sgd":
         return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay
+            parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=fused
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
 
 
 def warmup(epoch: float, epochs: int) -> float:

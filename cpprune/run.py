@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ from typing import Any
 import torch
 import yaml
 
+import cpprune
 from cpprune import artifact, checkpoint
-from cpprune.artifact import Model
+from cpprune.artifact import Model, write_bytes
 from cpprune.audio.mel import LogMel, spec_to_json
 from cpprune.complexity import count_macs, count_parameters
-from cpprune.config import FREE_KEYS, RunConfig, flatten
+from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, flatten
 from cpprune.distributed import fingerprint
 from shards.errors import InputError
 from shards.reader import Dataset
@@ -27,9 +31,15 @@ PACKAGES = ("cpprune", "torch", "torchaudio", "torch-pruning", "accelerate", "nu
 
 
 def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any]:
-    """Return what a resumed run must share with the one that wrote its checkpoint."""
+    """Return what a resumed run must share with the one that wrote its checkpoint.
+
+    Raises:
+        InputError: a file that the settings name cannot be read.
+    """
     settings = {k: v for k, v in flatten(config.to_dict()).items() if k not in FREE_KEYS}
-    # Weights of `init` are pinned by their hash, wherever the folder lies.
+    # What files hold is pinned by its hash, wherever they lie.
+    for key in FILE_KEYS:
+        settings[key] = settings[key] and f"sha256 {_sha256(Path(settings[key]))}"
     init = settings.pop("init")
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     return {
@@ -40,11 +50,107 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
     }
 
 
-def find_checkpoint(folder: Path, resume: str, own_identity: dict[str, Any]) -> Path | None:
-    """Return the checkpoint to go on from, or None to begin.
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def provenance(
+    config: RunConfig,
+    own_identity: dict[str, Any],
+    progress: checkpoint.Progress,
+    epoch: int,
+    figures: dict[str, Any],
+) -> dict[str, Any]:
+    """Return where a model comes from and how well it does, for model.json.
+
+    Args:
+        config: of the run.
+        own_identity: see `identity`.
+        progress: of the run.
+        epoch: that the model is of.
+        figures: on the validation split.
+    """
+    pruning = {**asdict(config.prune), "original_widths": progress.original_widths}
+    return {
+        "provenance": {
+            "cpprune": cpprune.__version__,
+            "run": Path(config.run).name,
+            "epoch": epoch,
+            "seed": config.seed,
+            "init": own_identity["init"],
+            "dataset": own_identity["dataset"],
+            "pruning": pruning if config.prune.prunes else None,
+        },
+        "metrics": {"val": figures},
+    }
+
+
+class Journal:
+    """What a run tells: metrics.jsonl, and lines on standard error. Only rank 0 speaks.
+
+    Args:
+        folder: of the run.
+        rank: of this process.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.file = folder / "metrics.jsonl"
+        self.rank = rank
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        if self.rank == 0:
+            with self.file.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def size(self) -> int:
+        """Return the length of metrics.jsonl in bytes."""
+        return self.file.stat().st_size if self.file.is_file() else 0
+
+    def cut_back(self, size: int) -> None:
+        """Take back what was logged beyond this length."""
+        with self.file.open("a") as file:
+            file.truncate(size)
+
+    def say(self, text: str) -> None:
+        """Print a line on standard error."""
+        if self.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+
+def cut_back_ids(folder: Path, epoch: int, batch: int) -> None:
+    """Take back what was recorded of this global batch and later ones; see `data.record_ids`."""
+    for path in (folder / "ids").glob("rank-*.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        kept = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # cut off in the middle
+            if (record["epoch"], record["batch"]) < (epoch, batch):
+                kept.append(line)
+        if kept != lines:
+            write_bytes(path, "".join(kept).encode())
+
+
+def find_checkpoint(
+    folder: Path, resume: str, own_identity: dict[str, Any], say: Callable[[str], None]
+) -> checkpoint.Saved | None:
+    """Return the last whole checkpoint, or None to begin.
+
+    Args:
+        folder: of the run.
+        resume: auto, must or never.
+        own_identity: see `identity`.
+        say: tells of a checkpoint that is damaged and passed over.
 
     Raises:
-        InputError: the folder holds a run with other settings or data, or none where one has to be.
+        InputError: the folder holds a run with other settings or data, only damaged checkpoints, or
+            none where one has to be.
     """
     found = checkpoint.list_checkpoints(folder / "checkpoints")
     if resume == "never" or not found:
@@ -56,13 +162,25 @@ def find_checkpoint(folder: Path, resume: str, own_identity: dict[str, Any]) -> 
                 "replace it with --resume never"
             )
         return None
-    saved = checkpoint.read_state(found[-1]).identity
-    if saved != json.loads(json.dumps(own_identity)):
-        raise InputError(
-            f"{folder}: holds a run with other settings ({_differences(saved, own_identity)}); give "
-            "the same to resume it, choose another --run, or replace it with --resume never"
-        )
-    return found[-1]
+    damage: list[str] = []
+    for path in reversed(found):
+        try:
+            saved = checkpoint.read(path)
+        except InputError as error:
+            damage.append(str(error))
+            continue
+        for message in damage:
+            say(f"{message}; going on from {path.name} instead")
+        if saved.identity != json.loads(json.dumps(own_identity)):
+            raise InputError(
+                f"{folder}: holds a run with other settings ("
+                f"{_differences(saved.identity, own_identity)}); give the same to resume it, choose "
+                "another --run, or replace it with --resume never"
+            )
+        return saved
+    raise InputError(
+        f"{damage[0]}, and there is no whole checkpoint in {folder}: start again with --resume never"
+    )
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
@@ -90,6 +208,8 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
             for name in ("metrics.jsonl", "result.json"):
                 (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        if config.prune.prunes:
+            (folder / "plans").mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:

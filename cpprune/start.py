@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,9 @@ from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.audio.mel import IMAGE, PRESETS, build_features, spec_to_json
 from cpprune.config import RunConfig, flatten
-from cpprune.models.registry import build_model
+from cpprune.data import check_fits
+from cpprune.models.factory import is_factory
+from cpprune.models.registry import build_model, check_logits
 from shards.errors import InputError
 from shards.reader import Dataset
 
@@ -26,15 +29,22 @@ def start_model(config: RunConfig, dataset: Dataset, given: frozenset[str]) -> M
     """Return the model that a run starts from: that of `init`, or a fresh one for this dataset.
 
     Raises:
-        InputError: a setting given by hand contradicts the model of `init`.
+        InputError: a setting given by hand contradicts the model of `init`, or the network of
+            `model.factory` does not fit this dataset.
     """
-    return _start(config, given, dataset.classes, dataset.shape)
+    model = _start(config, given, dataset.classes, dataset.shape)
+    check_fits(dataset, model)
+    _check_own_network(model)
+    return model
 
 
 def planned_model(config: RunConfig, given: frozenset[str]) -> Model:
     """Return the model of `init`, or of the configuration alone, without opening a dataset."""
     spec = config.features.spec()
-    return _start(config, given, TEN_CLASSES, DIGIT if spec is None else (spec.sample_rate,))
+    clip_shape = DIGIT if spec is None else (spec.sample_rate,)
+    model = _start(config, given, TEN_CLASSES, clip_shape)
+    _check_own_network(model)
+    return model
 
 
 def _start(
@@ -47,17 +57,32 @@ def _start(
     torch.manual_seed(config.seed)
     network_config = config.model.network_config()
     try:
-        network = build_model(config.model.name, num_classes=len(classes), **network_config)
+        network = build_model(config.model.family, num_classes=len(classes), **network_config)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Model(
+    model = Model(
         network,
         build_features(config.features.spec()),
-        family=config.model.name,
+        family=config.model.family,
         config=network_config,
         classes=classes,
         clip_shape=clip_shape,
     )
+    wanted = config.model.input_shape
+    if wanted is not None and tuple(wanted) != tuple(model.input_shape):
+        raise InputError(
+            f"model.input_shape={wanted}: the front end gives {list(model.input_shape)}; leave it out, "
+            "or change features.*"
+        )
+    return model
+
+
+def _check_own_network(model: Model) -> None:
+    if is_factory(model.family):
+        try:
+            check_logits(model.network, model.input_shape, len(model.classes))
+        except ValueError as error:
+            raise InputError(f"model.factory={model.family}: {error}") from None
 
 
 def _refuse_contradictions(
@@ -66,11 +91,24 @@ def _refuse_contradictions(
     spec = artifact.read_description(Path(init))["features"]
     wanted = flatten(
         {
-            "model": {"name": config.model.name, **config.model.network_config()},
+            "model": {
+                "name": config.model.name,
+                "factory": config.model.factory,
+                **_settings(config.model.family, config.model.network_config()),
+            },
             "features": asdict(config.features),
         }
     )
-    carried = flatten({"model": {"name": model.family, **model.config}, "features": spec or {}})
+    carried = flatten(
+        {
+            "model": {
+                "name": model.family,
+                "factory": model.family,
+                **_settings(model.family, model.config),
+            },
+            "features": spec or {},
+        }
+    )
     own = IMAGE if spec is None else "its own"
     names = (name for name, preset in PRESETS.items() if spec_to_json(preset) == spec)
     carried["features.preset"] = next(names, own)
@@ -80,3 +118,7 @@ def _refuse_contradictions(
                 f"{key}={wanted[key]} was given, but {init} was made with {carried[key]}: leave it "
                 "out, since a model carries its network and front end with it"
             )
+
+
+def _settings(family: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {"arguments": config} if is_factory(family) else config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,6 +48,19 @@ class Forward(nn.Module):
         with torch.autocast(x_BCFT.device.type, self.dtype, enabled=self.dtype is not None):
             logits: Tensor = self.call(x_BCFT)
             return logits
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What came of a step, on the device.
+
+    Attributes:
+        loss_sum: sum of the losses of this rank's clips; 0 if the step was skipped.
+        skipped: whether it was, because the gradient was not finite.
+    """
+
+    loss_sum: Tensor
+    skipped: Tensor
 
 
 class Stepper:
@@ -114,8 +128,9 @@ class Stepper:
         self.accelerator.free_memory()
         with redirect_stdout(sys.stderr):  # DeepSpeed prints
             self.wrapped, self.optimizer = self.accelerator.prepare(
-                shell, build_optimizer(self.config.optim, parameters)
+                shell, build_optimizer(self.config.optim, parameters, not zero.asked_for())
             )
+        self.buffers = list(network.buffers())
         if isinstance(self.wrapped, DistributedDataParallel):
             # Batch statistics are global, or shared when they are needed: not at every step.
             self.wrapped.broadcast_buffers = False
@@ -146,8 +161,11 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def step(self, epoch: int, batch: Batch, number: int) -> Tensor:
+    def step(self, epoch: int, batch: Batch, number: int) -> Stepped:
         """Take one optimizer step on a global batch.
+
+        A step whose gradient is not finite changes nothing, on no rank. (Under DeepSpeed it cannot be
+        held back: the run has to end.)
 
         Args:
             epoch: from 0.
@@ -155,7 +173,7 @@ class Stepper:
             number: of this step in the run, from 0.
 
         Returns:
-            The sum of the losses of this rank's clips, on the device: nothing here waits for it.
+            What came of it, on the device: nothing here waits for it.
         """
         train, total = self.config.train, len(batch.ids)
         spec = self.model.features.spec if isinstance(self.model.features, LogMel) else None
@@ -171,6 +189,7 @@ class Stepper:
         targets = self.targets(batch, draws)
 
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        buffers_before = [buffer.clone() for buffer in self.buffers]
         # The same number of micro-batches on every rank, and none that is empty on all of them.
         most = -(-total // distributed.world_size())
         size = -(-most // train.accumulation)
@@ -194,13 +213,31 @@ class Stepper:
                     loss = loss + self.penalty(epoch)
                 self.accelerator.backward(loss)
             loss_sum += losses.detach().sum()
-        if train.clip_norm:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        skipped = self._update(loss_sum, buffers_before)
         if self.average is not None:
             self.average.follow(self.model.network, number)
-        return loss_sum
+        return Stepped(torch.where(skipped, 0.0, loss_sum), skipped)
+
+    def _update(self, loss_sum: Tensor, buffers_before: list[Tensor]) -> Tensor:
+        """Move the weights, unless the gradient is not finite; return whether it is not."""
+        clip_norm = self.config.train.clip_norm
+        if zero.asked_for():
+            skipped = ~torch.isfinite(loss_sum)
+        else:
+            if clip_norm:
+                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
+            else:
+                gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients)
+            skipped = ~torch.isfinite(norm)
+            if self.accelerator.scaler is None:  # which sees to it otherwise
+                # What fused optimizers ask torch's own gradient scaler.
+                vars(self.inner_optimizer).update(grad_scale=None, found_inf=skipped.float())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for buffer, before in zip(self.buffers, buffers_before, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
+        return skipped
 
     def targets(self, batch: Batch, draws: Draws) -> list[tuple[Tensor, Tensor]]:
         """Return the labels of this rank's clips and their weights; two of each under mixup."""

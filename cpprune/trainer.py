@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import cpprune
 import shards
 from cpprune import artifact, checkpoint, distributed
 from cpprune.calibration import measure_saliency
@@ -21,15 +19,24 @@ from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches, check_fits
 from cpprune.evaluation import evaluate_split
-from cpprune.models.cp_resnet import conv_widths
-from cpprune.models.registry import build_model
+from cpprune.guards import SkippedSteps, Watchdog
+from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
-from cpprune.pruning.plan import make_plan, read_plan
+from cpprune.pruning.plan import make_plan, read_plan, write_plan
 from cpprune.pruning.schedule import events, lr_span, plan_arguments
 from cpprune.pruning.sparsity import Penalty
-from cpprune.run import find_checkpoint, identity, write_result, write_start
+from cpprune.run import (
+    Journal,
+    cut_back_ids,
+    find_checkpoint,
+    identity,
+    provenance,
+    write_result,
+    write_start,
+)
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
+from cpprune.stopping import Stopping
 from shards.errors import InputError
 from shards.progress import progress as progress_bar
 
@@ -42,20 +49,26 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
         given: keys set by hand, which must not contradict the model of `config.init`.
 
     Returns:
-        What `result.json` holds: the best validation figures, parameters and macs, and the folders.
+        What `result.json` holds: the best validation figures, parameters and macs, and the folders. Of
+        a run that was asked to stop: `run`, `stopped` (why), `epoch` and `batch` that come next.
 
     Raises:
         InputError: something in the configuration, the data or the run folder has to be mended.
     """
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
-        trainer.begin()
-        for epoch in range(trainer.progress.epoch, config.train.epochs):
-            trainer.prune_if_due(epoch)
-            trainer.train_epoch(epoch)
-            trainer.validate(epoch)
-            trainer.save()
-        return trainer.result()
+        with trainer.stopping, trainer.watchdog:
+            trainer.begin()
+            for epoch in range(trainer.progress.epoch, config.train.epochs):
+                trainer.prune_if_due(epoch)
+                why = trainer.train_epoch(epoch)
+                if not why:
+                    trainer.validate(epoch)
+                trainer.save()
+                why = why or trainer.stopping.asked(0)
+                if why and trainer.progress.epoch < config.train.epochs:
+                    return trainer.stopped(why)
+            return trainer.result()
 
 
 class Trainer:
@@ -97,12 +110,18 @@ class Trainer:
         )
         labels = torch.from_numpy(self.dataset.labels).to(self.device)
         self.stepper = Stepper(config, self.model, labels, accelerator)
-        widths = conv_widths(self.model.network)
+        widths = layer_widths(self.model.network)
         self.progress = Progress(widths=widths, original_widths=widths)
         self.events = events(config.prune)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.train_loss = self.speed = self.lr = math.nan
         self.started = time.monotonic()
+        self.journal = Journal(self.folder, self.rank)
+        self.stopping = Stopping(self.folder, config.train.time_limit_minutes, self.device)
+        self.watchdog = Watchdog(0.9 * distributed.timeout_seconds())
+        self.skipped = SkippedSteps(
+            self.dataset, self.journal, config.train.max_skipped, self.device
+        )
 
     def prune_if_due(self, epoch: int) -> None:
         """Cut the network if the schedule has an event at the start of this epoch."""
@@ -131,7 +150,7 @@ class Trainer:
             prune.carry_state,
         )
         progress.events_done += 1
-        progress.widths = conv_widths(network)
+        progress.widths = layer_widths(network)
         progress.best = None  # only models of the final size count
         self.stepper.penalty = self.penalty()
         after = count_parameters(network)
@@ -146,12 +165,10 @@ class Trainer:
             "widths": progress.widths,
             "fingerprint": cut.fingerprint,
         }
-        self.log(record)
-        if self.rank == 0:
-            (self.folder / "plans").mkdir(exist_ok=True)
-            path = self.folder / "plans" / f"epoch-{epoch:04d}.json"
-            path.write_text(json.dumps(cut.plan, indent=2) + "\n")
-        self.say(
+        distributed.on_rank_0(lambda: self.journal.log(record), self.device)
+        path = self.folder / "plans" / f"epoch-{epoch:04d}.json"
+        distributed.on_rank_0(lambda: write_plan(path, cut.plan), self.device)
+        self.journal.say(
             f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(self.events)}, "
             f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
             "process(es)"
@@ -170,8 +187,12 @@ class Trainer:
             until=self.events[-1].epoch,
         )
 
-    def train_epoch(self, epoch: int) -> None:
-        """Train on what is left of this epoch's global batches."""
+    def train_epoch(self, epoch: int) -> str:
+        """Train on what is left of this epoch's global batches.
+
+        Returns:
+            Why the run has to stop in the middle of the epoch; empty when the epoch is over.
+        """
         config, progress = self.config, self.progress
         first, end = lr_span(config.prune, epoch, config.train.epochs)
         factor = lr_factor(config.optim, epoch - first, end - first, progress.val_losses[first:])
@@ -183,24 +204,34 @@ class Trainer:
         show = self.rank == 0 and sys.stderr.isatty()
         with progress_bar(f"epoch {epoch + 1}", left, show=show) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
-                self.loss_sum += self.stepper.step(epoch, batch, progress.step)
+                stepped = self.stepper.step(epoch, batch, progress.step)
+                self.loss_sum += stepped.loss_sum
+                self.skipped.add(batch, stepped.skipped)
                 progress.batch = batch.number + 1
                 progress.step += 1
                 progress.clips_seen += len(batch.ids)
                 advance(len(batch.ids))
+                self.watchdog.progress(progress.step)
+                if progress.batch == len(self.batches):
+                    continue  # what comes now is validation
                 every = config.train.checkpoint_steps
-                if every and progress.step % every == 0 and progress.batch < len(self.batches):
+                if every and progress.step % every == 0:
                     self.save()
-        self.train_loss = math.fsum(self.loss_sums()) / progress.clips_seen
-        self.speed = (progress.clips_seen - seen_before) / max(time.monotonic() - begin, 1e-9)
-        if not math.isfinite(self.train_loss):
+                if why := self.stopping.asked(progress.step):
+                    return why
+                self.skipped.settle(progress, now=False)
+        self.skipped.settle(progress)
+        if progress.clips_seen <= 0:
             raise InputError(
-                f"{self.folder}: the training loss is not finite in epoch {epoch + 1}; lower "
+                f"{self.folder}: the training loss is not finite in all of epoch {epoch + 1}; lower "
                 "optim.lr or set train.clip_norm, and choose another --run or --resume never"
             )
+        self.train_loss = math.fsum(self.loss_sums()) / progress.clips_seen
+        self.speed = (progress.clips_seen - seen_before) / max(time.monotonic() - begin, 1e-9)
         self.loss_sum.zero_()
         self.share_buffers()
         progress.epoch, progress.batch, progress.clips_seen = epoch + 1, 0, 0
+        return ""
 
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split; write the last model, and the best if it is that."""
@@ -226,85 +257,70 @@ class Trainer:
             "clips_per_second": self.speed,
             "seconds": time.monotonic() - self.started,
         }
-        self.log(record)
-        if self.rank == 0:
-            self.model.about = self.about(epoch, figures)
-            weights = self.stepper.evaluated.state_dict()
-            artifact.save(self.model, self.folder / "model_last", weights=weights)
-            if best:
-                artifact.save(self.model, self.folder / "model", weights=weights)
-        self.say(
+        distributed.on_rank_0(lambda: self.journal.log(record), self.device)
+        self.model.about = provenance(config, self.identity, progress, epoch, figures)
+        weights = self.stepper.evaluated.state_dict()
+        for name in ["model_last", "model"] if best else ["model_last"]:
+            folder = self.folder / name
+            write = partial(artifact.save, self.model, folder, weights=weights)
+            distributed.on_rank_0(write, self.device)
+        self.watchdog.progress(progress.step)
+        self.journal.say(
             f"epoch {epoch + 1}/{config.train.epochs}  loss {self.train_loss:.4f}  val loss "
             f"{figures['log_loss']:.4f}  val accuracy {figures['macro_accuracy']:.4f}"
             f"{' *' if best else '  '}  lr {self.lr:.1e}  {self.speed:,.0f} clips/s"
         )
 
-    def about(self, epoch: int, figures: dict[str, Any]) -> dict[str, Any]:
-        """Return where the model comes from and how well it does, for model.json."""
-        prune = self.config.prune
-        pruning = {**asdict(prune), "original_widths": self.progress.original_widths}
-        return {
-            "provenance": {
-                "cpprune": cpprune.__version__,
-                "run": self.folder.name,
-                "epoch": epoch,
-                "seed": self.config.seed,
-                "init": self.identity["init"],
-                "dataset": self.dataset.fingerprint,
-                "pruning": pruning if prune.prunes else None,
-            },
-            "metrics": {"val": figures},
-        }
-
     def begin(self) -> None:
         """Go on from the run folder's last checkpoint, if there is one; else begin the folder."""
-        found = find_checkpoint(self.folder, self.config.resume, self.identity)
+        found = find_checkpoint(self.folder, self.config.resume, self.identity, self.journal.say)
         self.accelerator.wait_for_everyone()
-        if self.rank == 0:
-            write_start(self.folder, self.config, fresh=found is None)
+        distributed.on_rank_0(lambda: self.open_folder(found), self.device)
         network = self.model.network
         if found is None:
             self.stepper.wrap({})
             self.stepper.penalty = self.penalty()
-            self.say(
+            self.journal.say(
                 f"{self.folder}: {self.model.family} with {count_parameters(network):,} parameters "
                 f"and {count_macs(network, self.model.input_shape):,} MACs, {self.batches.clips:,} "
                 f"clips an epoch, {self.world} process(es) on {self.device.type}, precision "
                 f"{self.config.train.precision}"
             )
             return
-        state = checkpoint.read_state(found)
-        tensors = checkpoint.read_tensors(found)
-        self.progress = progress = state.progress
-        if progress.widths != conv_widths(network):
-            # Fresh weights of the right widths; the checkpoint's follow.
-            config = {**self.model.config, "widths": progress.widths}
-            classes = len(self.model.classes)
-            self.model.network = build_model(self.model.family, num_classes=classes, **config)
-        self.model.network.load_state_dict(tensors.network)
+        tensors = found.tensors
+        self.progress = progress = found.progress
+        fit(network, tensors.network)
+        network.load_state_dict(tensors.network)
         self.stepper.wrap(tensors.optimizer)
         self.stepper.penalty = self.penalty()
         if self.stepper.average is not None:
             self.stepper.average.network.load_state_dict(tensors.average)
-        if state.scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state.scaler)
+        if found.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.scaler)
         sums = progress.loss_sums
         if len(sums) == self.world:
             self.loss_sum.fill_(sums[self.rank])
         elif self.rank == 0:  # another number of processes goes on
             self.loss_sum.fill_(math.fsum(sums))
-        if self.rank == 0:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.truncate(progress.metrics_bytes)
-        self.say(
-            f"{self.folder}: goes on from {found.name} (epoch {progress.epoch + 1}, batch "
+        self.journal.say(
+            f"{self.folder}: goes on from {found.path.name} (epoch {progress.epoch + 1}, batch "
             f"{progress.batch + 1})"
             if progress.epoch < self.config.train.epochs
             else f"{self.folder}: is complete already"
         )
 
+    def open_folder(self, found: checkpoint.Saved | None) -> None:
+        """Begin the run's folder, or take back what it tells of work that is not in the checkpoint."""
+        write_start(self.folder, self.config, fresh=found is None)
+        self.stopping.forget_file()
+        if found is not None:
+            checkpoint.set_aside(self.folder / "checkpoints", found.path)
+            self.journal.cut_back(found.progress.metrics_bytes)
+            cut_back_ids(self.folder, found.progress.epoch, found.progress.batch)
+
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, which all ranks agree on."""
+        self.skipped.settle(self.progress)
         self.progress.loss_sums = self.loss_sums()
         self.share_buffers()
         average = self.stepper.average
@@ -313,25 +329,41 @@ class Trainer:
             optimizer=self.stepper.moments(),
             average=average.network.state_dict() if average is not None else {},
         )
-        if self.rank == 0:
-            log = self.folder / "metrics.jsonl"
-            self.progress.metrics_bytes = log.stat().st_size if log.is_file() else 0
-            scaler = self.accelerator.scaler
-            checkpoint.save(
+        distributed.check_ranks_equal(self.model.network, self.device, "at a checkpoint")
+        self.progress.metrics_bytes = self.journal.size()
+        scaler = self.accelerator.scaler
+        distributed.on_rank_0(
+            lambda: checkpoint.save(
                 self.folder / "checkpoints",
                 self.config.train.keep_checkpoints,
                 self.progress,
                 self.identity,
                 tensors,
                 scaler.state_dict() if scaler is not None else None,
-            )
-        self.accelerator.wait_for_everyone()
+            ),
+            self.device,
+        )
+        self.watchdog.progress(self.progress.step)
+
+    def stopped(self, why: str) -> dict[str, Any]:
+        """Say how to go on with a run that was asked to stop."""
+        progress = self.progress
+        self.journal.say(
+            f"stopped by {why} at epoch {progress.epoch + 1}, batch {progress.batch + 1}; everything is "
+            f"saved in {self.folder}: the same command goes on from there"
+        )
+        return {
+            "run": str(self.folder),
+            "stopped": why,
+            "epoch": progress.epoch,
+            "batch": progress.batch,
+        }
 
     def result(self) -> dict[str, Any]:
         """Write result.json and say where to look next."""
         written = write_result(self.folder) if self.rank == 0 else None
         result: dict[str, Any] = distributed.share_json(written, self.device)
-        self.say(
+        self.journal.say(
             f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
             f"{result['parameters']:,} parameters, val macro accuracy "
             f"{result['val']['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
@@ -349,14 +381,3 @@ class Trainer:
         """Return the sum of this epoch's losses so far, of each rank."""
         sums: list[float] = distributed.gather_rows(self.loss_sum.view(1), self.world).tolist()
         return sums
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        if self.rank == 0:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
-
-    def say(self, text: str) -> None:
-        """Print a line on standard error, from rank 0 only."""
-        if self.rank == 0:
-            print(text, file=sys.stderr, flush=True)

@@ -6,32 +6,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.distributed import structure
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
+from cpprune.pruning.surgery import apply_plan
 
 # Of one input: small, so that nothing takes long.
 SHAPE = (1, 64, 32)
 
 TEACHER = {"rho": 8, "blocks": [2, 1, 1], "groups": [1, 2, 1], "widths": [32, 64, 92]}
 
-# Every inner width of its own, as pruning leaves them.
+# Every inner width of its own, as pruning leaves them; stages 5, 7 and 8 wide.
 PRUNED = {
-    "in_c.0": 5,
-    "stage1.block1.conv1": 3,
-    "stage1.block1.conv2": 5,
-    "stage1.block2.conv1": 1,
-    "stage1.block2.conv2": 5,
-    "stage2.block1.conv1": 4,
-    "stage2.block1.conv2": 7,
-    "stage2.block1.shortcut.conv": 7,
-    "stage2.block2.conv1": 2,
-    "stage2.block2.conv2": 7,
-    "stage3.block1.conv1": 6,
-    "stage3.block1.conv2": 8,
-    "stage3.block1.shortcut.conv": 8,
-    "stage3.block2.conv1": 9,
-    "stage3.block2.conv2": 8,
+    "widths": [6, 8, 10],
+    "cut": {
+        "in_c.0": 5,
+        "stage1.block1.conv1": 3,
+        "stage1.block2.conv1": 1,
+        "stage2.block1.conv1": 4,
+        "stage2.block1.conv2": 7,
+        "stage2.block2.conv1": 2,
+        "stage3.block1.conv1": 6,
+        "stage3.block1.conv2": 8,
+        "stage3.block2.conv1": 9,
+    },
 }
+
+
+def keep_first(network: nn.Module, widths: dict[str, int]) -> None:
+    """Cut the network to the first channels of each of these layers."""
+    now = layer_widths(network)
+    groups = [{"layer": n, "width": now[n], "keep": list(range(w))} for n, w in widths.items()]
+    apply_plan(network, SHAPE, {"structure": structure(network), "groups": groups})
 
 
 def randomised(network: nn.Module, seed: int = 0, gain: float = 1) -> nn.Module:
@@ -65,6 +71,6 @@ def plan_for(network: nn.Module, shape: tuple[int, ...] = SHAPE, **changes: Any)
         "criterion": "magnitude",
         "scope": "local",
         "ratio": 0.41,
-        "original_widths": conv_widths(network),
+        "original_widths": layer_widths(network),
     }
     return make_plan(network, shape, **(settings | changes))

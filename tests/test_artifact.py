@@ -18,7 +18,7 @@ import cpprune
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.audio.mel import PRESETS, LogMel, MelSpec, ScaleImage, build_features
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -117,7 +117,7 @@ def test_a_pruned_model_comes_back(pruned: str, tmp_path: Path) -> None:
         if entry["layer"].startswith("stage2.block1.shortcut") and pruned != "inner":
             entry["keep"] = [0, 2, 5, 11]
     apply_plan(model.network, shape, plan)
-    widths = conv_widths(model.network)
+    widths = layer_widths(model.network)
     assert widths["stage2.block2.conv1"] == 1
     assert (widths["stage2.block2.conv2"] == widths["in_c.0"]) == (pruned != "inner")
     artifact.save(model, tmp_path / "model")
@@ -153,7 +153,7 @@ def test_the_folder_is_two_plain_files(folder: Path) -> None:
     description = json.loads((folder / "model.json").read_text())
     assert description["architecture"] == "cp_resnet"
     assert description["classes"] == CLASSES
-    assert description["widths"] == conv_widths(make_model().network)
+    assert description["widths"] == layer_widths(make_model().network)
     assert description["features"]["hop"] == 80
     assert description["input_shape"] == [1, 40, 100]
     assert description["clip_shape"] == [8000]
@@ -166,7 +166,7 @@ def test_an_older_model_is_replaced_whole(folder: Path) -> None:
     (folder / "stray").touch()
     other = make_model({"widths": [2, 3, 4]})
     artifact.save(other, folder)
-    assert conv_widths(artifact.load(folder).network) == conv_widths(other.network)
+    assert layer_widths(artifact.load(folder).network) == layer_widths(other.network)
     assert names(folder) == ["model.json", "model.safetensors"]
     assert names(folder.parent) == ["model"]
 
@@ -277,9 +277,9 @@ def test_a_missing_key_is_noticed(key: str, folder: Path) -> None:
         (("architecture",), "resnet50", "'resnet50': choose one of cp_resnet"),
         (("widths", "in_c.0"), 9, "does not describe the weights"),
         (("widths", "stage2.block1.conv1"), 6, "does not describe the weights"),
-        (("widths", "stage2.block1.conv1"), 0, "stage2.block1.conv1=0"),
+        (("widths", "stage2.block1.conv1"), 0, "widths are not those of the weights"),
         (("widths", "stage2.block1.conv1"), "six", "does not describe the weights"),
-        (("widths",), {}, "no width for in_c.0"),
+        (("widths",), {}, "widths are not those of the weights"),
         (("widths",), [4, 5, 7], "does not describe the weights"),
         (("classes",), ["bus", "metro", "park"], "does not describe the weights"),
         (("classes",), [*CLASSES, "zoo"], "does not describe the weights"),

@@ -20,6 +20,7 @@ WIDTHS = {18: 32, 37: 64, 75: 128}  # after 0.41 of the channels are cut: before
 PARAMETERS = {
     "big": 131_316,
     "control": 44_784,
+    "cp_mobile": 61_148,
     "demo": 131_316,
     "mnist_big": 131_316,
     "mnist_prune": 131_316,
@@ -88,7 +89,8 @@ def test_info_of_a_model_folder(cli, tiny_run, scenes_source):
 def test_dry_run_of_the_pruning_configuration(cli, tmp_path):
     config = REPOSITORY / "configs/prune.yaml"
     shown = cli("prune", "--config", config, "--dry-run", "--json").json
-    assert shown.keys() == {"before", "after", "layers"}
+    assert shown.keys() == {"before", "after", "layers", "left_alone"}
+    assert shown["left_alone"] == {"feed_forward.0": "makes the outputs of the network"}
     assert shown["before"]["parameters"] == 131_316
     assert shown["after"]["parameters"] == 44_784
     assert (shown["before"]["macs"], shown["after"]["macs"]) == (29_238_580, 10_141_890)
@@ -132,8 +134,9 @@ def test_every_configuration_is_known_to_these_tests():
 def test_every_configuration_can_be_used(cli, path):
     shown = cli("info", "--config", path, "--json").json
     assert shown["parameters"] == PARAMETERS[path.stem]
-    image = yaml.safe_load(path.read_text()).get("features", {}).get("preset") == "image"
-    assert shown["input_shape"] == ([1, 28, 28] if image else [1, 256, 44])
+    preset = yaml.safe_load(path.read_text()).get("features", {}).get("preset", "seed256")
+    shapes = {"image": [1, 28, 28], "seed256": [1, 256, 44], "dcase24": [1, 256, 65]}
+    assert shown["input_shape"] == shapes[preset]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from run_folder import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -151,7 +152,7 @@ def edited(name, change):
         (text("state.json", '{"format": 1}'), "state.json"),
         (removed("state.json"), "state.json"),
         (edited("state.json", lambda d: d["progress"].update(epochs=3)), "state.json"),
-        (edited("state.json", lambda d: d.pop("optimizer")), ""),
+        (edited("state.json", lambda d: d.pop("scaler")), "state.json"),
         (truncated("network.safetensors"), "network.safetensors"),
         (removed("network.safetensors"), "network.safetensors"),
         (text("network.safetensors", ""), "network.safetensors"),
@@ -161,30 +162,29 @@ def edited(name, change):
         (flipped("optimizer.safetensors"), "optimizer.safetensors"),
     ],
 )
-def test_damaged_checkpoint(refused, hashes, copy_of_stopped_run, damage, name):
-    folder, command = copy_of_stopped_run
-    last = max((folder / "checkpoints").iterdir())
-    damage(last)
-    before = hashes(folder)
-    refused(*command, names=[last / name])
-    start = {"config.yaml", "environment.json"}
-    after = hashes(folder)
-    assert {f: after[f] for f in after.keys() - start} == {
-        f: before[f] for f in before.keys() - start
-    }
-
-
-def test_without_a_damaged_checkpoint_the_run_goes_on_from_the_one_before(
-    refused, cli, copy_of_stopped_run
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    cli, copy_of_stopped_run, tiny_run, damage, name
 ):
     folder, command = copy_of_stopped_run
     earlier, last = sorted((folder / "checkpoints").iterdir())
-    truncated("network.safetensors")(last)
-    refused(*command, names=[f"delete {last} to go on from the one before"])
-    shutil.rmtree(last)
+    damage(last)
     outcome = cli(*command)
-    assert outcome.status == 0
-    assert f"goes on from {earlier.name}" in outcome.err
+    assert outcome.status == 0, outcome.err
+    first, second = outcome.err.splitlines()[:2]
+    assert first.startswith(f"{last / name}: is damaged or does not fit (")
+    assert first.endswith(f"; going on from {earlier.name} instead")
+    assert f"goes on from {earlier.name}" in second
+    assert (folder / "checkpoints" / f"damaged-{last.name}").is_dir()
+    assert_same_run(folder, tiny_run)
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(refused, hashes, copy_of_stopped_run):
+    folder, command = copy_of_stopped_run
+    for path in (folder / "checkpoints").iterdir():
+        truncated("network.safetensors")(path)
+    before = hashes(folder)
+    refused(*command, names=["network.safetensors", "no whole checkpoint", "--resume never"])
+    assert hashes(folder) == before
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from networks import PRUNED, TEACHER, randomised
+from networks import PRUNED, TEACHER, keep_first, randomised
 from torch import nn
 
 import cpprune
 from cpprune.audio.mel import PRESETS
 from cpprune.foreign import import_state_dict
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from shards.errors import InputError
 from shards.sources.tau2022 import LABELS
 
 
 def trained(**config: Any) -> nn.Module:
     """A network with random weights and statistics."""
-    return randomised(cpprune.build_model("cp_resnet", **config)).eval()
+    cut = config.pop("cut", {})
+    network = cpprune.build_model("cp_resnet", **config)
+    if cut:
+        keep_first(network, cut)
+    return randomised(network).eval()
 
 
 def saved(content: object, **options: Any) -> bytes:
@@ -75,7 +79,7 @@ def test_names_of_lightning_and_ddp(prefix: str, nested: bool, tmp_path: Path) -
         {},
         {"base_channels": 32, "channels_multiplier": 1},
         {"widths": [18, 37, 75]},
-        {"widths": PRUNED},
+        PRUNED,
         TEACHER,
         {"widths": [8, 16, 8], "groups": [2, 4, 8]},
     ],
@@ -86,7 +90,7 @@ def test_any_widths_are_found(config: dict[str, Any], zipped: bool, tmp_path: Pa
     file = tmp_path / "weights.pth"
     file.write_bytes(saved(network.state_dict(), _use_new_zipfile_serialization=zipped))
     model = import_state_dict(file, tmp_path / "model", "seed256", rho=config.get("rho", 4))
-    assert conv_widths(model.network) == conv_widths(network)
+    assert layer_widths(model.network) == layer_widths(network)
     x = torch.randn(2, 1, 64, 32, generator=torch.Generator().manual_seed(1))
     again = cpprune.load(tmp_path / "model").network
     assert torch.equal(again(x), network(x))
@@ -94,7 +98,7 @@ def test_any_widths_are_found(config: dict[str, Any], zipped: bool, tmp_path: Pa
 
 def test_a_shortcut_between_equal_widths_is_found(tmp_path: Path) -> None:
     # Pruning may leave a shortcut as wide as what goes into it.
-    state = trained(widths=PRUNED).state_dict()
+    state = trained(**PRUNED).state_dict()
     outputs = ("conv2", "bn2", "shortcut.conv", "shortcut.bn")  # 7 channels, cut to 5
     inputs = ("stage2.block2.conv1", "stage3.block1.conv1", "stage3.block1.shortcut.conv")
     for name, tensor in state.items():

@@ -9,6 +9,8 @@ from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
 
+LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
+
 
 def evaluate(argv: list[str]) -> int:
     """Measure a model on a split of a dataset."""
@@ -114,22 +116,31 @@ def info(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         parser = OneLineParser("cpprune info", description="Say what a model costs.")
         parser.add_argument("model", type=Path, help="model folder; or give --config FILE instead")
+        parser.add_argument("--latency", action="store_true", help=LATENCY_HELP)
         arguments = parser.parse_args(argv)
         from cpprune import artifact
 
-        model, as_json = artifact.load(arguments.model), arguments.json
+        model = artifact.load(arguments.model)
+        as_json, timed = arguments.json, arguments.latency
     else:
         from cpprune.config import build_parser, parse
         from cpprune.start import planned_model
 
-        flags = {"json": "one JSON object on standard output", "debug": "show tracebacks"}
+        flags = {
+            "json": "one JSON object on standard output",
+            "latency": LATENCY_HELP,
+            "debug": "show tracebacks",
+        }
         text = "Say what a model costs: cpprune info MODEL, or the model of a configuration."
         parsed = parse(build_parser("cpprune info", text, flags), argv, list(flags))
-        model, as_json = planned_model(parsed.config, parsed.given), parsed.switches["json"]
+        model = planned_model(parsed.config, parsed.given)
+        as_json, timed = parsed.switches["json"], parsed.switches["latency"]
+
+    import torch
 
     from cpprune.audio.mel import LogMel, spec_to_json
-    from cpprune.complexity import complexity
-    from cpprune.models.cp_resnet import conv_widths
+    from cpprune.complexity import complexity, latency
+    from cpprune.models.resize import layer_widths
 
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     cost = {
@@ -138,9 +149,12 @@ def info(argv: list[str]) -> int:
         "input_shape": list(model.input_shape),
         "classes": list(model.classes),
         "features": spec_to_json(spec),
-        "widths": conv_widths(model.network),
+        "widths": layer_widths(model.network),
         **model.about,
     }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if timed:
+        cost["latency_ms"] = latency(model.network, model.input_shape, device)
     if as_json:
         print(json.dumps(cost))
         return 0
@@ -154,6 +168,9 @@ def info(argv: list[str]) -> int:
         verdict = "within" if limits["bytes"]["ok"][dtype] else "over"
         print(f"bytes as {dtype:<7} {size:>12,}  {verdict} DCASE's {limits['bytes']['limit']:,}")
     print(f"receptive field  {field['mel_bins']} bins × {field['frames']} frames")
+    if timed:
+        where = f"{torch.get_num_threads()} thread(s)" if device.type == "cpu" else "the GPU"
+        print(f"latency          {cost['latency_ms']:>12.3f}  ms for one clip on {where}")
     print("widths           " + ", ".join(f"{name} {n}" for name, n in cost["widths"].items()))
     return 0
 

@@ -64,8 +64,10 @@ def _dry_run(parsed: ParsedRun) -> int:
     import torch
 
     from cpprune.calibration import measure_saliency
+    from cpprune.complexity import latency
     from cpprune.data import open_checked
-    from cpprune.models.cp_resnet import conv_widths
+    from cpprune.models.resize import layer_widths
+    from cpprune.pruning.budget import parse_budget
     from cpprune.pruning.plan import Plan, make_plan, preview, read_plan, write_plan
     from cpprune.pruning.saliency import MEASURES
     from cpprune.pruning.schedule import events, plan_arguments
@@ -78,10 +80,11 @@ def _dry_run(parsed: ParsedRun) -> int:
             f"prune.criterion={config.prune.criterion} looks at a trained network and its data: give "
             "--init MODEL and --data.path"
         )
-    model = planned_model(config, parsed.given)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = planned_model(config, parsed.given).to(device)
     twin = copy.deepcopy(model)
     network = twin.network
-    original = conv_widths(network)
+    original = layer_widths(network)
     plans: list[Plan] = []
     for event in events(config.prune):
         saliency = None
@@ -89,7 +92,7 @@ def _dry_run(parsed: ParsedRun) -> int:
             data = config.data
             dataset = open_checked(data.path, model, data.cache, data.cache_bytes)
             train = dataset.split("train")
-            saliency = measure_saliency(config.prune, twin, train, config.seed, torch.device("cpu"))
+            saliency = measure_saliency(config.prune, twin, train, config.seed, device)
         if config.prune.plan:
             plan = read_plan(Path(config.prune.plan), network, model.input_shape)
         else:
@@ -102,7 +105,9 @@ def _dry_run(parsed: ParsedRun) -> int:
             )
         apply_plan(network, model.input_shape, plan)
         plans.append(plan)
-    shown = preview(model.network, model.input_shape, plans)
+    limits = parse_budget(config.prune.budget) if config.prune.budget else []
+    timed = any(limit.quantity == "latency" for limit in limits)
+    shown = preview(model.network, model.input_shape, plans, latency if timed else None)
     if config.prune.save_plan:
         if len(plans) != 1:
             raise InputError(
@@ -136,8 +141,16 @@ def _print_preview(shown: dict[str, Any]) -> None:
             f"{ranges[1]:>15}"
         )
     print()
+    for layer, reason in shown["left_alone"].items():
+        print(f"{layer} is left alone: it {reason}")
+    print()
     for what in ("parameters", "macs"):
         before, after = shown["before"][what], shown["after"][what]
         print(f"{what:<30} {before:>12,} → {after:>12,}  ({after / before - 1:+.1%})")
     for dtype, size in shown["before"]["bytes"].items():
         print(f"{'bytes as ' + dtype:<30} {size:>12,} → {shown['after']['bytes'][dtype]:>12,}")
+    if "latency_ms" in shown["before"]:
+        before, after = shown["before"]["latency_ms"], shown["after"]["latency_ms"]
+        print(
+            f"{'latency in ms':<30} {before:>12.3f} → {after:>12.3f}  ({after / before - 1:+.1%})"
+        )

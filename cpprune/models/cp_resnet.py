@@ -9,7 +9,6 @@ Shapes: B batch, C channels, F mel bins (or image rows), T frames (or image colu
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -53,20 +52,22 @@ class Block(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        inner: int,
         out_channels: int,
         k1: int,
         k2: int,
         groups: int,
-        shortcut: bool,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, inner, k1, padding=k1 // 3, bias=False, groups=groups)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, out_channels, k2, padding=k2 // 3, bias=False, groups=groups)
+        self.conv1 = nn.Conv2d(
+            in_channels, out_channels, k1, padding=k1 // 3, bias=False, groups=groups
+        )
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(
+            out_channels, out_channels, k2, padding=k2 // 3, bias=False, groups=groups
+        )
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
-        if shortcut:
+        if in_channels != out_channels:
             self.shortcut.add_module(
                 "conv", nn.Conv2d(in_channels, out_channels, 1, bias=False, groups=groups)
             )
@@ -80,20 +81,19 @@ class Block(nn.Module):
 
 
 class CPResNet(nn.Module):
-    """CP-ResNet with any width in every layer.
+    """CP-ResNet with any width in every stage.
 
     Args:
         num_classes: K, the number of classes.
         base_channels: width of stage 1.
         channels_multiplier: stages 2 and 3 are this much, and its square, wider.
-        widths: instead of the two above, three widths (one a stage), or output channels by name of
-            convolution as in `conv_widths`, which is how a pruned network is rebuilt.
+        widths: instead of the two above, the widths of the three stages.
         rho: receptive-field parameter, see `kernel_sizes`.
         blocks: residual blocks in each stage.
         groups: groups of the block convolutions in each stage.
 
     Raises:
-        ValueError: widths that do not fit together, named by layer.
+        ValueError: numbers that do not fit together; the message names the key.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class CPResNet(nn.Module):
         num_classes: int = 10,
         *,
         base_channels: int = 32,
-        channels_multiplier: int = 2,
-        widths: Sequence[int] | Mapping[str, int] | None = None,
+        channels_multiplier: float = 2,
+        widths: Sequence[int] | None = None,
         rho: int = 4,
         blocks: Sequence[int] = (2, 2, 2),
         groups: Sequence[int] = (1, 1, 1),
@@ -113,30 +113,25 @@ class CPResNet(nn.Module):
                 f"model.blocks and model.groups take three positive numbers, one a stage: got "
                 f"{list(blocks)} and {list(groups)}"
             )
-        width = _resolve_widths(widths, base_channels, channels_multiplier, blocks)
+        stage_widths = _stage_widths(widths, base_channels, channels_multiplier)
         kernels = kernel_sizes(rho)
-        channels = width["in_c.0"]
+        channels = stage_widths[0]
         self.in_c = nn.Sequential(
             nn.Conv2d(1, channels, 5, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(channels),
             nn.Hardswish(),
         )
-        for stage, num_blocks, num_groups in zip(STAGES, blocks, groups, strict=True):
+        for stage, width, num_blocks, num_groups in zip(
+            STAGES, stage_widths, blocks, groups, strict=True
+        ):
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(num_blocks):
                 if (stage, i) in _POOL_BEFORE:
                     layers[f"maxpool{i + 1}"] = nn.MaxPool2d(_POOL_BEFORE[stage, i])
-                name = f"block{i + 1}"
                 k1, k2 = kernels[stage][min(i, 1)]
-                inner = width[f"{stage}.{name}.conv1"]
-                out = width[f"{stage}.{name}.conv2"]
-                _check_groups(f"{stage}.{name}", num_groups, channels, inner, out)
-                # A cut may make both sides equally wide: the shortcut that was there stays.
-                shortcut = f"{stage}.{name}.shortcut.conv" in width
-                if channels != out and not shortcut:
-                    raise ValueError(f"model.widths has no {stage}.{name}.shortcut.conv")
-                layers[name] = Block(channels, inner, out, k1, k2, num_groups, shortcut)
-                channels = out
+                _check_groups(f"{stage}.block{i + 1}", num_groups, channels, width)
+                layers[f"block{i + 1}"] = Block(channels, width, k1, k2, num_groups)
+                channels = width
             if stage in _POOL_AFTER:
                 layers[f"maxpool{num_blocks + 1}"] = nn.MaxPool2d(_POOL_AFTER[stage])
             self.add_module(stage, nn.Sequential(layers))
@@ -176,58 +171,49 @@ class CPResNet(nn.Module):
                 nn.init.normal_(conv.weight, 0, math.sqrt(2 / _fan_out(conv)))
 
 
-def conv_widths(network: nn.Module) -> dict[str, int]:
-    """Return the output channels of every convolution by its name, the classifier's left out."""
-    classifier = getattr(network, "classifier", None)
-    return {
-        name: module.out_channels
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module is not classifier
-    }
-
-
 def _fan_out(conv: nn.Conv2d) -> int:
     return conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels
 
 
-def _resolve_widths(
-    widths: Sequence[int] | Mapping[str, int] | None, base: int, mult: int, blocks: Sequence[int]
-) -> dict[str, int]:
-    """Return the output channels of every convolution, shortcuts only where there is one."""
-    names = ["in_c.0"] + [
-        f"{stage}.block{i + 1}.conv{j}"
-        for stage, n in zip(STAGES, blocks, strict=True)
-        for i in range(n)
-        for j in (1, 2)
-    ]
-    if isinstance(widths, Mapping):
-        missing = [name for name in names if name not in widths]
-        if missing:
-            raise ValueError(f"model.widths has no width for {', '.join(missing)}")
-        resolved = {name: int(widths[name]) for name in names}
-        for name, width in widths.items():
-            # The shortcut's width is its block's output width: recorded, never free.
-            if name.endswith(".shortcut.conv"):
-                if width != resolved.get(name.removesuffix("shortcut.conv") + "conv2"):
-                    raise ValueError(f"model.widths: {name} must be as wide as its block's conv2")
-                resolved[name] = width
-            elif name not in resolved:
-                raise ValueError(f"model.widths names {name}, a layer this network does not have")
-    else:
-        stage_widths = [base, base * mult, base * mult**2] if widths is None else list(widths)
-        if len(stage_widths) != 3:
+def _stage_widths(
+    widths: Sequence[int] | None, base: int, multiplier: float
+) -> tuple[int, int, int]:
+    if widths is None:
+        resolved = [base * multiplier**i for i in range(3)]
+        if any(width != int(width) for width in resolved):
             raise ValueError(
-                f"model.widths takes three widths, one a stage: got {len(stage_widths)}"
+                f"model.channels_multiplier={multiplier}: {base} channels times it and its square must "
+                "be whole numbers"
             )
-        by_stage = dict(zip(STAGES, stage_widths, strict=True))
-        resolved = {name: by_stage.get(name.split(".")[0], stage_widths[0]) for name in names}
-        for before, stage in itertools.pairwise(STAGES):
-            if by_stage[before] != by_stage[stage]:
-                resolved[f"{stage}.block1.shortcut.conv"] = by_stage[stage]
-    narrow = [f"{name}={width}" for name, width in resolved.items() if width < 1]
-    if narrow:
-        raise ValueError(f"every layer needs at least one channel: {', '.join(narrow)}")
-    return resolved
+    else:
+        resolved = list(widths)
+    if len(resolved) != 3 or min(resolved) < 1:
+        raise ValueError(
+            f"model.widths takes three positive numbers, one a stage: got {list(resolved)}"
+        )
+    first, second, third = (int(width) for width in resolved)
+    return first, second, third
+
+
+def imported_widths(tensors: Mapping[str, Tensor], groups: Sequence[int]) -> list[int]:
+    """Return stage widths of a CP-ResNet with just the shortcuts that a state dict has.
+
+    They are those of the tensors, unless a cut made both sides of a shortcut equally wide: then one
+    side is wider here, and `cpprune.models.resize.fit` narrows it.
+
+    Args:
+        tensors: state dict of a CP-ResNet.
+        groups: of the block convolutions in each stage.
+    """
+    widths = [len(tensors["in_c.0.weight"])]
+    for stage in STAGES[1:]:
+        width = len(tensors[f"{stage}.block1.conv2.weight"])
+        if f"{stage}.block1.shortcut.conv.weight" not in tensors:
+            width = widths[-1]
+        elif width == widths[-1]:
+            width += math.lcm(*groups)
+        widths.append(width)
+    return widths
 
 
 def _check_groups(block: str, groups: int, *widths: int) -> None:

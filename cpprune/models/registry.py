@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from cpprune.models.cp_resnet import CPResNet
+from cpprune.models import factory
+from cpprune.models.cp_mobile import CPMobile
+from cpprune.models.cp_resnet import CPResNet, imported_widths
+from cpprune.models.resize import fit
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"cp_resnet": CPResNet}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {"cp_resnet": CPResNet, "cp_mobile": CPMobile}
 
 
 @dataclass(kw_only=True)
@@ -19,39 +24,79 @@ class ModelConfig:
     """Which network, and how wide."""
 
     name: str = "cp_resnet"
-    """network family"""
+    """network family: cp_resnet or cp_mobile"""
+    factory: str | None = None
+    """a network of your own instead: package.module:function, a subclass of torch.nn.Module or a
+    function annotated to return one, called with num_classes and model.arguments"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """keyword arguments of the factory"""
+    input_shape: list[int] | None = None
+    """shape of one input, such as [1, 256, 44]: refused unless it is what the front end gives"""
     base_channels: int = 32
     """width of the first stage"""
-    channels_multiplier: int = 2
-    """the second and third stage are this much, and its square, wider"""
+    channels_multiplier: float | None = None
+    """the second and third stage are this much, and its square, wider (default: cp_resnet 2, cp_mobile
+    1.8)"""
+    expansion: float = 2.1
+    """cp_mobile: inside, a block is this much wider than its input"""
     widths: list[int] | None = None
-    """three widths, one a stage, instead of the two numbers above"""
+    """cp_resnet: three widths, one a stage, instead of the two numbers above"""
     rho: int = 4
-    """receptive-field parameter; 4 sees 91 mel bins × 39 frames"""
+    """cp_resnet: receptive-field parameter; 4 sees 91 mel bins × 39 frames"""
     blocks: list[int] = field(default_factory=lambda: [2, 2, 2])
-    """residual blocks in each stage"""
+    """cp_resnet: residual blocks in each stage"""
     groups: list[int] = field(default_factory=lambda: [1, 1, 1])
-    """groups of the block convolutions in each stage"""
+    """cp_resnet: groups of the block convolutions in each stage"""
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.base_channels < 1 or self.channels_multiplier < 1:
+        if self.factory is not None and not factory.is_factory(self.factory):
             raise ValueError(
-                f"model.base_channels={self.base_channels}, model.channels_multiplier="
-                f"{self.channels_multiplier}: both must be at least 1"
+                f"model.factory={self.factory!r}: must be package.module:function, such as "
+                "my_nets:tiny"
             )
+        multiplier = self.channels_multiplier
+        if self.base_channels < 1 or (multiplier is not None and multiplier < 1):
+            raise ValueError(
+                f"model.base_channels={self.base_channels}, model.channels_multiplier={multiplier}: "
+                "both must be at least 1"
+            )
+        if self.expansion <= 0:
+            raise ValueError(f"model.expansion={self.expansion}: must be above 0")
         if self.widths is not None and (len(self.widths) != 3 or min(self.widths) < 1):
             raise ValueError(
                 f"model.widths={self.widths}: give three positive numbers, one a stage"
             )
         if not 1 <= self.rho <= 16:
             raise ValueError(f"model.rho={self.rho}: must be from 1 to 16")
+        self._refuse_what_does_not_apply()
+
+    @property
+    def family(self) -> str:
+        """What `build_model` takes as the name: the family's, or the factory."""
+        return self.factory or self.name
 
     def network_config(self) -> dict[str, Any]:
         """Return what `build_model` takes beside the name."""
-        config = asdict(self)
-        del config["name"]
-        return config
+        if self.factory is not None:
+            return dict(self.arguments)
+        settings = inspect.signature(FAMILIES[self.name]).parameters
+        own = {key: getattr(self, key) for key in settings if hasattr(self, key)}
+        return {k: settings[k].default if value is None else value for k, value in own.items()}
+
+    def _refuse_what_does_not_apply(self) -> None:
+        usable = {"name", "factory", "input_shape"}
+        if self.factory is not None:
+            usable.add("arguments")
+        else:
+            usable |= set(inspect.signature(FAMILIES[self.name]).parameters)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            usual = item.default if item.default_factory is MISSING else item.default_factory()
+            if item.name not in usable and value != usual:
+                raise ValueError(
+                    f"model.{item.name}={value}: {self.family} has no such setting; leave it out"
+                )
 
 
 def check_name(name: str) -> None:
@@ -66,10 +111,10 @@ def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module
     """Build a network with fresh weights.
 
     Args:
-        name: network family, e.g. "cp_resnet".
+        name: network family, e.g. "cp_resnet", or "package.module:function".
         num_classes: number of outputs.
         **config: what the family takes, e.g. `base_channels=32, channels_multiplier=2`, or
-            `widths=[18, 37, 75]`; see `CPResNet`.
+            `widths=[18, 37, 75]`, see `CPResNet`; or the function's keyword arguments.
 
     Returns:
         A module that maps x_BCFT [B, 1, F, T] to logits [B, num_classes].
@@ -77,5 +122,62 @@ def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module
     Raises:
         ValueError: unknown name, or a config that does not fit together.
     """
+    if factory.is_factory(name):
+        return factory.make(name, num_classes, config)
     check_name(name)
     return FAMILIES[name](num_classes, **config)
+
+
+def rebuild_model(
+    name: str,
+    num_classes: int,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    input_shape: Sequence[int],
+) -> nn.Module:
+    """Build a network that was trained or pruned: its architecture, narrowed to its tensors.
+
+    Args:
+        name: as for `build_model`.
+        num_classes: as for `build_model`.
+        config: what the architecture was built with before anything was cut.
+        tensors: its state dict.
+        input_shape: shape of one input, without the batch.
+
+    Raises:
+        ValueError: the tensors are not of this architecture, or do not fit together.
+        RuntimeError: names are missing or unknown.
+    """
+    if name == "cp_resnet" and not config.keys() & {"base_channels", "widths"}:
+        # Imported by a version that did not write down what the network was cut from.
+        groups = config.get("groups", [1])
+        config = {**config, "widths": imported_widths(tensors, groups)}
+    network = build_model(name, num_classes=num_classes, **config)
+    fitted = fit(network, tensors)
+    network.load_state_dict(tensors)
+    if fitted:
+        check_logits(network, input_shape, num_classes)
+    return network
+
+
+def check_logits(network: nn.Module, input_shape: Sequence[int], num_classes: int) -> None:
+    """Raise ValueError unless the network maps x [B, *input_shape] to logits [B, num_classes]."""
+    modes = {module: module.training for module in network.modules()}
+    tensor = next(iter(network.state_dict().values()), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *input_shape, device=tensor.device))
+    except Exception as error:  # the network may be anyone's
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"the network cannot take inputs of shape {list(input_shape)} ({reason})"
+        ) from None
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != [2, num_classes]:
+        raise ValueError(
+            f"the network must map [2, {', '.join(map(str, input_shape))}] to logits "
+            f"[2, {num_classes}], but gives {shape}"
+        )

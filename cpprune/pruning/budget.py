@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cpprune.complexity import BYTES_PER_PARAMETER, macs_per_parameter
-from cpprune.pruning.criteria import ChannelGroup, dependency_graph
-from cpprune.pruning.surgery import remove_channels
+from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
 from shards.errors import InputError
 
 Widths = NDArray[np.int64]
@@ -29,41 +28,50 @@ CANDIDATES = 60_000
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: parameters ≤ bound, or macs ≤ bound. Bytes are parameters × the dtype's width."""
+    """One limit.
+
+    Attributes:
+        text: as it was written.
+        quantity: "params" (bytes are parameters × the dtype's width), "macs" or "latency".
+        bound: the most there may be; of latency, in milliseconds.
+    """
 
     text: str
     quantity: str
     bound: float
 
 
+NUMBER = r"[0-9.]+(?:[eE][+-]?[0-9]+)?"
+MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
 def parse_budget(text: str) -> list[Limit]:
-    """Read "params<=47028,macs<=10e6,bytes<=128000@fp16".
+    """Read "params<=47028,macs<=10e6,bytes<=128000@fp16,latency<=3ms".
 
     Raises:
         ValueError: it says something else; the message names the part.
     """
-    limits = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(params|macs|bytes)\s*<=\s*([0-9.eE+]+)(?:@(\w+))?\s*", part)
-        try:
-            if match is None:
-                raise ValueError
-            quantity, number, dtype = match.groups()
-            bound = float(number)
-            if (dtype is not None) != (quantity == "bytes") or bound < 1:
-                raise ValueError
-            if quantity == "bytes":
-                if dtype not in BYTES_PER_PARAMETER:
-                    raise ValueError
-                bound //= BYTES_PER_PARAMETER[dtype]
-                quantity = "params"
-        except ValueError:
-            raise ValueError(
-                f"prune.budget: {part.strip()!r} is no limit; write params<=47028, macs<=10e6 or "
-                f"bytes<=128000@fp16 (dtypes: {', '.join(BYTES_PER_PARAMETER)}), separated by commas"
-            ) from None
-        limits.append(Limit(part.strip(), quantity, bound))
-    return limits
+    return [_parse_limit(part.strip()) for part in text.split(",")]
+
+
+def _parse_limit(text: str) -> Limit:
+    count = re.fullmatch(rf"(params|macs)\s*<=\s*({NUMBER})", text)
+    size = re.fullmatch(rf"bytes\s*<=\s*({NUMBER})@({'|'.join(BYTES_PER_PARAMETER)})", text)
+    time = re.fullmatch(rf"latency\s*<=\s*({NUMBER})\s*({'|'.join(MILLISECONDS)})", text)
+    try:
+        if count and float(count[2]) >= 1:
+            return Limit(text, count[1], float(count[2]))
+        if size and float(size[1]) >= 1:
+            return Limit(text, "params", float(size[1]) // BYTES_PER_PARAMETER[size[2]])
+        if time and float(time[1]) > 0:
+            return Limit(text, "latency", float(time[1]) * MILLISECONDS[time[2]])
+    except ValueError:  # such as 1.2.3
+        pass
+    raise ValueError(
+        f"prune.budget: {text!r} is no limit; write params<=47028, macs<=10e6, bytes<=128000@fp16 "
+        f"(dtypes: {', '.join(BYTES_PER_PARAMETER)}) or latency<=3ms (units: "
+        f"{', '.join(MILLISECONDS)}), separated by commas"
+    )
 
 
 @dataclass(frozen=True)
@@ -120,11 +128,12 @@ def cost_model(
 
 
 def feasible(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArray[np.bool_]:
-    """Return which candidates meet all limits, [N]."""
+    """Return which candidates meet all limits on params and macs, [N]."""
     cost = model.cost(widths_NG)
-    met = [cost[limit.quantity] <= limit.bound + 1e-6 for limit in limits]
-    all_met: NDArray[np.bool_] = np.all(met, axis=0)
-    return all_met
+    met = np.ones(len(widths_NG), np.bool_)
+    for limit in limits:
+        met &= cost[limit.quantity] <= limit.bound + 1e-6
+    return met
 
 
 def used(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArray[np.float64]:
@@ -197,7 +206,7 @@ def allocate(
     allowed: Bounds,
     narrowing: Callable[[float], Widths],
 ) -> Widths:
-    """Return widths that meet all limits and leave as little unused as possible.
+    """Return widths that meet all limits on params and macs and leave as little unused as possible.
 
     The narrowing is followed until all limits are met; then candidates close to it are tried, and the
     one that uses the tightest limit most is taken; among equals, the one closest to the narrowing.
@@ -239,3 +248,49 @@ def allocate(
     distance = (((candidates - base) / model.widths) ** 2).sum(1)
     chosen: Widths = candidates[np.lexsort((distance, -share))[0]]
     return chosen
+
+
+def meet_latency(
+    limit: Limit,
+    start: Widths,
+    allowed: Bounds,
+    narrowing: Callable[[float], Widths],
+    measure: Callable[[Widths], float],
+) -> Widths:
+    """Return the first widths along the narrowing that meet a limit on latency when measured.
+
+    They are found by bisection and measured once more, since a measurement can be off; if they fail
+    then, the search goes on among narrower ones.
+
+    Args:
+        limit: on latency.
+        start: no group gets wider than this.
+        allowed: what widths may be.
+        narrowing: widths for the part that is cut, from 0 to 1.
+        measure: the milliseconds that the network takes when it is cut to widths.
+
+    Raises:
+        InputError: even the least widths take too long; it names the limit and what they take.
+    """
+    if measure(start) <= limit.bound:
+        return start
+    path = [start]
+    for part in np.linspace(0, 1, 1 + int(allowed.widest.sum())):
+        widths = np.minimum(start, allowed.fit(narrowing(float(part))))
+        if (widths != path[-1]).any():
+            path.append(widths)
+    slow, fast = 0, len(path) - 1
+    while True:
+        while fast - slow > 1:
+            middle = (slow + fast) // 2
+            fits = measure(path[middle]) <= limit.bound
+            slow, fast = (slow, middle) if fits else (middle, fast)
+        taken = measure(path[fast])
+        if taken <= limit.bound:
+            return path[fast]
+        if fast == len(path) - 1:
+            raise InputError(
+                f"prune.budget: {limit.text} (at least {taken:.3g}ms here) cannot be met even at the "
+                "least widths (prune.min_width)"
+            )
+        slow, fast = fast, len(path) - 1

@@ -1,21 +1,15 @@
-"""Which channels hang together, and how important each of them is.
-
-Channels are grouped by Torch-Pruning's dependency graph (Fang et al., "DepGraph: Towards Any
-Structural Pruning", CVPR 2023) and scored by its importance functions.
-"""
+"""How important each channel is, by Torch-Pruning's importance functions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cpprune.pruning.groups import ChannelGroup
 from shards.errors import InputError
 
 
@@ -72,81 +66,6 @@ CRITERIA: dict[str, Callable[[int], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Layers whose output channels can only be cut together.
-
-    Attributes:
-        layer: name of the convolution or linear layer that stands for the group.
-        width: its number of output channels.
-        blocks: into how many equal blocks grouped convolutions divide them; every block loses the same
-            of its channels, so a unit of cutting is this many channels.
-        coupled: the group as Torch-Pruning holds it.
-    """
-
-    layer: str
-    width: int
-    blocks: int
-    coupled: Any
-
-    def channels(self, units: Iterable[int]) -> list[int]:
-        """Return the channels of these units: the same place in every block."""
-        length = self.width // self.blocks
-        return sorted(b * length + unit for unit in units for b in range(self.blocks))
-
-
-@contextmanager
-def dependency_graph(network: nn.Module, example: Tensor) -> Iterator[Any]:
-    """Trace the network and yield Torch-Pruning's dependency graph.
-
-    Modes and requires_grad are afterwards what they were, also for layers that were cut.
-
-    Args:
-        network: unwrapped module.
-        example: one input, x_BCFT.
-    """
-    import torch_pruning as tp
-
-    modes = {name: module.training for name, module in network.named_modules()}
-    trainable = {name: p.requires_grad for name, p in network.named_parameters()}
-    try:
-        for parameter in network.parameters():
-            parameter.requires_grad_(True)  # tracing follows gradients
-        network.eval()
-        with torch.enable_grad(), torch.autocast(example.device.type, enabled=False):
-            yield tp.DependencyGraph().build_dependency(network, example_inputs=example)
-    finally:
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(trainable[name])
-            parameter.grad = None
-        for name, module in network.named_modules():
-            module.training = modes[name]
-
-
-def channel_groups(graph: Any, network: nn.Module) -> list[ChannelGroup]:
-    """Return the groups that may be cut, in the order of the network; the classifier is kept."""
-    names = {module: name for name, module in network.named_modules()}
-    ignored = [getattr(network, "classifier", None)]
-    return [
-        ChannelGroup(
-            layer=names[group[0].dep.target.module],
-            width=len(group[0].idxs),
-            blocks=_blocks(group),
-            coupled=group,
-        )
-        for group in graph.get_all_groups(
-            ignored_layers=[layer for layer in ignored if layer is not None],
-            root_module_types=[nn.Conv2d, nn.Linear],
-        )
-    ]
-
-
-def _blocks(group: Any) -> int:
-    layers = [item.dep.target.module for item in group]
-    grouped = [m for m in layers if isinstance(m, nn.Conv2d) and m.groups < m.out_channels]
-    return math.lcm(*(m.groups for m in grouped)) if grouped else 1
-
-
 def score(criterion: str, groups: list[ChannelGroup], seed: int = 0) -> list[Tensor]:
     """Return the scores of each group: one a unit, [width / blocks] float64 on the host.
 
@@ -161,7 +80,13 @@ def score(criterion: str, groups: list[ChannelGroup], seed: int = 0) -> list[Ten
     importance = CRITERIA[criterion](seed)
     scores = []
     for group in groups:
-        values = importance(group.coupled).detach().double().cpu()
+        found = importance(group.coupled)
+        if found is None:
+            raise InputError(
+                f"prune.criterion={criterion}: finds nothing to score in {group.layer}, which has no "
+                "such layers: use another, such as magnitude"
+            )
+        values = found.detach().double().cpu()
         values = values.view(group.blocks, -1).mean(0)
         if not torch.isfinite(values).all():
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpprune.complexity import BYTES_PER_PARAMETER, count_macs, count_parameters, macs_per_parameter
+from cpprune.complexity import (
+    BYTES_PER_PARAMETER,
+    count_macs,
+    count_parameters,
+    latency,
+    macs_per_parameter,
+)
 from cpprune.distributed import fingerprint, structure
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.budget import (
     Widths,
     allocate,
     bounds,
     cost_model,
     lowest_first,
+    meet_latency,
     parse_budget,
     uniform,
 )
-from cpprune.pruning.criteria import ChannelGroup, channel_groups, dependency_graph, score
+from cpprune.pruning.criteria import score
+from cpprune.pruning.curves import Sensitivity, unit_costs
+from cpprune.pruning.groups import ChannelGroup, dependency_graph
+from cpprune.pruning.probe import channel_groups, examine
 from cpprune.pruning.ramp import on_the_way
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
 Plan = dict[str, Any]
+# (network, input shape, device) → milliseconds for one input
+Measure = Callable[[nn.Module, Sequence[int], torch.device], float]
 
 
 def make_plan(
@@ -48,6 +60,8 @@ def make_plan(
     min_width: int = 1,
     round_to: int = 1,
     saliency: Mapping[str, Tensor] | None = None,
+    sensitivity: Sensitivity | None = None,
+    measure: Measure = latency,
 ) -> Plan:
     """Decide which channels stay.
 
@@ -55,7 +69,8 @@ def make_plan(
         network: unwrapped module; it is not changed.
         input_shape: shape of one input, without the batch.
         criterion: see `CRITERIA`.
-        scope: "local": the same part of every group; "global": the lowest scores of all.
+        scope: "local": the same part of every group; "global": the lowest scores of all;
+            "sensitivity": of every group what costs less than one threshold.
         original_widths: output channels by layer at the start of the run.
         ratio: part of the original channels that is cut at the end of the schedule.
         budget: limits that hold at the end of the schedule, instead of a ratio.
@@ -65,6 +80,8 @@ def make_plan(
         min_width: no group gets narrower than this.
         round_to: widths are multiples of this.
         saliency: for taylor and hessian, what `cpprune.pruning.saliency` measured.
+        sensitivity: for the scope of that name, what cutting each group costs.
+        measure: how a latency is measured, on the network's device.
 
     Returns:
         `structure` and `weights` (fingerprints of the network that the plan is for), `criterion`,
@@ -74,41 +91,83 @@ def make_plan(
     Raises:
         InputError: the criterion does not work on this network, or no widths meet the budget.
     """
-    device = next(network.parameters()).device
-    example = torch.zeros(1, *input_shape, device=device)
-    scored = network if saliency is None else _with_parameters(network, saliency)
-    with dependency_graph(scored, example) as graph:
-        groups = channel_groups(graph, scored)
-        scores = score(criterion, groups, seed)
-    originals = [original_widths[group.layer] for group in groups]
+    assert (scope == "sensitivity") == (sensitivity is not None)
+    groups, scores = scored_groups(network, input_shape, criterion, saliency, seed)
+    layers = [group.layer for group in groups]
+    originals = [original_widths[layer] for layer in layers]
     allowed = bounds(groups, min_width, round_to)
+    costs = unit_costs(sensitivity, groups, originals, criterion) if sensitivity else scores
 
     def narrowing(cut: float) -> Widths:
         if scope == "local":
             return uniform(originals, cut)
-        return lowest_first(groups, scores, max(1, math.floor(sum(originals) * (1 - cut) + 1e-9)))
+        return lowest_first(groups, costs, max(1, math.floor(sum(originals) * (1 - cut) + 1e-9)))
+
+    def plan_to(widths: Widths) -> Plan:
+        plan = widths_plan(network, groups, scores, dict(zip(layers, widths.tolist(), strict=True)))
+        return {"criterion": criterion, "scope": scope, **plan}
+
+    def latency_at(widths: Widths) -> float:
+        twin = copy.deepcopy(network)
+        apply_plan(twin, input_shape, plan_to(widths))
+        return measure(twin, input_shape, next(twin.parameters()).device)
 
     if budget is None and ramp == "widths":
         assert ratio is not None
         target = allowed.fit(narrowing(ratio * part))
     else:
-        costs = cost_model(network, input_shape, groups)
+        model = cost_model(network, input_shape, groups)
         if budget is None:
             assert ratio is not None
             end = allowed.fit(narrowing(ratio))
         else:
-            end = allocate(costs, parse_budget(budget), allowed, narrowing)
-        target = on_the_way(costs, np.array(originals), end, allowed, part, ramp)
-    entries = [
-        _entry(group, values, int(count))
-        for group, values, count in zip(groups, scores, target, strict=True)
-    ]
+            limits = parse_budget(budget)
+            timed = [limit for limit in limits if limit.quantity == "latency"]
+            counted = [limit for limit in limits if limit.quantity != "latency"]
+            end = allocate(model, counted, allowed, narrowing)
+            for limit in timed:
+                end = meet_latency(limit, end, allowed, narrowing, latency_at)
+        target = on_the_way(model, np.array(originals), end, allowed, part, ramp)
+    return plan_to(target)
+
+
+def scored_groups(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    criterion: str,
+    saliency: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> tuple[list[ChannelGroup], list[Tensor]]:
+    """Return the groups that may be cut, and the scores of each; see `make_plan`."""
+    example = torch.zeros(1, *input_shape, device=next(network.parameters()).device)
+    scored = network if saliency is None else _with_parameters(network, saliency)
+    with dependency_graph(scored, example) as graph:
+        groups = channel_groups(graph, scored)
+        return groups, score(criterion, groups, seed)
+
+
+def widths_plan(
+    network: nn.Module,
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Tensor],
+    widths: Mapping[str, int],
+) -> Plan:
+    """Return the plan that leaves groups so many of their best channels; others stay whole.
+
+    Args:
+        network: that the plan is for.
+        groups: its groups, and
+        scores: their scores, from `scored_groups`.
+        widths: channels to keep, by layer.
+    """
     return {
         "structure": structure(network),
         "weights": fingerprint(network),
-        "criterion": criterion,
-        "scope": scope,
-        "groups": entries,
+        "groups": [
+            _entry(group, values, widths[group.layer])
+            for group, values in zip(groups, scores, strict=True)
+            if group.layer in widths
+        ],
     }
 
 
@@ -189,28 +248,39 @@ def _entry(group: ChannelGroup, scores: Tensor, count: int) -> dict[str, Any]:
     }
 
 
-def describe(network: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
-    """Return parameters, macs and bytes by dtype of a network."""
+def describe(
+    network: nn.Module, input_shape: Sequence[int], measure: Measure | None = None
+) -> dict[str, Any]:
+    """Return parameters, macs and bytes by dtype of a network, and with a measure its latency_ms."""
     parameters = count_parameters(network)
+    device = next(network.parameters()).device
     return {
         "parameters": parameters,
         "macs": count_macs(network, input_shape),
         "bytes": {dtype: parameters * width for dtype, width in BYTES_PER_PARAMETER.items()},
+        **({"latency_ms": measure(network, input_shape, device)} if measure else {}),
     }
 
 
 def preview(
-    network: nn.Module, input_shape: Sequence[int], plans: Sequence[Plan]
+    network: nn.Module,
+    input_shape: Sequence[int],
+    plans: Sequence[Plan],
+    measure: Measure | None = None,
 ) -> dict[str, Any]:
     """Return what plans applied one after the other would do, without changing the network.
 
     Returns:
         `before` and `after`, as `describe` gives them, and `layers`: for each its name, `before` and
         `after` (widths), its own parameters and macs before and after, and where it stands for a group
-        the range of scores that the last plan keeps and cuts.
+        the range of scores that the last plan keeps and cuts; and `left_alone`: by layer, why nothing
+        is cut there. With a measure, `before` and `after` have `latency_ms`.
     """
     twin = copy.deepcopy(network)
-    before, layers_before = describe(twin, input_shape), _layers(twin, input_shape)
+    example = torch.zeros(1, *input_shape, device=next(twin.parameters()).device)
+    with dependency_graph(twin, example) as graph:
+        _, left_alone = examine(graph, twin)
+    before, layers_before = describe(twin, input_shape, measure), _layers(twin, input_shape)
     for plan in plans:
         apply_plan(twin, input_shape, plan)
     layers_after = _layers(twin, input_shape)
@@ -230,14 +300,19 @@ def preview(
             "score_cut": scores.get(name, {}).get("score_cut"),
         }
         layers.append(layer)
-    return {"before": before, "after": describe(twin, input_shape), "layers": layers}
+    return {
+        "before": before,
+        "after": describe(twin, input_shape, measure),
+        "layers": layers,
+        "left_alone": left_alone,
+    }
 
 
 def _layers(network: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
-    """Return width, parameters and macs of every convolution by its name."""
+    """Return width, parameters and macs of every convolution and linear layer by its name."""
     factors = macs_per_parameter(network, input_shape)
     layers = {}
-    for name, width in conv_widths(network).items():
+    for name, width in layer_widths(network).items():
         own = dict(network.get_submodule(name).named_parameters())
         macs = sum(p.numel() * factors[f"{name}.{key}"] for key, p in own.items())
         layers[name] = (width, sum(p.numel() for p in own.values()), round(macs))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.criteria import CRITERIA
+from cpprune.pruning.curves import read_sensitivity
 from cpprune.pruning.ramp import RAMPS
 from cpprune.pruning.sparsity import PENALTIES
 
-SCOPES = ("local", "global")
+SCOPES = ("local", "global", "sensitivity")
 LEARNING_RATES = ("continue", "rewind")
 
 
@@ -22,7 +24,8 @@ class PruneConfig:
     ratio: float | None = None
     """part of the channels to cut, of the widths at the start of the run, e.g. 0.41"""
     budget: str | None = None
-    """limits instead of a ratio: params<=47028,macs<=10e6,bytes<=128000@fp16, any of them"""
+    """limits instead of a ratio: params<=47028,macs<=10e6,bytes<=128000@fp16,latency<=3ms, any of
+    them; the latency is that of one clip, measured on the device of the run"""
     plan: str | None = None
     """file of a plan to apply exactly, instead of a ratio or a budget"""
     save_plan: str | None = None
@@ -32,7 +35,10 @@ class PruneConfig:
     calibration_clips: int = 64
     """taylor and hessian: training clips that the effect on the loss is measured on"""
     scope: str = "local"
-    """local: the same part of every layer; global: the least important channels of all"""
+    """local: the same part of every layer; global: the least important channels of all; sensitivity:
+    of every layer what raises the log loss by less than one threshold, see prune.sensitivity"""
+    sensitivity: str | None = None
+    """for prune.scope=sensitivity: the sensitivity.json of `cpprune sensitivity` for this network"""
     steps: int = 1
     """cut in this many steps, with training between them"""
     start_epoch: int = 0
@@ -88,6 +94,11 @@ class PruneConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"prune.{name}={value!r}: choose one of {', '.join(choices)}")
+        if (self.scope == "sensitivity") != (self.sensitivity is not None):
+            raise ValueError(
+                f"prune.scope={self.scope}, prune.sensitivity={self.sensitivity}: the scope "
+                "sensitivity needs the sensitivity.json of `cpprune sensitivity`, and no other takes it"
+            )
         if self.steps < 1 or self.every_epochs < 1 or self.start_epoch < 0:
             raise ValueError(
                 f"prune.steps={self.steps}, prune.every_epochs={self.every_epochs} must be at least "
@@ -146,7 +157,11 @@ def lr_span(config: PruneConfig, epoch: int, epochs: int) -> tuple[int, int]:
 
 
 def plan_arguments(config: PruneConfig, event: Event, seed: int = 0) -> dict[str, Any]:
-    """Return what `make_plan` takes from the configuration for an event."""
+    """Return what `make_plan` takes from the configuration for an event.
+
+    Raises:
+        InputError: the file of `prune.sensitivity` cannot be read.
+    """
     return {
         "criterion": config.criterion,
         "scope": config.scope,
@@ -157,4 +172,5 @@ def plan_arguments(config: PruneConfig, event: Event, seed: int = 0) -> dict[str
         "seed": seed,
         "min_width": config.min_width,
         "round_to": config.round_to,
+        "sensitivity": config.sensitivity and read_sensitivity(Path(config.sensitivity)),
     }

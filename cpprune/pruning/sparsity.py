@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpprune.pruning.criteria import ChannelGroup, channel_groups, dependency_graph
+from cpprune.pruning.groups import ChannelGroup, Graph, dependency_graph
+from cpprune.pruning.probe import channel_groups
 
 # DepGraph's exponent: the weakest channel of a group is pulled 2^4 times as much as the strongest.
 ALPHA = 4.0
@@ -94,7 +94,7 @@ class Penalty:
         return 0.5 * (pull * squares).sum()
 
 
-def _slices(graph: Any, network: nn.Module, group: ChannelGroup) -> list[Slice]:
+def _slices(graph: Graph, network: nn.Module, group: ChannelGroup) -> list[Slice]:
     """Return where the channels of a group lie in the network's parameters."""
     modules = {module: name for name, module in network.named_modules()}
     bare = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -102,7 +102,7 @@ def _slices(graph: Any, network: nn.Module, group: ChannelGroup) -> list[Slice]:
     found = []
     for item in group.coupled:
         target = item.dep.target
-        makes = graph.is_out_channel_pruning_fn(item.dep.handler)
+        makes = graph.dependencies.is_out_channel_pruning_fn(item.dep.handler)
         if isinstance(target.module, nn.Parameter):
             own = [(bare[id(target.module)], target.module, target.pruning_dim)]
         elif target.module in modules:

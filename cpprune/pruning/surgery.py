@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.distributed import structure
-from cpprune.pruning.criteria import dependency_graph
+from cpprune.pruning.groups import dependency_graph, remove_channels
 from shards.errors import InputError
 
 
@@ -75,20 +75,3 @@ def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Mapping[str
             if not cut:
                 continue
             remove_channels(graph, network, entry["layer"], cut)
-
-
-def remove_channels(graph: Any, network: nn.Module, layer: str, channels: list[int]) -> None:
-    """Cut output channels of a layer, and all that hangs together with them, in place.
-
-    Args:
-        graph: the network's, from `dependency_graph`.
-        network: unwrapped module.
-        layer: name of a convolution or linear layer.
-        channels: numbers of its output channels.
-    """
-    import torch_pruning as tp
-
-    module = network.get_submodule(layer)
-    linear = isinstance(module, nn.Linear)
-    prune = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
-    graph.get_pruning_group(module, prune, idxs=channels).prune()

@@ -80,10 +80,13 @@ class Ranks:
             assert answer["status"] == status, answer["err"]
         return answers
 
-    def call(self, function, *arguments):
-        """Call `function(*arguments)` of a test file on all ranks; return each one's result."""
+    def call(self, function, *arguments, group=True):
+        """Call `function(*arguments)` of a test file on all ranks; return each one's result.
+
+        In a process group, unless the function makes its own.
+        """
         name = f"{Path(sys.modules[function.__module__].__file__).stem}:{function.__name__}"
-        answers = self.run({"function": name, "arguments": arguments})
+        answers = self.run({"function": name, "arguments": arguments, "group": group})
         for answer in answers:
             assert "error" not in answer, answer["error"]
         return [answer["result"] for answer in answers]
@@ -103,11 +106,13 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     import torch.distributed as dist
 
     module, name = job["function"].split(":")
-    dist.init_process_group("gloo")
+    if job["group"]:
+        dist.init_process_group("gloo")
     try:
         return {"result": getattr(importlib.import_module(module), name)(*job["arguments"])}
     finally:
-        dist.destroy_process_group()
+        if job["group"]:
+            dist.destroy_process_group()
 
 
 def serve(rank: str, world: str) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 import cpprune
 from cpprune import distributed
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.sync import prune_on_all_ranks
 from shards.errors import InputError
@@ -120,7 +120,7 @@ def pruned(criterion, rank_to_change):
             criterion=criterion,
             scope="local",
             ratio=0.5,
-            original_widths=conv_widths(own),
+            original_widths=layer_widths(own),
         )
 
     try:
@@ -128,7 +128,7 @@ def pruned(criterion, rank_to_change):
     except (InputError, RuntimeError) as error:
         whole = all(torch.equal(t, before[name]) for name, t in own.state_dict().items())
         return [type(error).__name__, str(error), whole]
-    return [cut.fingerprint, cut.plan, conv_widths(own)]
+    return [cut.fingerprint, cut.plan, layer_widths(own)]
 
 
 def test_every_rank_applies_the_plan_of_rank_0(ranks):

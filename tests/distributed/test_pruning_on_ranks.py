@@ -10,7 +10,7 @@ from run_folder import weights_of
 from cpprune import artifact, distributed
 from cpprune.calibration import measure_saliency
 from cpprune.data import open_checked
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
@@ -36,7 +36,7 @@ def plans(model_folder, dataset):
                 make_plan(
                     network,
                     shape,
-                    original_widths=conv_widths(network),
+                    original_widths=layer_widths(network),
                     **plan_arguments(config, event, seed=7),
                     saliency=saliency,
                 )

@@ -11,9 +11,10 @@ from networks import parameters, plan_for
 from torch import nn
 
 from cpprune.complexity import count_macs
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.budget import Limit, cost_model, parse_budget
-from cpprune.pruning.criteria import channel_groups, dependency_graph
+from cpprune.pruning.groups import dependency_graph
+from cpprune.pruning.probe import channel_groups
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -90,7 +91,7 @@ def test_the_budget_of_the_recipe_is_used_up(make_network: Make) -> None:
     network = make_network()
     small = cut_to(network, "params<=47028")
     assert parameters(small) == 47_028
-    assert conv_widths(small) == conv_widths(cut_to(network, "params<=47028"))
+    assert layer_widths(small) == layer_widths(cut_to(network, "params<=47028"))
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -117,14 +118,14 @@ def test_limits_are_met_and_nearly_used_up(
 def test_a_multiple_holds_within_a_budget(make_network: Make) -> None:
     network = cut_to(make_network(), "params<=47028", round_to=8, min_width=16)
     assert parameters(network) <= 47_028
-    widths = conv_widths(network).values()
+    widths = layer_widths(network).values()
     assert min(widths) >= 16
     assert all(width % 8 == 0 for width in widths)
 
 
 def test_a_budget_that_is_met_cuts_nothing(make_network: Make) -> None:
     network = make_network()
-    assert conv_widths(cut_to(network, "params<=131316")) == conv_widths(network)
+    assert layer_widths(cut_to(network, "params<=131316")) == layer_widths(network)
     assert parameters(cut_to(network, "params<=131315")) <= 131_315
 
 
@@ -146,7 +147,7 @@ def test_a_budget_that_cannot_be_met_is_named(
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_steps_lead_to_the_budget(scope: str, make_network: Make) -> None:
     network = make_network()
-    original = conv_widths(network)
+    original = layer_widths(network)
     counts = [parameters(network)]
     for part in (1 / 3, 2 / 3, 1.0):
         network = cut_to(network, "params<=47028", scope=scope, part=part, original_widths=original)

@@ -9,7 +9,9 @@ from networks import SHAPE, plan_for
 from torch import Tensor, nn
 
 import cpprune
-from cpprune.pruning.criteria import channel_groups, dependency_graph, score
+from cpprune.pruning.criteria import score
+from cpprune.pruning.groups import dependency_graph
+from cpprune.pruning.probe import channel_groups
 from shards.errors import InputError
 
 Groups = list[tuple[list[str], list[str], list[str]]]

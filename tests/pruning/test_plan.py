@@ -10,7 +10,7 @@ from torch import nn
 
 import cpprune
 from cpprune.distributed import fingerprint
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
 from cpprune.pruning.surgery import apply_plan
 
@@ -32,7 +32,7 @@ def test_parameters_of_the_recipe(
     criterion: str, steps: int, counts: list[int], make_network: Make
 ) -> None:
     network = make_network()
-    original = conv_widths(network)
+    original = layer_widths(network)
     found = []
     config = PruneConfig(ratio=0.41, steps=steps, criterion=criterion)
     for event in events(config):
@@ -40,7 +40,7 @@ def test_parameters_of_the_recipe(
         apply_plan(network, SHAPE, plan)
         found.append(parameters(network))
     assert found == counts
-    widths = conv_widths(network)
+    widths = layer_widths(network)
     stages = {"in_c.0": 18, "stage1": 18, "stage2": 37, "stage3": 75}
     for name, width in widths.items():
         assert width == stages.get(name, stages.get(name.split(".")[0]))
@@ -107,7 +107,7 @@ def test_global_scope_meets_the_total(criterion: str, ratio: float, make_network
 
 def test_global_scope_in_steps_meets_the_total_of_the_start(make_network: Make) -> None:
     network = make_network()
-    original = conv_widths(network)
+    original = layer_widths(network)
     for ratio, total in ((0.25, 504), (0.5, 336), (0.75, 168)):
         plan = plan_for(network, scope="global", ratio=ratio, original_widths=original)
         assert sum(len(entry["keep"]) for entry in plan["groups"]) == total
@@ -135,7 +135,7 @@ def test_nothing_to_cut_is_cut(make_network: Make) -> None:
     assert [len(e["keep"]) for e in plan["groups"]] == [e["width"] - 1 for e in plan["groups"]]
     tiny = make_network(widths=[1, 1, 1])
     apply_plan(tiny, SHAPE, plan_for(tiny, ratio=0.9))
-    assert set(conv_widths(tiny).values()) == {1}
+    assert set(layer_widths(tiny).values()) == {1}
     assert fingerprint(network) == before
 
 

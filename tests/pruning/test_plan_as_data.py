@@ -11,7 +11,7 @@ from networks import SHAPE, parameters, plan_for
 from torch import nn
 
 from cpprune.distributed import fingerprint, structure
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import preview, read_plan, write_plan
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
@@ -118,7 +118,7 @@ def test_making_a_plan_changes_nothing(make_network: Make) -> None:
     assert layers["in_c.0"] == (32, 18)
     assert layers["stage2.block1.shortcut.conv"] == (64, 37)
     assert layers["stage3.block2.conv1"] == (128, 75)
-    assert set(layers) == set(conv_widths(network))
+    assert set(layers) == set(layer_widths(network))
     assert json.loads(json.dumps(figures)) == figures
 
 
@@ -127,7 +127,7 @@ def test_preview_of_several_steps(make_network: Make) -> None:
     twin = copy.deepcopy(network)
     plans = []
     for part in (1 / 3, 2 / 3, 1.0):
-        plans.append(plan_for(twin, part=part, original_widths=conv_widths(network)))
+        plans.append(plan_for(twin, part=part, original_widths=layer_widths(network)))
         apply_plan(twin, SHAPE, plans[-1])
     assert preview(network, SHAPE, plans)["after"]["parameters"] == 44_784
     assert parameters(network) == 131_316

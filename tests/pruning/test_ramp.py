@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.ramp import parameters_at
 from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
@@ -40,7 +40,7 @@ def test_every_step_is_just_under_the_curve(
     ramp: str, how: dict[str, object], scope: str, make_network: Make
 ) -> None:
     network = make_network()
-    original = conv_widths(network)
+    original = layer_widths(network)
     config = PruneConfig(**how, steps=6, ramp=ramp, scope=scope)  # type: ignore[arg-type]
     counts = []
     for event in events(config):
@@ -63,6 +63,6 @@ def test_widths_are_as_they_were(make_network: Make) -> None:
     config = PruneConfig(ratio=0.41, steps=3)
     event = events(config)[0]
     plan = make_plan(
-        network, SHAPE, original_widths=conv_widths(network), **plan_arguments(config, event)
+        network, SHAPE, original_widths=layer_widths(network), **plan_arguments(config, event)
     )
     assert {len(entry["keep"]) for entry in plan["groups"]} == {27, 55, 110}

@@ -39,6 +39,7 @@ def test_what_a_plan_is_told() -> None:
         "seed": 7,
         "min_width": 2,
         "round_to": 4,
+        "sensitivity": None,
     }
 
 

@@ -10,9 +10,9 @@ import torch
 from networks import SHAPE, TEACHER, parameters, plan_for
 from torch import nn
 
-import cpprune
 from cpprune.distributed import fingerprint
-from cpprune.models.cp_resnet import conv_widths
+from cpprune.models.registry import rebuild_model
+from cpprune.models.resize import layer_widths
 from cpprune.pruning.surgery import apply_plan
 from cpprune.pruning.sync import prune_on_all_ranks
 from shards.errors import InputError
@@ -91,7 +91,7 @@ def test_cutting_silent_channels_changes_no_output(
 def silenced(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
     """The network with its widths as they are, and nothing coming out of what the plan cuts."""
 
-    layers = conv_widths(network)
+    layers = layer_widths(network)
 
     def group_of(layer: str) -> str:
         stage = layer.split(".")[0]
@@ -116,8 +116,7 @@ def silenced(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
 
 def rebuilt(network: nn.Module, config: dict[str, Any]) -> nn.Module:
     """The same network, built from the widths that the cut has left it."""
-    again = cpprune.build_model("cp_resnet", **{**config, "widths": conv_widths(network)})
-    again.load_state_dict(network.state_dict())
+    again = rebuild_model("cp_resnet", 10, config, network.state_dict(), SHAPE)
     return again.eval()
 
 

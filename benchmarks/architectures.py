@@ -1,0 +1,200 @@
+"""Pruning networks of others: what is cut, whether they come back from a folder, and train.
+
+    python benchmarks/architectures.py [NAME …]
+
+Each network of timm is built with fresh weights and 10 classes, cut by 0.3 of every group (local
+magnitude), saved as a model folder, loaded, compared, and trained for a step.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpprune import artifact
+from cpprune.audio.mel import ScaleImage
+from cpprune.complexity import count_macs, count_parameters
+from cpprune.models.registry import build_model
+from cpprune.models.resize import layer_widths
+from cpprune.pruning.plan import make_plan, preview
+from cpprune.pruning.surgery import apply_plan
+from shards.errors import InputError
+
+CLASSES = [str(number) for number in range(10)]
+
+# name → (size of the image, factory, its arguments)
+Entry = tuple[int, str, dict[str, Any]]
+
+
+def _timm(model_name: str, size: int = 64, **arguments: Any) -> Entry:
+    return size, "timm:create_model", {"model_name": model_name, "pretrained": False, **arguments}
+
+
+SMALL: dict[str, Entry] = {
+    "resnet of 4 blocks": _timm("resnet10t", 32, channels=[8, 16, 24, 32]),
+    "densenet of 2 + 2 layers": _timm("densenet121", 32, block_config=[2, 2], growth_rate=8),
+    "convnext of 4 blocks": _timm("convnext_atto", depths=[1, 1, 1, 1], dims=[16, 24, 32, 48]),
+    "vit of 2 blocks": _timm(
+        "vit_tiny_patch16_224", 32, img_size=32, depth=2, embed_dim=48, num_heads=3
+    ),
+    "lcnet_035": _timm("lcnet_035", 32),
+}
+
+WHOLE: dict[str, Entry] = {
+    "vgg of 6 layers": (32, "timm.models.vgg:VGG", {"cfg": [8, "M", 16, 16, "M", 32, "M"]}),
+    "resnet10t": _timm("resnet10t"),
+    "resnet14t": _timm("resnet14t"),
+    "resnext26ts": _timm("resnext26ts"),
+    "repvgg_a0": _timm("repvgg_a0"),
+    "mobileone_s0": _timm("mobileone_s0"),
+    "mobilenetv2_050": _timm("mobilenetv2_050"),
+    "mobilenetv3_small_050": _timm("mobilenetv3_small_050"),
+    "tinynet_e": _timm("tinynet_e"),
+    "ghostnet_050": _timm("ghostnet_050"),
+    "regnetx_002": _timm("regnetx_002"),
+    "regnety_002": _timm("regnety_002"),
+    "dla46_c": _timm("dla46_c"),
+    "densenet121": _timm("densenet121", 32),
+    "starnet_s1": _timm("starnet_s1"),
+    "convnext_atto": _timm("convnext_atto"),
+    "convnextv2_atto": _timm("convnextv2_atto"),
+    "inception_next_atto": _timm("inception_next_atto"),
+    "edgenext_xx_small": _timm("edgenext_xx_small"),
+    "poolformerv2_s12": _timm("poolformerv2_s12"),
+    "mobilevit_xxs": _timm("mobilevit_xxs"),
+    "efficientvit_b0": _timm("efficientvit_b0"),
+    "xcit_nano_12_p16_224": _timm("xcit_nano_12_p16_224", img_size=64),
+    "vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=64),
+    "mixer_s32_224": _timm("mixer_s32_224", img_size=64),
+    "resmlp_12_224": _timm("resmlp_12_224", img_size=64),
+}
+
+# They keep what they compute, so that they cannot be copied once they were run.
+REFUSED: dict[str, Entry] = {
+    "levit_128s": _timm("levit_128s", img_size=64),
+    "efficientformerv2_s0": _timm("efficientformerv2_s0", img_size=64),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a network.
+
+    Attributes:
+        parameters: before and after.
+        macs: before and after.
+        cut: groups that lost channels.
+        left_alone: by layer, why its group lost none.
+        difference: largest between the outputs of the pruned network and of the one loaded.
+        trains: whether a step had a finite loss, and just the parameters that had a gradient before
+            the cut have one after it.
+    """
+
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    cut: int
+    left_alone: dict[str, str]
+    difference: float
+    trains: bool
+
+
+def examine(entry: Entry, folder: Path) -> Row:
+    """Prune a network by 0.3, write it to the folder, load it, train it.
+
+    Raises:
+        InputError: it cannot be pruned.
+    """
+    size, family, arguments = entry
+    shape = (3, size, size)
+    torch.manual_seed(0)
+    network = build_model(family, num_classes=len(CLASSES), **arguments)
+    before = count_parameters(network), count_macs(network, shape)
+    trained_before = _step(network, shape)
+    network = build_model(family, num_classes=len(CLASSES), **arguments)
+    plan = make_plan(
+        network,
+        shape,
+        criterion="magnitude",
+        scope="local",
+        ratio=0.3,
+        original_widths=layer_widths(network),
+    )
+    left_alone = preview(network, shape, [plan])["left_alone"]
+    apply_plan(network, shape, plan)
+    model = artifact.Model(
+        network,
+        ScaleImage(),
+        family=family,
+        config=arguments,
+        classes=CLASSES,
+        clip_shape=shape,
+    ).eval()
+    artifact.save(model, folder)
+    again = artifact.load(folder)
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        difference = float((model(images) - again(images)).abs().max())
+    after = count_parameters(again.network), count_macs(again.network, shape)
+    return Row(
+        parameters=(before[0], after[0]),
+        macs=(before[1], after[1]),
+        cut=sum(len(group["keep"]) < group["width"] for group in plan["groups"]),
+        left_alone=left_alone,
+        difference=difference,
+        trains=trained_before is not None and _step(again.network, shape) == trained_before,
+    )
+
+
+def _step(network: nn.Module, shape: tuple[int, ...]) -> set[str] | None:
+    """Take a step of Adam; return which parameters had a gradient, or None if the loss is lost."""
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(2))
+    labels = torch.arange(4)
+    loss: Tensor = functional.cross_entropy(network(images), labels)
+    loss.backward()
+    moved = {name for name, p in network.named_parameters() if p.grad is not None}
+    optimizer.step()
+    after: Tensor = functional.cross_entropy(network(images), labels)
+    return moved if loss.isfinite() and after.isfinite() else None
+
+
+def main(names: list[str]) -> int:
+    warnings.simplefilter("ignore")
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}")
+    print(
+        f"{'network':<25} {'parameters':>25} {'MACs':>29} {'cut':>4} {'left':>4} {'difference':>10} "
+        "step"
+    )
+    failures = 0
+    for name, entry in {**SMALL, **WHOLE, **REFUSED}.items():
+        if names and name not in names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                row = examine(entry, Path(folder) / "model")
+            except InputError as error:
+                failures += name not in REFUSED
+                print(f"{name:<25} {error}", flush=True)
+                continue
+        failures += row.difference > 0 or not row.trains or name in REFUSED
+        arrows = [f"{a:,} → {b:,}" for a, b in (row.parameters, row.macs)]
+        print(
+            f"{name:<25} {arrows[0]:>25} {arrows[1]:>29} {row.cut:>4} {len(row.left_alone):>4} "
+            f"{row.difference:>10g} {'ok' if row.trains else 'FAILED'}",
+            flush=True,
+        )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

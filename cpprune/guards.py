@@ -1,0 +1,151 @@
+"""What goes wrong in a run without anybody's asking: gradients that are no numbers, ranks that hang."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpprune import zero
+from cpprune.checkpoint import Progress
+from cpprune.data import Batch
+from cpprune.distributed import largest, on_rank_0, rank, world_size
+from cpprune.run import Journal
+from shards.errors import InputError
+from shards.reader import Dataset
+
+# Steps after which the host looks whether any of them was skipped.
+EVERY_STEPS = 50
+
+
+class SkippedSteps:
+    """Counts and names the steps that were skipped, without asking the device at every step.
+
+    Args:
+        dataset: whose clips are named.
+        journal: where they are named.
+        most: how many there may be.
+        device: of this rank's tensors.
+    """
+
+    def __init__(self, dataset: Dataset, journal: Journal, most: int, device: torch.device) -> None:
+        self.dataset, self.journal, self.most, self.device = dataset, journal, most, device
+        self.recent: list[tuple[Batch, Tensor]] = []
+
+    def add(self, batch: Batch, skipped: Tensor) -> None:
+        """Remember a step and whether it was skipped (on the device)."""
+        self.recent.append((batch, skipped))
+
+    def settle(self, progress: Progress, now: bool = True) -> None:
+        """Look which of the steps since the last time were skipped, on any rank. All have to call it.
+
+        Args:
+            progress: counts them, and no longer counts their clips.
+            now: or only when there are many.
+
+        Raises:
+            InputError: there are more than there may be; it names the clips of the last.
+        """
+        if not self.recent or (not now and len(self.recent) < EVERY_STEPS):
+            return
+        flags = largest(torch.stack([skipped for _, skipped in self.recent]).int()).tolist()
+        batches = [batch for (batch, _), flag in zip(self.recent, flags, strict=True) if flag]
+        self.recent = []
+        for batch in batches:
+            progress.skipped += 1
+            progress.clips_seen -= len(batch.ids)
+            keys = [self.dataset.key(int(row)) for row in batch.ids]
+            record = {"event": "skipped", "epoch": progress.epoch, "batch": batch.number}
+            on_rank_0(partial(self.journal.log, record | {"clips": keys}), self.device)
+            what = (
+                f"epoch {progress.epoch + 1}, batch {batch.number + 1}: the gradient is not finite "
+                f"(clips {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})"
+            )
+            if zero.asked_for() or progress.skipped > self.most:
+                raise InputError(
+                    f"{what}; {progress.skipped} such step(s), train.max_skipped is {self.most}: look "
+                    "at these clips, lower optim.lr or set train.clip_norm, and choose another --run or "
+                    "--resume never"
+                )
+            self.journal.say(f"{what}: the step is skipped")
+
+
+class Watchdog:
+    """Ends the process when no step was taken for too long, and names the rank that hangs.
+
+    Each rank's thread tells a store how far its rank has come. A rank that is stopped or stuck is the
+    one that fell behind; one whose thread says nothing any more is not running at all.
+
+    Args:
+        seconds: how long to wait for a step.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.step = 0
+        self.moved = time.monotonic()
+        self.over = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def __enter__(self) -> Watchdog:
+        if world_size() > 1 and "MASTER_ADDR" in os.environ:
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        if self.thread is not None:
+            self.thread.join()
+
+    def progress(self, step: int) -> None:
+        """Say that the run is alive and has come this far."""
+        self.step, self.moved = step, time.monotonic()
+
+    def _watch(self) -> None:
+        own, world = rank(), world_size()
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=min(self.seconds, 60)),
+        )
+        seen: dict[int, tuple[str, float]] = {}
+        pause = min(1.0, self.seconds / 10)
+        while not self.over.wait(pause):
+            try:
+                store.set(f"cpprune/{own}", f"{self.step} {time.time()}")
+                for other in range(world):
+                    if store.check([f"cpprune/{other}"]):
+                        said = store.get(f"cpprune/{other}").decode()
+                        if seen.get(other, ("", 0.0))[0] != said:
+                            seen[other] = (said, time.monotonic())
+            except (RuntimeError, dist.DistError):
+                pass  # the process that holds the store hangs, or is gone
+            waited = time.monotonic() - self.moved
+            if waited > self.seconds:
+                self._end(waited, seen, world)
+
+    def _end(self, waited: float, seen: dict[int, tuple[str, float]], world: int) -> None:
+        now = time.monotonic()
+        silent = [r for r in range(world) if now - seen.get(r, ("", 0.0))[1] > self.seconds / 2]
+        steps = {r: int(said.split()[0]) for r, (said, _) in seen.items()}
+        behind = [r for r in steps if steps[r] == min(steps.values())]
+        ranks, state = (silent, "does not run") if silent else (behind, "is the furthest behind")
+        with suppress(OSError):
+            print(
+                f"cpprune: error (rank {rank()}): no step for {waited:.0f} s: rank "
+                f"{', '.join(map(str, ranks))} {state}; the same command goes on from the last "
+                "checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(1)

@@ -1,0 +1,101 @@
+"""A network's widths: reading them, and giving a fresh network those of tensors that were recorded.
+
+A pruned network is the architecture it was built as, with narrower tensors. So it is rebuilt from its
+state dict alone: build the architecture, fit every module to the recorded shapes, load the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def layer_widths(network: nn.Module) -> dict[str, int]:
+    """Return the output width of every convolution and linear layer by its name.
+
+    The layer that the network calls its `classifier` is left out: its width is the number of classes.
+    """
+    classifier = getattr(network, "classifier", None)
+    return {
+        name: output_width(module)
+        for name, module in network.named_modules()
+        if isinstance(module, LAYERS) and module is not classifier
+    }
+
+
+def output_width(layer: nn.Module) -> int:
+    """Return the number of output channels of one of `LAYERS`."""
+    assert isinstance(layer, LAYERS)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Give every module the shapes of the tensors of its name, in place; their values stay open.
+
+    Args:
+        network: of the architecture that the tensors' network was cut from. Parameters whose shape
+            changes are new objects, trainable or frozen as they were.
+        tensors: a state dict. Names that the network does not have are not looked at.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: a tensor differs in more than widths: in its number of dimensions or its kernel.
+    """
+    changed = False
+    for prefix, module in network.named_modules():
+        own = [*module._parameters.items(), *module._buffers.items()]
+        resized = False
+        for key, tensor in own:
+            name = f"{prefix}.{key}" if prefix else key
+            shape = tensors[name].shape if name in tensors else None
+            if tensor is None or shape is None or shape == tensor.shape:
+                continue
+            kernel = slice(2, None) if isinstance(module, _ConvNd) else slice(0, 0)
+            if len(shape) != tensor.ndim or shape[kernel] != tensor.shape[kernel]:
+                raise ValueError(
+                    f"{name} has shape {list(shape)}, which is no narrower or wider "
+                    f"{list(tensor.shape)}"
+                )
+            new = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+            if key in module._parameters:
+                module._parameters[key] = nn.Parameter(new, tensor.requires_grad)
+            else:
+                module._buffers[key] = new
+            resized = True
+        if resized:
+            _describe_anew(module)
+        changed = changed or resized
+    return changed
+
+
+def _describe_anew(module: nn.Module) -> None:
+    """Set the numbers by which a module knows its own shape to those of its tensors."""
+    if isinstance(module, _ConvNd):
+        first, second = module.weight.shape[:2]
+        if module.groups == module.in_channels == module.out_channels > 1:
+            module.groups = first  # depthwise: a group is a channel
+        outer, inner = first, second * module.groups
+        if module.transposed:
+            outer, inner = second * module.groups, first
+        module.out_channels, module.in_channels = outer, inner
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, _NormBase):
+        statistics = module.weight if module.running_mean is None else module.running_mean
+        module.num_features = len(statistics)

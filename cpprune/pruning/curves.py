@@ -1,0 +1,130 @@
+"""What each cut costs: the file of `cpprune sensitivity`, and the order of cuts that follows from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpprune.pruning.groups import ChannelGroup
+from shards.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What cutting one group alone does to the log loss.
+
+    Attributes:
+        width: of the group before any cut.
+        cut: parts of its channels, rising, from 0 on [M].
+        increase: of the log loss at these, in nats, never falling, from 0 on [M].
+    """
+
+    width: int
+    cut: NDArray[np.float64]
+    increase: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The curves of a network, by layer, and where they stand.
+
+    Attributes:
+        source: the file.
+        criterion: by which the channels were chosen.
+        curves: one a group.
+    """
+
+    source: Path
+    criterion: str
+    curves: Mapping[str, Curve]
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """Read what `cpprune sensitivity` wrote.
+
+    The log loss is taken rather than the accuracy: it moves with every clip, while a thousand clips
+    tell accuracies apart in steps of a tenth of a percent and more by chance. A loss that falls again
+    at a larger cut is noise, so a curve is the largest increase up to each cut.
+
+    Raises:
+        InputError: no such file, or it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}, not {FORMAT}")
+        baseline = float(found["baseline"]["log_loss"])
+        curves = {row["layer"]: _curve(row, baseline) for row in found["layers"]}
+        return Sensitivity(path, found["criterion"], curves)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is not what `cpprune sensitivity` writes ({error!r}); make it anew"
+        ) from None
+
+
+def _curve(row: Mapping[str, Any], baseline: float) -> Curve:
+    width = int(row["width"])
+    cut = 1 - np.array([width, *row["widths"]], np.float64) / width
+    increase = np.array([baseline, *row["log_loss"]], np.float64) - baseline
+    if cut.shape != increase.shape or not np.isfinite(increase).all() or (np.diff(cut) < 0).any():
+        raise ValueError(f"{row['layer']}: widths must fall, each with a log loss")
+    return Curve(width, cut, np.maximum.accumulate(increase))
+
+
+def unit_costs(
+    sensitivity: Sensitivity,
+    groups: Sequence[ChannelGroup],
+    originals: Sequence[int],
+    criterion: str,
+) -> list[Tensor]:
+    """Return what it costs to cut the first, the second … unit of each group, [units] nats each.
+
+    Cutting the cheapest first keeps the costs of all groups below one threshold, however much is cut.
+    Nothing is known beyond the largest cut that was measured: a group goes there only when all groups
+    have come to theirs, and then all go on alike. Equal costs are told apart by the part that is cut.
+
+    Args:
+        sensitivity: what was measured.
+        groups: of the network, as wide as it is now.
+        originals: their widths at the start of the run.
+        criterion: by which channels are chosen now.
+
+    Raises:
+        InputError: it was measured on other layers or widths, or with another criterion.
+    """
+    if sensitivity.criterion != criterion:
+        raise InputError(
+            f"{sensitivity.source}: was measured with the criterion {sensitivity.criterion}, not "
+            f"prune.criterion={criterion}; set the same, or run cpprune sensitivity --criterion "
+            f"{criterion}"
+        )
+    here = {group.layer: width for group, width in zip(groups, originals, strict=True)}
+    there = {layer: curve.width for layer, curve in sensitivity.curves.items()}
+    if here != there:
+        odd = sorted(layer for layer in here | there if here.get(layer) != there.get(layer))
+        raise InputError(
+            f"{sensitivity.source}: was measured on a network of other layers or widths (differing: "
+            f"{', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}); run cpprune sensitivity on this one"
+        )
+    beyond = max(float(curve.increase[-1]) for curve in sensitivity.curves.values())
+    costs = []
+    for group in groups:
+        curve = sensitivity.curves[group.layer]
+        units = curve.width // group.blocks
+        part = np.arange(1, units + 1) / units
+        cost = np.interp(part, curve.cut, curve.increase)
+        cost = np.where(part > curve.cut[-1] + 1e-9, beyond + part - curve.cut[-1], cost)
+        costs.append(torch.from_numpy(cost + 1e-9 * part))
+    return costs
