@@ -115,6 +115,8 @@ FREE_KEYS = frozenset(
         "run",
         "resume",
         "data.path",
+        "data.cache",
+        "data.cache_bytes",
         "data.workers",
         "data.resident",
         "data.record_ids",

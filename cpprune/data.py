@@ -32,7 +32,11 @@ class DataConfig:
     """Where the clips come from."""
 
     path: str = "data/tau2022"
-    """dataset folder, written by `cpprune shards build`"""
+    """dataset folder, written by `cpprune shards build`, or its URL: s3://, gs://, https://, …"""
+    cache: str | None = None
+    """folder for the shards of a remote dataset; without it $CPPRUNE_CACHE, or ~/.cache/cpprune"""
+    cache_bytes: int = 0
+    """how many bytes the shards in that folder may take; 0 is as many as its disk has"""
     split_fraction: float = 1.0
     """train on this part of the training recordings; smaller parts lie within larger ones"""
     workers: int = 0
@@ -47,8 +51,9 @@ class DataConfig:
             raise ValueError(
                 f"data.split_fraction={self.split_fraction}: must be above 0 and at most 1"
             )
-        if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers}: must not be negative")
+        for name in ("workers", "cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must not be negative")
         if self.resident not in RESIDENT:
             raise ValueError(
                 f"data.resident={self.resident!r}: choose one of {', '.join(RESIDENT)}"
@@ -74,15 +79,17 @@ class Batch:
     clips: Tensor
 
 
-def open_checked(path: str, model: Model) -> Dataset:
-    """Open a dataset and check that it fits the model.
+def open_checked(
+    path: str, model: Model, cache: str | None = None, cache_bytes: int = 0
+) -> Dataset:
+    """Open a dataset and check that it fits the model; see `shards.open_dataset`.
 
     Raises:
         InputError: no such dataset, or its rate, shape or classes are not the model's.
     """
     import shards
 
-    dataset = shards.open_dataset(path)
+    dataset = shards.open_dataset(path, cache, cache_bytes)
     check_fits(dataset, model)
     return dataset
 
@@ -199,8 +206,13 @@ class TrainingBatches:
         return len(self.rows)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the global batches of an epoch from number `first` on."""
+        """Yield the global batches of an epoch from number `first` on.
+
+        What they hold is fetched ahead where it is remote, and after it the validation split.
+        """
         order = epoch_order(len(self.rows), self.seed, epoch)
+        if self.resident is None:
+            self._expect(self.rows[order[first * self.batch_size :]])
         plan: list[tuple[NDArray[np.int64], int, int]] = []
         for number in range(first, len(self)):
             positions = batch_ids(order, number, self.batch_size)
@@ -251,8 +263,12 @@ class TrainingBatches:
             where = "device" if fits else "off"
         if where == "off":
             return None
+        self._expect(self.rows)
         clips = torch.from_numpy(self.dataset.fetch(self.rows))
         return clips.to(device) if where == "device" else clips
+
+    def _expect(self, rows: NDArray[np.int64]) -> None:
+        self.dataset.expect(np.concatenate((rows, self.dataset.split("val").ids)))
 
     def _record(self, epoch: int, batch: Batch) -> None:
         if self.ids_file is None:

@@ -31,7 +31,7 @@ def overfit(config: RunConfig, given: frozenset[str]) -> int:
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = shards.open_dataset(config.data.path)
+    dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
     model = start_model(config, dataset, given).to(device)
     check_fits(dataset, model)
     split = dataset.split("train")

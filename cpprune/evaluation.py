@@ -36,6 +36,7 @@ def predict_split(
     """
     was_training = network.training
     network.eval()
+    split.dataset.expect(split.ids)
     own = rank_slice(np.arange(len(split)), rank(), world_size())
     parts = []
     for begin in range(0, len(own), CHUNK):

@@ -85,7 +85,9 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.folder = Path(config.run)
-        self.dataset = shards.open_dataset(config.data.path)
+        self.dataset = shards.open_dataset(
+            config.data.path, config.data.cache, config.data.cache_bytes
+        )
         self.val = self.dataset.split("val")
         self.model = start_model(config, self.dataset, given)
         check_fits(self.dataset, self.model)

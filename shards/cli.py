@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="find every damaged byte of a dataset")
     info = commands.add_parser("info", help="say what is in a dataset")
     for command in (verify, info):
-        command.add_argument("dataset", type=Path, help="the dataset's folder")
+        command.add_argument("dataset", help="the dataset's folder, or its URL")
         _add_json(command)
     return parser
 

@@ -3,36 +3,41 @@
 import io
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.cache import Cache, default_root
 from shards.errors import InputError
+from shards.fetch import is_remote
+from shards.local import LocalFolder
 from shards.manifest import (
     INDEX_NAME,
     SPLITS,
     Manifest,
+    Shard,
     read_index,
     read_manifest,
     sha256_of_file,
 )
 from shards.order import Ids
+from shards.remote import RemoteFolder, open_remote
 
 # Far below the usual limit of 1,024 open files; TAU has 57 shards.
 MOST_OPEN_SHARDS = 512
 
 
 class Dataset:
-    """A dataset folder, open for reading. Make one with `open_dataset`.
+    """A dataset, open for reading. Make one with `open_dataset`.
 
     It may be used from forked workers and pickled to spawned ones: file descriptors are opened at
     first use in each process.
 
     Attributes:
-        path: the folder.
+        path: the folder, or the URL.
         manifest: what `dataset.json` says.
         kind: "audio" or "image".
         classes: the class names; a label is an index into them.
@@ -44,8 +49,9 @@ class Dataset:
         fingerprint: SHA-256 that changes when any byte of the dataset does.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, folder: LocalFolder | RemoteFolder, manifest: Manifest) -> None:
+        self.folder = folder
+        self.path: Path | str = folder.location
         self.manifest = manifest
         self.kind = manifest.kind
         self.classes = manifest.classes
@@ -59,7 +65,7 @@ class Dataset:
         self.fingerprint = manifest.sha256
         texts = ("recording", *self.groups)
         numbers = ("shard", "offset", "size", "crc32", "label")
-        index = read_index(path / INDEX_NAME, ("key", *numbers, *texts), encoded=texts)
+        index = read_index(folder.files / INDEX_NAME, ("key", *numbers, *texts), encoded=texts)
         self._texts: dict[str, Any] = {name: index[name] for name in ("key", *texts)}
         self._shard: NDArray[np.int32] = index["shard"]
         self._offset: Ids = index["offset"]
@@ -76,14 +82,18 @@ class Dataset:
         return f"Dataset({str(self.path)!r}, {self.splits})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.fingerprint)
+        return _reopen, (self.folder, self.fingerprint)
 
     def __del__(self) -> None:
         if hasattr(self, "_files"):
             self.close()
 
     def close(self) -> None:
-        """Closes the shards; the next `fetch` opens them again."""
+        """Closes the shards and ends what `expect` began; the next `fetch` opens them again."""
+        self.folder.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -127,6 +137,18 @@ class Dataset:
         """Returns the key of a global row."""
         return str(self._texts["key"][row].as_py())
 
+    def expect(self, ids: Ids) -> None:
+        """Says which global rows will be read next, in this order.
+
+        A remote dataset begins to fetch their shards in the background.
+        """
+        self.folder.expect(self._shards_of(ids))
+
+    def _shards_of(self, ids: Ids) -> Iterator[Shard]:
+        shards, first = np.unique(self._shard[ids], return_index=True)
+        for shard in shards[np.argsort(first)]:
+            yield self.manifest.shards[shard]
+
     def fetch(
         self, ids: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
@@ -157,13 +179,16 @@ class Dataset:
         if len(rows) == 0:
             return out
         if len(self._files) > MOST_OPEN_SHARDS:
-            self.close()
+            self._close_files()
         # Rows are numbered in the order of (shard, offset).
         order = np.argsort(rows, kind="stable")
-        if self.manifest.encoding == "flac":
-            self._decode(rows, order, out)
-        else:
-            self._read(rows, order, out)
+        read = self._decode if self.manifest.encoding == "flac" else self._read
+        if not self.folder.one_by_one:
+            read(rows, order, out)
+            return out
+        for part in np.split(order, np.flatnonzero(np.diff(self._shard[rows[order]])) + 1):
+            read(rows, part, out)
+            self._close_files()
         return out
 
     def _read(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
@@ -208,20 +233,15 @@ class Dataset:
         self._checked[row] = True
 
     def _damaged(self, row: int, why: str) -> InputError:
-        shard = self.path / self.manifest.shards[self._shard[row]].name
+        shard = self.folder.files / self.manifest.shards[self._shard[row]].name
         return InputError(
-            f"{shard}: sample {self.key(row)} is damaged ({why}); "
-            f"see `cpprune shards verify {self.path}`"
+            f"{shard}: sample {self.key(row)} is damaged ({why}); {self.folder.remedy}"
         )
 
     def _file(self, shard: int) -> int:
         file = self._files.get(shard)
         if file is None:
-            path = self.path / self.manifest.shards[shard].name
-            try:
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise InputError(f"{path} cannot be read: {error.strerror}") from error
+            file = self.folder.open(self.manifest.shards[shard])
             self._files[shard] = file
         return file
 
@@ -284,28 +304,41 @@ class Split:
         return self.dataset.fetch(places + self._first, out)
 
 
-def open_dataset(folder: str | Path) -> Dataset:
-    """Opens a dataset folder.
+def open_dataset(
+    location: str | Path, cache: str | Path | None = None, cache_bytes: int = 0
+) -> Dataset:
+    """Opens a dataset folder, or that behind an fsspec URL such as s3://bucket/dataset.
+
+    Args:
+        location: the folder or the URL.
+        cache: where the shards of a remote dataset go; `$CPPRUNE_CACHE` or `~/.cache/cpprune` if None.
+        cache_bytes: how many bytes all shards there may take; 0 is as many as the disk has.
 
     Raises:
         InputError: if it is missing, unfinished, of another format, or its manifest or index was
             changed since the build.
     """
-    path = Path(folder).absolute()
-    manifest = read_manifest(path)
-    index = path / INDEX_NAME
+    if is_remote(str(location)):
+        root = default_root() if cache is None else Path(cache).expanduser()
+        return _open(open_remote(str(location), Cache(root.absolute(), cache_bytes)))
+    return _open(LocalFolder(Path(location).absolute()))
+
+
+def _open(folder: LocalFolder | RemoteFolder) -> Dataset:
+    manifest = read_manifest(folder.files)
+    index = folder.files / INDEX_NAME
     if not index.is_file():
         raise InputError(f"{index} is missing; build the dataset again")
     if sha256_of_file(index) != manifest.index["sha256"]:
         raise InputError(
-            f"{index} is damaged: its sha256 differs from {path / 'dataset.json'}; "
+            f"{index} is damaged: its sha256 differs from {folder.files / 'dataset.json'}; "
             "copy it again or build the dataset again"
         )
-    return Dataset(path, manifest)
+    return Dataset(folder, manifest)
 
 
-def _reopen(path: Path, fingerprint: str) -> Dataset:
-    dataset = open_dataset(path)
+def _reopen(folder: LocalFolder | RemoteFolder, fingerprint: str) -> Dataset:
+    dataset = _open(folder)
     if dataset.fingerprint != fingerprint:
-        raise InputError(f"{path} was replaced while it was in use; start again")
+        raise InputError(f"{folder.location} was replaced while it was in use; start again")
     return dataset

@@ -8,13 +8,13 @@ from shards.plan import Plan
 from shards.reader import open_dataset
 
 
-def summarise(folder: str | Path) -> dict[str, Any]:
+def summarise(location: str | Path) -> dict[str, Any]:
     """Describes a dataset with what JSON can hold.
 
     Raises:
         InputError: if it cannot be opened.
     """
-    dataset = open_dataset(folder)
+    dataset = open_dataset(location)
     manifest = dataset.manifest
     splits: dict[str, Any] = {}
     for name, count in dataset.splits.items():

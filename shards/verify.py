@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import InputError
+from shards.fetch import fetch_bytes, fetch_file, is_remote
 from shards.manifest import (
     INDEX_NAME,
     INDEX_TYPES,
@@ -42,16 +43,20 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
-def verify(folder: str | Path) -> list[Problem]:
-    """Checks every byte of a dataset folder.
+def verify(location: str | Path) -> list[Problem]:
+    """Checks every byte of a dataset folder, or of that behind a URL.
+
+    Of a remote dataset every file is read where it is; nothing of it is kept.
 
     Returns:
         What is wrong; empty if every byte is the one that was written.
 
     Raises:
-        InputError: if there is no such folder.
+        InputError: if there is no such folder, or no `dataset.json` behind the URL.
     """
-    path = Path(folder).absolute()
+    if is_remote(str(location)):
+        return _verify_remote(str(location).rstrip("/"))
+    path = Path(location).absolute()
     if not path.is_dir():
         raise InputError(f"no dataset at {path}: the folder does not exist")
     file = path / MANIFEST_NAME
@@ -71,6 +76,26 @@ def verify(folder: str | Path) -> list[Problem]:
         Problem(name, None, what or "unknown file: it is no part of the dataset")
         for name, what in sorted(extra.items())
     )
+    return problems
+
+
+def _verify_remote(url: str) -> list[Problem]:
+    data = fetch_bytes(f"{url}/{MANIFEST_NAME}")
+    try:
+        manifest = parse_manifest(data)
+    except ValueError as error:
+        return [Problem(MANIFEST_NAME, None, f"damaged: {error}; nothing else can be checked")]
+    expected = {INDEX_NAME: manifest.index["sha256"]}
+    expected |= {shard.name: shard.sha256 for shard in manifest.shards}
+    if manifest.rejected is not None:
+        expected[REJECTED_NAME] = manifest.rejected["sha256"]
+    problems = []
+    with Path(os.devnull).open("wb") as nowhere:
+        for name, sha256 in expected.items():
+            try:
+                fetch_file(f"{url}/{name}", sha256, None, nowhere)
+            except InputError as error:
+                problems.append(Problem(name, None, str(error)))
     return problems
 
 

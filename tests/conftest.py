@@ -265,3 +265,17 @@ def free_port() -> Callable[[], int]:
             return int(listener.getsockname()[1])
 
     return find
+
+
+@pytest.fixture
+def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class of `flaky://`, without faults yet; an empty cache, and no pauses between tries."""
+    from flaky_files import FlakyFileSystem
+
+    (tmp_path / "opened").touch()
+    monkeypatch.setattr(FlakyFileSystem, "log", tmp_path / "opened")
+    # Noted, so that it is undone when a test sets another.
+    monkeypatch.setattr(FlakyFileSystem, "fault", FlakyFileSystem.fault)
+    monkeypatch.setattr("shards.fetch.PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
+    return FlakyFileSystem

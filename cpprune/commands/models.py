@@ -18,7 +18,7 @@ def evaluate(argv: list[str]) -> int:
         "cpprune evaluate", description="Measure a model on a split of a dataset."
     )
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--data", required=True, help="dataset folder, or its URL")
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
     parser.add_argument(
         "--predictions", type=Path, help="also write them to this file, in DCASE's form"
@@ -32,7 +32,7 @@ def evaluate(argv: list[str]) -> int:
 
     with distributed.joined("no") as accelerator:
         model = artifact.load(arguments.model, accelerator.device)
-        split = open_checked(str(arguments.data), model).split(arguments.split)
+        split = open_checked(arguments.data, model).split(arguments.split)
         report, log_prob = evaluate_model(model, split, accelerator.device)
         if distributed.rank() > 0:
             return 0

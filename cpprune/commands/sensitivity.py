@@ -25,7 +25,7 @@ def sensitivity(argv: list[str]) -> int:
         "a copy, and evaluate. Writes sensitivity.json (for prune.scope=sensitivity), .csv and .png.",
     )
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--data", required=True, help="dataset folder, or its URL")
     parser.add_argument("--split", default="val", help="train, val or test (default: val)")
     parser.add_argument("--ratios", default=RATIOS, help=f"parts to cut (default: {RATIOS})")
     parser.add_argument("--criterion", default="magnitude", help="see prune.criterion (magnitude)")
@@ -54,7 +54,7 @@ def sensitivity(argv: list[str]) -> int:
     pruning = _pruning(arguments.criterion)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(arguments.model, device)
-    dataset = open_checked(str(arguments.data), model)
+    dataset = open_checked(arguments.data, model)
     split = dataset.split(arguments.split)
     folder = _made(arguments.out or arguments.model.parent / "sensitivity")
     found = measure_sensitivity(

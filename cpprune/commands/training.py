@@ -89,7 +89,9 @@ def _dry_run(parsed: ParsedRun) -> int:
     for event in events(config.prune):
         saliency = None
         if config.prune.criterion in MEASURES:
-            train = open_checked(config.data.path, model).split("train")
+            data = config.data
+            dataset = open_checked(data.path, model, data.cache, data.cache_bytes)
+            train = dataset.split("train")
             saliency = measure_saliency(config.prune, twin, train, config.seed, device)
         if config.prune.plan:
             plan = read_plan(Path(config.prune.plan), network, model.input_shape)
