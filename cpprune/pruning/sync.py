@@ -47,7 +47,7 @@ def prune_on_all_ranks(
 
     Raises:
         InputError: on every rank, when rank 0 cannot make a plan.
-        RuntimeError: naming the ranks whose network differs, before or after the cut.
+        InputError: naming the ranks whose network differs, before or after the cut.
     """
     check_ranks_equal(network, device, "before pruning")
     message: dict[str, object] = {}

@@ -73,4 +73,4 @@ def test_a_penalty_is_the_same_on_two_processes(cli, two, tiny_run, scenes, tmp_
     two.cpprune(*words, tmp_path / "both")
     one, other = (weights_of(tmp_path / name, "model_last") for name in ("alone", "both"))
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
