@@ -16,6 +16,7 @@ from shards.errors import InputError
 
 CPU = torch.device("cpu")
 SHAPE = (1, 64, 44)
+ADVICE = "a process does not compute as the others do; the last checkpoint is whole"
 
 
 # --- gather_rows, share_json --------------------------------------------------------------------------
@@ -93,12 +94,12 @@ def test_equal_ranks_agree_on_one_fingerprint(ranks):
 @pytest.mark.parametrize("name", ["stage2.block1.conv1.weight", "in_c.1.running_var"])
 def test_a_rank_that_differs_is_named(ranks, name):
     last = ranks.world - 1
-    message = f"before pruning: the network of rank {last} differs from rank 0's"
+    message = f"before pruning: the network of rank {last} differs from rank 0's: {ADVICE}"
     assert ranks.call(compared, last, name) == [message] * ranks.world
 
 
 def test_all_ranks_that_differ_from_the_first_are_named(three):
-    message = "before pruning: the network of rank 1, 2 differs from rank 0's"
+    message = f"before pruning: the network of rank 1, 2 differs from rank 0's: {ADVICE}"
     assert three.call(compared, 0, "feed_forward.1.bias") == [message] * 3
 
 
