@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,8 @@ def held(run):
         yield
     finally:
         for number in numbers:
-            os.kill(number, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # SLURM wakes what it ends
+                os.kill(number, signal.SIGCONT)
 
 
 def test_the_chain(chain, hashes, scenes_source, tmp_path):
@@ -64,16 +65,18 @@ def test_interrupted(cluster, chain, submit, ended, site, configs, tmp_path):
     )
     train = jobs["train"]
 
+    def started():
+        job = cluster.job(train)
+        return job["JobState"], job["Restarts"]
+
+    def further(before):
+        return (run / "model_last").exists() and len(epochs_of(run)) > before
+
     def running(restarts):
         """Wait until the run has come an epoch further, after so many restarts; hold it there."""
-        before = len(epochs_of(run)) if run.exists() else 0
-
-        def further():
-            job = cluster.job(train)
-            now = job["JobState"] == "RUNNING" and job["Restarts"] == str(restarts)
-            return now and (run / "model_last").exists() and len(epochs_of(run)) > before
-
-        cluster.wait(further, 300, f"epoch after {restarts} restarts")
+        cluster.wait(lambda: started() == ("RUNNING", str(restarts)), 100, f"start {restarts}")
+        before = len(epochs_of(run)) if restarts else 0
+        cluster.wait(lambda: further(before), 300, f"epoch after {restarts} restarts")
         return held(run)
 
     def restarted():
