@@ -101,8 +101,10 @@ def test_interrupted(cluster, chain, submit, ended, site, configs, tmp_path):
     cluster.run("scontrol", "update", f"JobId={train}", "TimeLimit=30")
     assert ended(jobs) == {"train": "COMPLETED", "evaluate": "COMPLETED"}
     (log,) = (tmp_path / "runs/logs").glob("train-*.out")
-    assert cluster.job(train)["Restarts"] == "3", log.read_text()
-    assert "its time is up: back into the queue" in log.read_text()
+    text = log.read_text()
+    assert cluster.job(train)["Restarts"] == "3", text
+    assert "its time is up: back into the queue" in text
+    assert text.count("goes on from step-") == 3, "it never began again"
     assert_same_run(run, chain / "runs/train")
 
 
