@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "train with a pruning schedule; --dry-run: the plan",
     ),
     "evaluate": ("cpprune.commands.models:evaluate", "measure a model on a split of a dataset"),
+    "summarise": (
+        "cpprune.commands.seeds:summarise",
+        "evaluations of several seeds → mean and deviation",
+    ),
     "predict": ("cpprune.commands.models:predict", "name the scene of audio files"),
     "info": ("cpprune.commands.models:info", "parameters, MACs, bytes, receptive field, limits"),
     "sensitivity": (

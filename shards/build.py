@@ -2,7 +2,8 @@
 
 A shard is written to the hidden work folder, synced and renamed; beside it a record of its rows is
 kept, so that a build that was killed goes on with the shards it lacks. `dataset.json` comes last:
-a folder that has one is finished.
+a folder that has one is finished. For the same reason several machines can each do a part, and a
+build after them only has to join what they made.
 """
 
 import csv
@@ -78,13 +79,64 @@ def build_dataset(
         _delete(folder)
     _refuse_small_disk(folder, plan)
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
+    with _locked(work / "lock"):
         _claim(work, plan)
         spooled, bad = spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [])
-        records = _make_shards(plan, folder, spooled, workers, show=show)
+        records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers, show=show)
         manifest = _finish(plan, folder, records, bad)
     shutil.rmtree(work)
     return manifest
+
+
+def build_part(
+    options: BuildOptions,
+    out: str | Path,
+    number: int,
+    of: int,
+    *,
+    workers: int | None = None,
+    show: bool = False,
+) -> bool:
+    """Does one part of a build, of several that may run at the same time on several machines.
+
+    A part is every `of`-th shard or, of recordings longer than a clip, every `of`-th of the files
+    they are decoded to. `build_dataset` joins them, and does what parts have left undone.
+
+    Args:
+        options: what to build from what; the same for all parts.
+        out: the folder, on a disk that all machines share.
+        number: of the part, from 1.
+        of: how many parts there are.
+        workers: processes; the CPUs of this machine if None.
+        show: show progress on standard error.
+
+    Returns:
+        Whether the dataset is finished already.
+
+    Raises:
+        InputError: as `build_dataset`; also if there is no such part, or it is being done elsewhere.
+    """
+    if not 1 <= number <= of:
+        raise InputError(f"--part {number} --of {of}: use --part 1 to --part {of}")
+    folder = Path(out).absolute()
+    workers = cpu_count() if workers is None else workers
+    refuse_foreign(folder)
+    plan = make_plan(options, workers, show=show)
+    if (folder / MANIFEST_NAME).exists():
+        _finished(folder, plan)
+        return True
+    _refuse_small_disk(folder, plan)
+    work = folder / WORK_NAME
+    work.mkdir(parents=True, exist_ok=True)
+    share = slice(number - 1, None, of)
+    own = work / f"part-{number}-of-{of}.lock"
+    with _locked(work / "lock", shared=True), _locked(own):
+        _claim(work, plan)
+        if needs_spool(plan):
+            spool(plan, work, workers, show=show, share=share)
+        else:
+            _make_shards(plan, _shard_jobs(plan, folder, None)[share], workers, show=show)
+    return False
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -98,6 +150,8 @@ def refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or (folder / WORK_NAME).is_dir() or (folder / MANIFEST_NAME).exists():
         return
     for other in folder.iterdir():
+        if other.name == WORK_NAME:
+            return  # another part of the same build has just begun
         raise InputError(
             f"--out {folder} is not a dataset and not empty (it has {other.name}); name another"
         )
@@ -150,12 +204,12 @@ def _refuse_small_disk(folder: Path, plan: Plan) -> None:
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    with (work / "lock").open("w") as lock:
+def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    with file.open("w+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{work.parent}: another build is at work there") from error
+            raise InputError(f"{file.parent.parent}: another build is at work there") from error
         yield
 
 
@@ -182,12 +236,9 @@ def _claim(work: Path, plan: Plan) -> None:
     )
 
 
-def _make_shards(
-    plan: Plan, folder: Path, spooled: Spooled | None, workers: int, *, show: bool
-) -> list[dict[str, Any]]:
-    """Returns the record of every shard, in their order."""
+def _shard_jobs(plan: Plan, folder: Path, spooled: Spooled | None) -> list[ShardJob]:
     source = plan.source
-    jobs = [
+    return [
         ShardJob(
             name=name,
             split=split,
@@ -202,6 +253,12 @@ def _make_shards(
         )
         for name, split, clips in plan.shards
     ]
+
+
+def _make_shards(
+    plan: Plan, jobs: list[ShardJob], workers: int, *, show: bool
+) -> list[dict[str, Any]]:
+    """Returns the record of every shard, in their order."""
     records: dict[int, dict[str, Any]] = {}
     clips = sum(len(job.clips) for job in jobs)
     with progress("Writing clips", clips, show=show) as advance:

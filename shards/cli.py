@@ -5,9 +5,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from shards.plan import BuildOptions
 
 KINDS = ("tau2022", "folder", "table", "mnist")
 
@@ -100,6 +103,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="at a bad file: stop, or leave it out and list it in rejected.csv",
     )
+    add("--part", type=int, metavar="I", help="do only this part of the build, from 1 …")
+    add("--of", type=int, metavar="N", help="… of so many; the same without --part joins them")
     add("--overwrite", action="store_true", help="delete the dataset or unfinished build in --out")
     add("--dry-run", action="store_true", help="print the plan, write nothing")
     table = parser.add_argument_group("tables")
@@ -157,6 +162,8 @@ def _build(arguments: argparse.Namespace) -> int:
         plan = plan_summary(make_plan(options, workers or cpu_count(), show=True))
         _say(json.dumps(plan) if arguments.json else "\n".join(plan_lines(plan)))
         return 0
+    if arguments.part is not None or arguments.of is not None:
+        return _build_part(arguments, options, workers)
     manifest = build_dataset(
         options, arguments.out, workers=workers, overwrite=arguments.overwrite, show=True
     )
@@ -172,6 +179,24 @@ def _build(arguments: argparse.Namespace) -> int:
     else:
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         _say(f"{arguments.out} is complete: {listed}")
+    return 0
+
+
+def _build_part(arguments: argparse.Namespace, options: "BuildOptions", workers: int | None) -> int:
+    from shards.build import build_part
+
+    number, of = arguments.part, arguments.of
+    if number is None or of is None:
+        raise InputError("--part and --of go together: --part 1 --of 4")
+    if arguments.overwrite:
+        raise InputError(f"--part with --overwrite: delete {arguments.out} before the parts begin")
+    finished = build_part(options, arguments.out, number, of, workers=workers, show=True)
+    if arguments.json:
+        _say(json.dumps({"out": str(arguments.out), "part": number, "finished": finished}))
+    elif finished:
+        _say(f"{arguments.out} is complete already")
+    else:
+        _say(f"part {number} of {of} is done; after all parts, the same without --part joins them")
     return 0
 
 

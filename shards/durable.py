@@ -1,12 +1,18 @@
 """Files that are there whole or not at all, whatever happens in between."""
 
 import os
+import socket
 from pathlib import Path
+
+
+def temporary_name(name: str) -> str:
+    """Returns a name for an unfinished file that no other process uses, on any machine."""
+    return f"{name}.{socket.gethostname()}.{os.getpid()}.tmp"
 
 
 def replace_file(target: Path, work: Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
-    temporary = work / f"{target.name}.{os.getpid()}.tmp"
+    temporary = work / temporary_name(target.name)
     temporary.write_bytes(data)
     publish(temporary, target)
 

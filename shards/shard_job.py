@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import BadFile, Clips, count_clips, cut, encode, load
-from shards.durable import replace_file, sync
+from shards.durable import replace_file, sync, temporary_name
 from shards.manifest import WORK_NAME, sha256_of_file
 from shards.plan import BuildOptions, Clip
 from shards.spool import Spooled, read_spooled
@@ -49,7 +49,7 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(record_path.read_bytes())
         if sha256_of_file(target) == record["sha256"]:
             return record
-    temporary = work / f"{job.name}.{os.getpid()}.tmp"
+    temporary = work / temporary_name(job.name)
     rows: list[list[Any]] = []
     rejected: dict[str, str] = {}
     with temporary.open("wb", buffering=1 << 20) as file:

@@ -5,7 +5,6 @@ recordings are first written as plain samples to the work folder, many to a file
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shards.audio import BadFile, Clips, count_clips, cut, load
-from shards.durable import publish, replace_file
+from shards.durable import publish, replace_file, temporary_name
 from shards.plan import Bad, BuildOptions, Plan, bad_file_error
 from shards.progress import progress
 from shards.workers import run_jobs
@@ -47,8 +46,17 @@ def needs_spool(plan: Plan) -> bool:
     )
 
 
-def spool(plan: Plan, work: Path, workers: int, *, show: bool) -> tuple[Spooled, list[Bad]]:
+def spool(
+    plan: Plan, work: Path, workers: int, *, show: bool, share: slice = slice(None)
+) -> tuple[Spooled, list[Bad]]:
     """Decodes all recordings into the work folder, or those that are not there yet.
+
+    Args:
+        plan: of the build.
+        work: its work folder.
+        workers: processes.
+        show: show progress on standard error.
+        share: which of the files to write, if not all.
 
     Returns:
         Where the samples of each are, and the files that are bad.
@@ -70,9 +78,11 @@ def spool(plan: Plan, work: Path, workers: int, *, show: bool) -> tuple[Spooled,
     options = plan.options
     stop = options.on_error == "stop"
     jobs = [SpoolJob(i, part, work, options.sample_rate, stop) for i, part in enumerate(parts)]
+    jobs = jobs[share]
     spooled: dict[str, tuple[str, int, int]] = {}
     bad: list[Bad] = []
-    with progress("Decoding clips", clips.total(), show=show) as advance:
+    total = sum(clips[recording] for job in jobs for recording in job.recordings)
+    with progress("Decoding clips", total, show=show) as advance:
         for number, record in run_jobs(spool_part, jobs, workers):
             found = [Bad(*pair) for pair in record["bad"]]
             if found and stop:
@@ -80,7 +90,7 @@ def spool(plan: Plan, work: Path, workers: int, *, show: bool) -> tuple[Spooled,
             bad.extend(found)
             for name, offset, samples in record["recordings"]:
                 spooled[name] = (str(work / record["file"]), offset, samples)
-            advance(sum(clips[recording] for recording in parts[number]))
+            advance(sum(clips[recording] for recording in jobs[number].recordings))
     return spooled, bad
 
 
@@ -96,7 +106,7 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(record_path.read_bytes())
         if record["bytes"] == target.stat().st_size:
             return record
-    temporary = job.work / f"{target.name}.{os.getpid()}.tmp"
+    temporary = job.work / temporary_name(target.name)
     recordings: list[tuple[str, int, int]] = []
     bad: list[tuple[str, str]] = []
     with temporary.open("wb") as file:

@@ -1,0 +1,83 @@
+"""`cpprune summarise`: mean and deviation of evaluations of the same thing with several seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from cpprune.commands.arguments import OneLineParser
+from shards.durable import replace_file
+from shards.errors import InputError
+
+
+def summarise(argv: list[str]) -> int:
+    """Print mean ± deviation of every figure of several evaluations."""
+    parser = OneLineParser(
+        "cpprune summarise",
+        description="Mean and sample standard deviation of every figure of several evaluations, such "
+        "as those of one training with several seeds.",
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="what `cpprune evaluate --json` printed"
+    )
+    parser.add_argument("--out", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args(argv)
+    reports = [read_report(path) for path in arguments.files]
+    figures = spread(reports)
+    text = json.dumps({"files": [str(path) for path in arguments.files], "figures": figures})
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(arguments.out, arguments.out.parent, f"{text}\n".encode())
+    if arguments.json:
+        print(text)
+        return 0
+    print(f"{len(reports)} evaluations: mean ± sample standard deviation")
+    for name, figure in figures.items():
+        deviation = "" if figure["deviation"] is None else f" ± {figure['deviation']:.4g}"
+        print(f"{name:<40} {figure['mean']:.6g}{deviation}")
+    return 0
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read what `cpprune evaluate --json` printed.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    try:
+        report = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or "macro_accuracy" not in report:
+        raise InputError(f"{path}: give files with what `cpprune evaluate --json` printed")
+    return report
+
+
+def spread(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return mean, sample standard deviation (None of a single report) and values of every figure.
+
+    Figures are named as in `per_class.bus.accuracy`; lists, such as the confusion matrix, are left
+    out, and so is what not all reports have.
+    """
+    flat = [_figures(report) for report in reports]
+    names = [name for name in flat[0] if all(name in figures for figures in flat)]
+    found = {}
+    for name in names:
+        values = [figures[name] for figures in flat]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
+    return found
+
+
+def _figures(tree: dict[str, Any], above: str = "") -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            figures |= _figures(value, f"{above}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            figures[above + key] = value
+    return figures

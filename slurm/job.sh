@@ -1,0 +1,79 @@
+# shellcheck shell=bash
+# What the jobs share. Sourced by slurm/*.sbatch, in the repository's root.
+set -euo pipefail
+# shellcheck source=slurm/site.env
+source "$CPPRUNE_SITE"
+
+if ((${SLURM_RESTART_COUNT:-0} > MAX_REQUEUES)); then
+    echo "slurm: given up: back in the queue more than $MAX_REQUEUES times (MAX_REQUEUES)" >&2
+    exit 1
+fi
+# Whoever ends the job signals all of it. This script outlives its steps, so that they can save.
+trap : TERM
+# SLURM says SAVE_SECONDS before the time limit that it is near.
+time_is_up=
+trap 'time_is_up=yes' USR1
+
+cpprune() {
+    "${CONTAINER[@]}" "$PYTHON" -m cpprune.cli "$@"
+}
+
+# Puts the job back into the queue and ends it. A job that is being cancelled, or that SLURM itself has
+# put back, no longer runs, and is left alone.
+requeue() {
+    local job=$SLURM_JOB_ID
+    # One task of an array has the array's own number, which stands for all of them.
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    if [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
+        echo "slurm: $1: back into the queue (${SLURM_RESTART_COUNT:-0} of $MAX_REQUEUES)" >&2
+        scontrol requeue "$job"
+    fi
+    exit 1
+}
+
+last_checkpoint() {
+    local -a found=()
+    [[ ! -d $1/checkpoints ]] || mapfile -t found < <(find "$1/checkpoints" -name 'step-*' | sort)
+    ((${#found[@]} == 0)) || echo "${found[-1]}"
+}
+
+# Trains on all nodes until the run has its result. Ends the job when the run has to go on later: its
+# time is up, it was told to stop, or it failed after it had saved something new.
+# usage: train_to_end SCRIPT DATASET RUN SETTINGS…
+train_to_end() {
+    local script=$1 data=$2 run=$3 before step status=0
+    shift 3
+    before=$(last_checkpoint "$run")
+    rm -f "$run/STOP"
+    srun --kill-on-bad-exit=1 --cpus-per-task="$CPUS_PER_NODE" \
+        slurm/on_node.sh "$script" "$data" --run "$run" "$@" &
+    step=$!
+    while kill -0 "$step" 2>/dev/null; do
+        # Again and again: a run that starts only now takes an earlier STOP away.
+        [[ -z $time_is_up ]] || { mkdir -p "$run" && touch "$run/STOP"; }
+        sleep 1
+    done
+    wait "$step" || status=$?
+    if ((status == 0)) && [[ -f $run/result.json ]]; then
+        rm -f "$run/STOP"
+    elif [[ -n $time_is_up ]]; then
+        requeue "its time is up"
+    elif [[ -f $run/STOP ]]; then
+        echo "slurm: stopped by $run/STOP; submit it again to go on" >&2
+        exit 1
+    elif ((status == 0)); then
+        requeue "it was told to stop"
+    elif [[ $(last_checkpoint "$run") != "$before" ]]; then
+        requeue "it failed, but has saved something new"
+    else
+        echo "slurm: the run failed before it had saved anything new: see above" >&2
+        exit "$status"
+    fi
+}
+
+# Measures the best model of a run on the test split, into RUN/test.json.
+# usage: evaluate DATASET RUN
+evaluate() {
+    cpprune evaluate "$2/model" --data "$1" --json >"$2/test.json.new"
+    mv "$2/test.json.new" "$2/test.json"
+}

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Runs on each node of a training, started by srun: copies the dataset to the node if the site has
+# SCRATCH, then starts this node's processes.
+# usage: on_node.sh SCRIPT DATASET SETTINGS…
+set -euo pipefail
+shopt -s inherit_errexit
+# shellcheck source=slurm/site.env
+source "$CPPRUNE_SITE"
+script=$1 data=$2
+shift 2
+
+# Copies the dataset to the node, unless that was done before, and prints where it is.
+staged() {
+    local sha256 folder
+    sha256=$(sha256sum "$1/dataset.json")
+    folder=$SCRATCH/cpprune-$(id -un)/${sha256:0:16}
+    mkdir -p "${folder%/*}"
+    exec {lock}>"$folder.lock"
+    flock "$lock" # other jobs on this node
+    if [[ ! -d $folder ]]; then
+        rm -rf "$folder.new"
+        cp -r "$1" "$folder.new"
+        "${CONTAINER[@]}" "$PYTHON" -m cpprune.cli shards verify "$folder.new" >&2
+        mv "$folder.new" "$folder"
+        echo "slurm: $1 is copied to $folder on $(hostname)" >&2
+    fi
+    exec {lock}>&-
+    echo "$folder"
+}
+
+if [[ -n $SCRATCH ]]; then
+    data=$(staged "$data")
+fi
+processes=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1))
+export OMP_NUM_THREADS=$((CPUS_PER_NODE > processes ? CPUS_PER_NODE / processes : 1))
+
+# SLURM signals the launcher and the processes alike. The processes save and end well; the launcher
+# fails, which is then no failure of the run.
+told_to_end=
+trap 'told_to_end=yes' TERM
+"${CONTAINER[@]}" "$PYTHON" -m torch.distributed.run \
+    --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node "$processes" \
+    --master_addr "$SLURM_LAUNCH_NODE_IPADDR" --master_port $((10000 + SLURM_JOB_ID % 20000)) \
+    -- "$script" --data.path "$data" "$@" &
+launcher=$! status=0
+wait "$launcher" || status=$?
+if [[ -n $told_to_end ]]; then
+    wait "$launcher" || true # the first wait ended with the signal
+    status=0
+fi
+exit "$status"

@@ -1,0 +1,134 @@
+"""The scripts of slurm/ as texts: their syntax, and what submit.sh would do."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from cluster import REPOSITORY, required
+
+SCRIPTS = sorted(path for path in (REPOSITORY / "slurm").iterdir() if path.is_file())
+GOLDEN = Path(__file__).parent / "golden"
+
+CHAIN = "--source TAU --data data/tau --out runs/big --train configs/big.yaml"
+CHAIN += " --prune configs/prune.yaml"
+ARGUMENTS = {
+    "chain": f"{CHAIN} -- --train.epochs 20",
+    "seeds": f"{CHAIN} --kind folder --seeds 0-4",
+    "prune": "--data data/tau --out runs/big --prune configs/prune.yaml -- --init old/model",
+}
+
+# What the golden files are made with: every setting that changes a command.
+SITE = """
+PARTITION=gpu
+CPU_PARTITION=cpu
+ACCOUNT='my lab'
+OPTIONS=(--qos=long)
+NODES=2
+GPUS_PER_NODE=4
+MEMORY_PER_NODE=64G
+"""
+
+
+def submit(*arguments):
+    return subprocess.run(
+        [REPOSITORY / "slurm/submit.sh", *arguments], capture_output=True, text=True, timeout=30
+    )
+
+
+def test_there_are_scripts():
+    assert {"submit.sh", "train.sbatch", "site.env"} <= {path.name for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_syntax(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shellcheck():
+    program = required("shellcheck", "shellcheck")
+    done = subprocess.run(
+        [program, "--external-sources", *SCRIPTS], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_dry_run(name, tmp_path):
+    site = tmp_path / "site.env"
+    site.write_text((REPOSITORY / "slurm/site.env").read_text() + SITE)
+    done = submit("--dry-run", "--site", site, *ARGUMENTS[name].split())
+    assert done.returncode == 0, done.stderr
+    scripts, _, commands = done.stdout.partition("# ---- commands\n")
+    assert commands.replace(str(REPOSITORY), "ROOT") == (GOLDEN / f"{name}.txt").read_text()
+    for path in SCRIPTS:
+        if path.suffix == ".sbatch" or path.name in ("job.sh", "on_node.sh"):
+            assert f"# ---- slurm/{path.name}\n{path.read_text()}" in scripts
+    assert not (REPOSITORY / "runs/big").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("--out runs/big --train configs/big.yaml", ["--data and --out"]),
+        ("--data d --out o", ["nothing to do"]),
+        ("--data d --out o --train configs/none.yaml", ["configs/none.yaml"]),
+        ("--data d --out o --source s --site none.env", ["none.env"]),
+        ("--data d --out o --prune configs/prune.yaml --seeds 0-2", ["--seeds", "--train"]),
+        ("--data d --out o --train configs/big.yaml --epochs 2", ["--epochs", "after --"]),
+        ("--data d --out", ["--out needs a value"]),
+    ],
+    ids=str,
+)
+def test_mistakes(arguments, names):
+    done = submit(*arguments.split())
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("submit.sh: error: ")
+    for name in names:
+        assert name in line
+
+
+def test_help():
+    done = submit("--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: slurm/submit.sh ")
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Runs lines after job.sh, as a job; commands of SLURM only print what they are asked."""
+    (tmp_path / "site.env").write_text("MAX_REQUEUES=3\n")
+    for name, text in (("squeue", 'echo "$STATE"'), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"CPPRUNE_SITE": str(tmp_path / "site.env"), "SLURM_JOB_ID": "7"}
+    environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "STATE": "RUNNING"}
+
+    def run(lines, **variables):
+        return subprocess.run(
+            ["bash", "-c", f"source slurm/job.sh\n{lines}"],
+            cwd=REPOSITORY,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_a_job_gives_up_after_so_many_returns(job):
+    for count, status in (("3", 0), ("4", 1)):
+        done = job("true", SLURM_RESTART_COUNT=count)
+        assert done.returncode == status
+        assert ("given up" in done.stderr) == bool(status)
+
+
+def test_only_a_running_job_is_put_back(job):
+    assert job("requeue why").stdout == "requeue 7\n"
+    assert job("requeue why", STATE="COMPLETING").stdout == ""
+
+
+def test_of_an_array_only_the_task_is_put_back(job):
+    done = job("requeue why", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
+    assert done.stdout == "requeue 7_2\n"
