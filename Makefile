@@ -27,7 +27,7 @@ demo: setup
 	$(BIN)/cpprune demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not slurm and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not slurm and not browser" $(ARGS)
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
