@@ -187,3 +187,39 @@ def test_a_launcher_that_restarts_its_processes_goes_on(free_port, command, tmp_
     assert "goes on from step-" in err
     assert len(epochs_of(tmp_path / "run")) == 6
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_later_takes_part(free_port, command, tmp_path):
+    """torchrun's elastic --nnodes=1:2: the first node goes on with the second from where it was."""
+    port = free_port()
+    agent = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "1:2",
+        "--nproc_per_node",
+        "1",
+    ]
+    agent += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "one"]
+    agent += ["--max_restarts", "3", "--", "launch/train.py", *command[1:], "--train.epochs", "60"]
+    own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    settings = {"cwd": REPOSITORY, "env": {**os.environ, **own}, "text": True}
+    settings |= {"stderr": subprocess.PIPE, "start_new_session": True}
+    agents = [subprocess.Popen(agent, **settings)]
+    try:
+        wait_for((tmp_path / "run/checkpoints").exists, agents[0])
+        agents.append(subprocess.Popen(agent, **settings))
+        texts = [process.communicate(timeout=150)[1] for process in agents]
+    finally:
+        for process in agents:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in agents] == [0, 0], texts[0] + texts[1]
+    told = "".join(texts)
+    assert "stopped by SIGTERM" in told
+    assert "goes on from step-" in told
+    assert len(epochs_of(tmp_path / "run")) == 60
+    assert [line["epoch"] for line in epochs_of(tmp_path / "run")] == list(range(60))
