@@ -57,9 +57,10 @@ def _over_ranks(
         for i in range(len(x_nCFT)):
             logits = twin(x_nCFT[i : i + 1].double())
             loss = functional.cross_entropy(logits, label_n[i : i + 1])
-            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):
-                sums[name].add(gradient.square() if squared else gradient)
+                if gradient is not None:
+                    sums[name].add(gradient.square() if squared else gradient)
     saliency = {}
     for name, parameter in parameters.items():
         mean = sums[name].over_ranks() / total

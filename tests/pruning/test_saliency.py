@@ -74,3 +74,41 @@ def test_channels_are_scored_by_their_saliency(
         score += saliency[f"{block}.conv2.weight"].double().sum((0, 2, 3))
         best = score.argsort(descending=True)[: entry["width"] // 2]
         assert entry["keep"] == sorted(best.tolist())
+
+
+class Idle(nn.Module):
+    """A network with a parameter that nothing depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(4, 3)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_what_the_loss_does_not_depend_on_matters_nothing() -> None:
+    measured = taylor(Idle(), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), total=5)
+    assert not measured["idle.weight"].any()
+    assert measured["used.weight"].any()
+
+
+def test_sums_do_not_depend_on_their_order() -> None:
+    from cpprune.pruning.saliency import ExactSum
+
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(300, 7, generator=generator, dtype=torch.float64)
+    numbers *= 10.0 ** torch.randint(-12, 3, numbers.shape, generator=generator)
+    forth, back = ExactSum(numbers[0]), ExactSum(numbers[0])
+    for row in numbers:
+        forth.add(row)
+    for row in numbers.flip(0):
+        back.add(row)
+    assert torch.equal(forth.over_ranks(), back.over_ranks())
+    assert not torch.equal(sum(numbers), sum(numbers.flip(0)))  # as plain sums do
+    torch.testing.assert_close(forth.over_ranks(), numbers.sum(0), rtol=1e-12, atol=1e-20)
+    for wrong in (torch.nan, torch.inf, 2.0**21):
+        broken = ExactSum(numbers[0])
+        broken.add(torch.full((7,), wrong, dtype=torch.float64))
+        assert broken.over_ranks().isnan().all()
