@@ -233,8 +233,11 @@ class replaced_folder:  # noqa: N801 - reads as the statement it is used in
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    """Write and flush to disk."""
-    with path.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write and flush to disk; an OSError names the file."""
+    try:
+        with path.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
