@@ -66,18 +66,56 @@ CRITERIA: dict[str, Callable[[int], Any]] = {
 }
 
 
-def score(criterion: str, groups: list[ChannelGroup], seed: int = 0) -> list[Tensor]:
+REDUCTIONS = ("mean", "sum", "max", "prod")
+NORMALISERS = ("mean", "max", "sum", "none")
+
+
+def check_options(criterion: str, reduction: str | None, normaliser: str | None) -> None:
+    """Raise ValueError unless a criterion can be scored in this way; None is its own way.
+
+    Args:
+        criterion: see `CRITERIA`.
+        reduction: how the scores that a channel has in the layers of its group become one.
+        normaliser: what the scores of a group are divided by.
+    """
+    for name, value, choices in (
+        ("reduction", reduction, REDUCTIONS),
+        ("normaliser", normaliser, NORMALISERS),
+    ):
+        if value is not None and value not in choices:
+            raise ValueError(f"prune.{name}={value!r}: choose one of {', '.join(choices)}")
+        if value is not None and (criterion == "random" or (criterion, name) == FIXED):
+            raise ValueError(f"prune.criterion={criterion} has no prune.{name}: leave it out")
+
+
+# LAMP is a normaliser.
+FIXED = ("lamp", "normaliser")
+
+
+def score(
+    criterion: str,
+    groups: list[ChannelGroup],
+    seed: int = 0,
+    reduction: str | None = None,
+    normaliser: str | None = None,
+) -> list[Tensor]:
     """Return the scores of each group: one a unit, [width / blocks] float64 on the host.
 
     Args:
         criterion: see `CRITERIA`.
         groups: from `channel_groups`.
         seed: of the criterion random.
+        reduction: see `check_options`.
+        normaliser: see `check_options`.
 
     Raises:
         InputError: the criterion cannot tell the channels of a group apart on this network.
     """
     importance = CRITERIA[criterion](seed)
+    if reduction is not None:
+        importance.group_reduction = reduction
+    if normaliser is not None:
+        importance.normalizer = None if normaliser == "none" else normaliser
     scores = []
     for group in groups:
         found = importance(group.coupled)

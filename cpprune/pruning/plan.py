@@ -57,6 +57,8 @@ def make_plan(
     part: float = 1.0,
     ramp: str = "widths",
     seed: int = 0,
+    reduction: str | None = None,
+    normaliser: str | None = None,
     min_width: int = 1,
     round_to: int = 1,
     saliency: Mapping[str, Tensor] | None = None,
@@ -77,6 +79,8 @@ def make_plan(
         part: how much of the way to the end this plan goes.
         ramp: along what; see `cpprune.pruning.ramp`.
         seed: of the criterion random.
+        reduction: of the criterion, and
+        normaliser: likewise; see `cpprune.pruning.criteria.check_options`.
         min_width: no group gets narrower than this.
         round_to: widths are multiples of this.
         saliency: for taylor and hessian, what `cpprune.pruning.saliency` measured.
@@ -92,7 +96,9 @@ def make_plan(
         InputError: the criterion does not work on this network, or no widths meet the budget.
     """
     assert (scope == "sensitivity") == (sensitivity is not None)
-    groups, scores = scored_groups(network, input_shape, criterion, saliency, seed)
+    groups, scores = scored_groups(
+        network, input_shape, criterion, saliency, seed, reduction, normaliser
+    )
     layers = [group.layer for group in groups]
     originals = [original_widths[layer] for layer in layers]
     allowed = bounds(groups, min_width, round_to)
@@ -137,13 +143,15 @@ def scored_groups(
     criterion: str,
     saliency: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    reduction: str | None = None,
+    normaliser: str | None = None,
 ) -> tuple[list[ChannelGroup], list[Tensor]]:
     """Return the groups that may be cut, and the scores of each; see `make_plan`."""
     example = torch.zeros(1, *input_shape, device=next(network.parameters()).device)
     scored = network if saliency is None else _with_parameters(network, saliency)
     with dependency_graph(scored, example) as graph:
         groups = channel_groups(graph, scored)
-        return groups, score(criterion, groups, seed)
+        return groups, score(criterion, groups, seed, reduction, normaliser)
 
 
 def widths_plan(

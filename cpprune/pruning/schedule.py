@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.pruning.budget import parse_budget
-from cpprune.pruning.criteria import CRITERIA
+from cpprune.pruning.criteria import CRITERIA, check_options
 from cpprune.pruning.curves import read_sensitivity
 from cpprune.pruning.ramp import RAMPS
 from cpprune.pruning.sparsity import PENALTIES
@@ -32,6 +32,12 @@ class PruneConfig:
     """with --dry-run: write the plan to this file, for prune.plan"""
     criterion: str = "magnitude"
     """magnitude, magnitude_l2, bn_scale, group_norm, lamp, fpgm, taylor, hessian or random"""
+    reduction: str | None = None
+    """how the scores of a channel in the layers of its group become one: mean, sum, max or prod
+    (default: the criterion's own)"""
+    normaliser: str | None = None
+    """what a group's scores are divided by, for prune.scope=global: mean, max, sum or none (default: the
+    criterion's own)"""
     calibration_clips: int = 64
     """taylor and hessian: training clips that the effect on the loss is measured on"""
     scope: str = "local"
@@ -94,6 +100,7 @@ class PruneConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"prune.{name}={value!r}: choose one of {', '.join(choices)}")
+        check_options(self.criterion, self.reduction, self.normaliser)
         if (self.scope == "sensitivity") != (self.sensitivity is not None):
             raise ValueError(
                 f"prune.scope={self.scope}, prune.sensitivity={self.sensitivity}: the scope "
@@ -170,6 +177,8 @@ def plan_arguments(config: PruneConfig, event: Event, seed: int = 0) -> dict[str
         "part": event.part,
         "ramp": config.ramp,
         "seed": seed,
+        "reduction": config.reduction,
+        "normaliser": config.normaliser,
         "min_width": config.min_width,
         "round_to": config.round_to,
         "sensitivity": config.sensitivity and read_sensitivity(Path(config.sensitivity)),

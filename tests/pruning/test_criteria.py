@@ -150,3 +150,22 @@ def test_scores_that_are_no_numbers_are_refused(
     message = rf"prune.criterion={criterion}: .*not finite in stage3\.block2\.conv1"
     with pytest.raises(InputError, match=message):
         plan_for(network, criterion=criterion)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max", "prod"])
+@pytest.mark.parametrize("normaliser", ["mean", "max", "sum", "none"])
+def test_reduction_and_normaliser(
+    make_network: Callable[..., nn.Module], groups: Groups, reduction: str, normaliser: str
+) -> None:
+    network = make_network(widths=[4, 5, 6])
+    with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
+        found = channel_groups(graph, network)
+        scores = score("bn_scale", found, reduction=reduction, normaliser=normaliser)
+    for group, values in zip(found, scores, strict=True):
+        ((_, norms, _),) = [g for g in groups if group.layer in g[0]]
+        scales = torch.stack(
+            [network.get_submodule(name).weight.detach().double().abs() for name in norms]
+        )
+        raw = getattr(scales, {"max": "amax"}.get(reduction, reduction))(0)
+        divisor = {"none": 1.0, "mean": raw.mean(), "max": raw.max(), "sum": raw.sum()}[normaliser]
+        torch.testing.assert_close(values, raw / divisor, rtol=1e-5, atol=1e-7)
