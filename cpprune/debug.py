@@ -12,7 +12,6 @@ from torch.nn import functional
 import shards
 from cpprune.complexity import count_parameters
 from cpprune.config import RunConfig
-from cpprune.data import check_fits
 from cpprune.start import start_model
 
 CLIPS = 16
@@ -33,7 +32,6 @@ def overfit(config: RunConfig, given: frozenset[str]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
     model = start_model(config, dataset, given).to(device)
-    check_fits(dataset, model)
     split = dataset.split("train")
     positions = np.linspace(0, len(split) - 1, min(CLIPS, len(split))).round().astype(np.int64)
     clips = torch.from_numpy(split.fetch(positions)).to(device)

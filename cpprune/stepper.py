@@ -221,18 +221,16 @@ class Stepper:
     def _update(self, loss_sum: Tensor, buffers_before: list[Tensor]) -> Tensor:
         """Move the weights, unless the gradient is not finite; return whether it is not."""
         clip_norm = self.config.train.clip_norm
-        if zero.asked_for():
+        if clip_norm:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
+        if zero.asked_for() or self.accelerator.scaler is not None:
+            # A scaler holds the step back itself, also when only its scale was too large: no fault.
             skipped = ~torch.isfinite(loss_sum)
         else:
-            if clip_norm:
-                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
-            else:
-                gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm(gradients)
-            skipped = ~torch.isfinite(norm)
-            if self.accelerator.scaler is None:  # which sees to it otherwise
-                # What fused optimizers ask torch's own gradient scaler.
-                vars(self.inner_optimizer).update(grad_scale=None, found_inf=skipped.float())
+            gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
+            skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+            # What fused optimizers ask torch's own gradient scaler.
+            vars(self.inner_optimizer).update(grad_scale=None, found_inf=skipped.float())
         self.optimizer.step()
         self.optimizer.zero_grad()
         for buffer, before in zip(self.buffers, buffers_before, strict=True):

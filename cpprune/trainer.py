@@ -17,7 +17,7 @@ from cpprune.calibration import measure_saliency
 from cpprune.checkpoint import Progress
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
-from cpprune.data import TrainingBatches, check_fits
+from cpprune.data import TrainingBatches
 from cpprune.evaluation import evaluate_split
 from cpprune.guards import SkippedSteps, Watchdog
 from cpprune.models.resize import fit, layer_widths
@@ -90,7 +90,6 @@ class Trainer:
         )
         self.val = self.dataset.split("val")
         self.model = start_model(config, self.dataset, given)
-        check_fits(self.dataset, self.model)
         self.identity = identity(config, self.dataset, self.model)
         if config.train.batch_size < self.world:
             raise InputError(
