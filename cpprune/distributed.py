@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cpprune import zero
+from cpprune import rendezvous, zero
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     backend = "gloo" if cpu and plugin is not None else None
     group = InitProcessGroupKwargs(backend=backend, timeout=timeout)
     try:
+        if world > 1:
+            rendezvous.join(number, world, timeout)
         with redirect_stdout(sys.stderr):
             accelerator = Accelerator(
                 # Without this, several CPU processes would each believe to be the only one.
@@ -125,8 +127,7 @@ def joined(precision: str, clip_norm: float = 0.0) -> Iterator[Accelerator]:
 
 def finish() -> None:
     """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    rendezvous.leave()
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

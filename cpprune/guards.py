@@ -7,20 +7,23 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cpprune import zero
+from cpprune import rendezvous, zero
 from cpprune.checkpoint import Progress
 from cpprune.data import Batch
 from cpprune.distributed import largest, on_rank_0, rank, world_size
 from cpprune.run import Journal
 from shards.errors import InputError
 from shards.reader import Dataset
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 # Steps after which the host looks whether any of them was skipped.
 EVERY_STEPS = 50
@@ -96,8 +99,9 @@ class Watchdog:
         self.thread: threading.Thread | None = None
 
     def __enter__(self) -> Watchdog:
-        if world_size() > 1 and "MASTER_ADDR" in os.environ:
-            self.thread = threading.Thread(target=self._watch, daemon=True)
+        store = rendezvous.spare_store()
+        if store is not None:
+            self.thread = threading.Thread(target=self._watch, args=(store,), daemon=True)
             self.thread.start()
         return self
 
@@ -110,14 +114,8 @@ class Watchdog:
         """Say that the run is alive and has come this far."""
         self.step, self.moved = step, time.monotonic()
 
-    def _watch(self) -> None:
+    def _watch(self, store: Store) -> None:
         own, world = rank(), world_size()
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=min(self.seconds, 60)),
-        )
         seen: dict[int, tuple[str, float]] = {}
         pause = min(1.0, self.seconds / 10)
         while not self.over.wait(pause):
