@@ -37,6 +37,7 @@ class Progress:
         original_widths: as they were at the start of the run.
         val_losses: validation log loss of each epoch so far.
         best: the best value of the monitored figure since the last pruning event, or None.
+        best_step: the step at which it was measured.
         loss_sums: sum of the losses of this epoch's clips so far, of each rank.
         clips_seen: how many those are.
         skipped: steps so far whose gradient was not finite.
@@ -51,6 +52,7 @@ class Progress:
     original_widths: dict[str, int] = field(default_factory=dict)
     val_losses: list[float] = field(default_factory=list)
     best: float | None = None
+    best_step: int = -1
     loss_sums: list[float] = field(default_factory=list)
     clips_seen: int = 0
     skipped: int = 0
@@ -83,7 +85,7 @@ def save(
     tensors: Tensors,
     scaler: dict[str, Any] | None,
 ) -> None:
-    """Write checkpoint `step-N` into `folder` and delete all but the last `keep`.
+    """Write checkpoint `step-N` into `folder` and delete all but the last `keep` and the best.
 
     Args:
         folder: the run's checkpoints folder.
@@ -108,11 +110,16 @@ def save(
     files["state.json"] = (json.dumps(state, indent=2) + "\n").encode()
     manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
-    with replaced_folder(folder / f"step-{progress.step:08d}") as new:
+    with replaced_folder(folder / _name(progress.step)) as new:
         for name, payload in files.items():
             write_bytes(new / name, payload)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old.name != _name(progress.best_step):
+            shutil.rmtree(old)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

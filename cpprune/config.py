@@ -35,8 +35,9 @@ class TrainConfig:
     """clips in a global batch, over all processes"""
     precision: str = "no"
     """no (float32), bf16 or fp16"""
-    accumulation: int = 1
-    """micro-batches that each process cuts its part of a batch into, to save memory"""
+    micro_batch_size: int = 0
+    """most clips that a process takes through the network at once, to save memory: it accumulates
+    gradients over as many micro-batches as its part of the batch needs; 0 is no limit"""
     clip_norm: float = 0.0
     """largest norm of the gradient; 0 is off"""
     monitor: str = "macro_accuracy"
@@ -48,7 +49,7 @@ class TrainConfig:
     checkpoint_steps: int = 0
     """also write a checkpoint every this many steps; one is written after each epoch anyway"""
     keep_checkpoints: int = 2
-    """how many checkpoints to keep"""
+    """how many checkpoints to keep: the last ones, and the one of the best model"""
     max_skipped: int = 10
     """steps that may be skipped because their gradient is not finite, before the run ends"""
     time_limit_minutes: float = 0.0
@@ -57,10 +58,11 @@ class TrainConfig:
     """off, or auto: torch.compile the network where there is a GPU"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints"):
+        for name in ("epochs", "batch_size", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("clip_norm", "checkpoint_steps", "max_skipped", "time_limit_minutes"):
+        limits = ("micro_batch_size", "checkpoint_steps", "max_skipped", "time_limit_minutes")
+        for name in ("clip_norm", *limits):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
         if not 0 <= self.ema_decay < 1:
@@ -121,6 +123,7 @@ FREE_KEYS = frozenset(
         "data.resident",
         "data.record_ids",
         "prune.save_plan",
+        "train.micro_batch_size",
         "train.keep_checkpoints",
         "train.checkpoint_steps",
         "train.max_skipped",

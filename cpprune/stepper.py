@@ -192,7 +192,7 @@ class Stepper:
         buffers_before = [buffer.clone() for buffer in self.buffers]
         # The same number of micro-batches on every rank, and none that is empty on all of them.
         most = -(-total // distributed.world_size())
-        size = -(-most // train.accumulation)
+        size = min(train.micro_batch_size or most, most)
         for begin in range(0, most, size):
             some = slice(begin, begin + size)
             last = begin + size >= most

@@ -150,7 +150,7 @@ class Trainer:
         )
         progress.events_done += 1
         progress.widths = layer_widths(network)
-        progress.best = None  # only models of the final size count
+        progress.best, progress.best_step = None, -1  # only models of the final size count
         self.stepper.penalty = self.penalty()
         after = count_parameters(network)
         record = {
@@ -244,7 +244,7 @@ class Trainer:
         final_size = progress.events_done == len(self.events)
         best = final_size and (progress.best is None or sign * value > sign * progress.best)
         if best:
-            progress.best = value
+            progress.best, progress.best_step = value, progress.step
         record = {
             "epoch": epoch,
             "step": progress.step,

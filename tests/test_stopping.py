@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,39 @@ def test_a_file_that_cannot_be_written(cli, whole, command, tmp_path):
     assert left == ["step-00000001"], "nothing half-written stays"
     assert cli(*command).status == 0
     assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB of its own."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    made = subprocess.run(mount, capture_output=True, text=True)
+    if made.returncode:
+        if os.environ.get("CI"):
+            pytest.fail(made.stderr)
+        pytest.skip(f"cannot mount: {made.stderr}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_file_system_that_is_full(cli, whole, command, small_disk):
+    run = small_disk / "run"
+    command = [*command[:-1], run]
+    assert cli(*command, "--train.time_limit_minutes", 1e-9).status == 0
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
+    outcome = cli(*command)
+    assert outcome.status == 2, outcome.err
+    last = outcome.err.splitlines()[-1]
+    assert "cannot be written (No space left on device)" in last
+    assert "the last checkpoint is whole" in last
+    assert "Traceback" not in outcome.err
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
+    (small_disk / "ballast").unlink()
+    assert cli(*command).status == 0
+    assert_same_run(whole, run)
 
 
 def test_ids_are_recorded_once(cli, command, tmp_path):

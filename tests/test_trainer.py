@@ -15,6 +15,7 @@ from cpprune.config import RunConfig, TrainConfig
 from cpprune.data import DataConfig
 from cpprune.models.registry import ModelConfig
 from cpprune.optim import OptimConfig
+from cpprune.stepper import Forward
 from cpprune.trainer import train
 
 # --- the folder of a run ------------------------------------------------------------------------------
@@ -124,13 +125,23 @@ def test_an_epoch_has_every_clip_once_in_another_order(scenes, tmp_path):
     assert first != second
 
 
-def test_accumulation_trains_on_the_same_batches(scenes, tmp_path):
+def test_micro_batches_train_on_the_same_batches(scenes, tmp_path, monkeypatch):
+    sizes = []
+    forward = Forward.forward
+
+    def counting(self, x):
+        sizes.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(Forward, "forward", counting)
     data = DataConfig(path=str(scenes), split_fraction=0.5, record_ids=True)
     results = []
-    for parts in (1, 2, 3):
-        settings = TrainConfig(epochs=1, batch_size=16, accumulation=parts)
-        run = tmp_path / str(parts)
+    for most, expected in ((0, [16]), (8, [8, 8]), (7, [7, 7, 2]), (99, [16])):
+        settings = TrainConfig(epochs=1, batch_size=16, micro_batch_size=most)
+        run = tmp_path / str(most)
+        sizes.clear()
         train(configuration(scenes, run, data=data, train=settings))
+        assert sizes == 4 * expected
         results.append((ids_of(run), epochs_of(run)[0]))
     for lines, epoch in results[1:]:
         assert lines == results[0][0]
@@ -139,11 +150,11 @@ def test_accumulation_trains_on_the_same_batches(scenes, tmp_path):
         assert epoch["train_loss"] == pytest.approx(results[0][1]["train_loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("accumulation", [3, 16])
-def test_more_micro_batches_than_clips(cli, scenes, tmp_path, accumulation):
-    """The last of the 13 batches has 2 clips; with 16 parts most are empty."""
+@pytest.mark.parametrize("most", [1, 5])
+def test_a_short_last_batch_in_micro_batches(cli, scenes, tmp_path, most):
+    """The last of the 10 batches has 2 clips."""
     data = DataConfig(path=str(scenes))
-    settings = TrainConfig(epochs=1, batch_size=14, accumulation=accumulation)
+    settings = TrainConfig(epochs=1, batch_size=14, micro_batch_size=most)
     train(configuration(scenes, tmp_path / "run", data=data, train=settings))
     weights = weights_of(tmp_path / "run")
     assert [name for name, t in weights.items() if not torch.isfinite(t).all()] == []

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from run_folder import assert_same_run, epochs_of, events_of, metrics, weights_of
 
+import cpprune.trainer
+
 # 32 clips in 4 batches, then 22 to validate: 5 reads an epoch. Events at epochs 1 and 2.
 SETTINGS = [
     *("--data.split_fraction", 0.25, "--train.batch_size", 8, "--train.epochs", 4),
@@ -177,4 +179,20 @@ def test_checkpoints_are_as_many_as_asked_for(cli, tiny, scenes, tmp_path):
     settings += ["--data.split_fraction", 0.5, "--train.checkpoint_steps", 1]
     assert cli("train", *settings, "--train.keep_checkpoints", 3).status == 0
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step-00000006", "step-00000007", "step-00000008"]
+    assert set(names) >= {"step-00000006", "step-00000007", "step-00000008"}
+    best = [line["step"] for line in epochs_of(tmp_path) if line["best"]][-1]
+    assert set(names) == {f"step-0000000{step}" for step in (6, 7, 8, best)}
+
+
+def test_the_checkpoint_of_the_best_model_is_kept(cli, tiny, scenes, tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+    evaluate = cpprune.trainer.evaluate_split
+    monkeypatch.setattr(
+        cpprune.trainer, "evaluate_split", lambda *a: evaluate(*a) | {"log_loss": next(losses)}
+    )
+    settings = [*tiny, "--data.path", scenes, "--run", tmp_path, "--train.monitor", "log_loss"]
+    settings += ["--data.split_fraction", 0.25, "--train.keep_checkpoints", 1, "--train.epochs", 4]
+    assert cli("train", *settings).status == 0
+    steps = [line["step"] for line in epochs_of(tmp_path)]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in (steps[1], steps[3])]

@@ -151,7 +151,8 @@ def test_one_plain_process_goes_on_from_it(whole, cli, begin, tmp_path):
 @pytest.mark.deepspeed
 @pytest.mark.slow
 def test_bf16_average_accumulation_and_clipping(free_port, begin, tmp_path):
-    more = ["--train.precision", "bf16", "--train.ema_decay", 0.9, "--train.accumulation", 2]
+    more = ["--train.precision", "bf16", "--train.ema_decay", 0.9]
+    more += ["--train.micro_batch_size", 4]
     more += ["--train.clip_norm", 1, "--run", tmp_path / "run"]
     done = launch(2, free_port, *begin, *more, "--json")
     assert done.returncode == 0, done.stderr

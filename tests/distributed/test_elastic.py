@@ -24,15 +24,17 @@ def batches(run):
     return found
 
 
+STOP = ["--train.time_limit_minutes", 1e-9]  # several ranks ask each other every fourth step
+
+
 @pytest.mark.slow
 def test_from_one_to_two_to_four_to_one_within_an_epoch(cli, two, four, tiny_run, scenes, tmp_path):
     begin = ["prune", *SETTINGS, "--init", tiny_run / "model", "--data.path", scenes, "--run"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert cli(*begin, whole).status == 0
-    stop = ["--train.time_limit_minutes", 1e-9]  # several ranks ask each other every fourth step
-    assert "batch 2;" in cli(*begin, run, *stop).err
-    assert "batch 5;" in two.cpprune(*begin, run, *stop)[0]["err"]
-    assert "batch 9;" in four.cpprune(*begin, run, *stop)[0]["err"]
+    assert "batch 2;" in cli(*begin, run, *STOP).err
+    assert "batch 5;" in two.cpprune(*begin, run, *STOP)[0]["err"]
+    assert "batch 9;" in four.cpprune(*begin, run, *STOP)[0]["err"]
     outcome = cli(*begin, run)
     assert "goes on from step-00000008 (epoch 1, batch 9)" in outcome.err
     assert batches(run) == batches(whole)

@@ -148,9 +148,9 @@ def test_without_global_batch_statistics_the_number_of_processes_shows(
     assert apart(weights_of(tiny_run), *trained) > 0.1
 
 
-def test_accumulation_on_several_processes(ranks, command, tmp_path):
+def test_micro_batches_on_several_processes(ranks, command, tmp_path):
     """With a rank that has no clip of the last batch, and micro-batches without any."""
-    ranks.cpprune("train", *command, "--train.batch_size", 31, "--train.accumulation", 3)
+    ranks.cpprune("train", *command, "--train.batch_size", 31, "--train.micro_batch_size", 5)
     weights = weights_of(tmp_path / "run")
     assert [name for name, t in weights.items() if not torch.isfinite(t).all()] == []
     assert epochs_of(tmp_path / "run")[0]["step"] == 2
