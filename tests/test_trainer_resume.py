@@ -148,7 +148,7 @@ def test_what_changes_nothing_may_change_when_a_run_goes_on(
     assert outcome.status == 0
     assert "goes on from step-00000010" in outcome.err
     assert_same_run(tmp_path / "after", whole_run)
-    assert len(list((tmp_path / "after/checkpoints").iterdir())) == 1
+    assert len(list((tmp_path / "after/checkpoints").iterdir())) <= 2, "the last and the best"
 
 
 def test_a_finished_run_is_not_trained_again(cli, whole_run, command, tmp_path, stop_at):
