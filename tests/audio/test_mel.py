@@ -17,6 +17,7 @@ from cpprune.audio.mel import (
     LogMel,
     MelSpec,
     ScaleImage,
+    bands,
     build_features,
     filter_bank,
     spec_from_json,
@@ -298,3 +299,35 @@ def test_a_wrong_number_is_named(wrong: dict[str, Any], message: str) -> None:
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(ValueError, match="preset 'seed': choose one of seed256, seed128"):
         cpprune.log_mel("seed")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *PRESETS.values(),
+        MelSpec(n_mels=1, fmin_jitter=300, fmax_jitter=4000),
+        MelSpec(n_mels=17, window=800, hop=320, n_fft=1024, fmin_jitter=0, fmax_jitter=1),
+        MelSpec(mel="htk", fmin_jitter=500, fmax_jitter=8000, n_mels=40),
+    ],
+    ids=str,
+)
+def test_the_parts_of_a_bank_hold_all_of_it(spec):
+    rng = np.random.default_rng(3)
+    lows = [0, max(spec.fmin_jitter - 1, 0)]
+    highs = [RATE / 2, RATE / 2 - max(spec.fmax_jitter - 1, 0)]
+    ends = [(low, high) for low in lows for high in highs]
+    ends += [(int(rng.integers(lows[1] + 1)), rng.uniform(highs[1], highs[0])) for _ in range(20)]
+    for low, high in [*ends, (spec.fmin, spec.fmax)]:
+        whole = filter_bank(spec, torch.tensor(float(low)), torch.tensor(float(high)))
+        rest = whole.clone()
+        for f, k in bands(spec):
+            rest[f, k] = 0
+        assert not rest.any()
+    rows = [i for f, _ in bands(spec) for i in range(spec.n_mels)[f]]
+    assert rows == list(range(spec.n_mels))
+
+
+def test_most_of_the_products_are_left_out():
+    spec = PRESETS["seed256"]
+    done = sum(len(range(256)[f]) * len(range(1025)[k]) for f, k in bands(spec))
+    assert done < 256 * 1025 / 12
