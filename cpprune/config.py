@@ -22,7 +22,7 @@ from shards.errors import InputError
 
 PRECISIONS = ("no", "bf16", "fp16")
 MONITORS = ("macro_accuracy", "log_loss")
-COMPILE = ("off", "auto")
+COMPILE = ("off", "auto", "graph")
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,8 @@ class TrainConfig:
     time_limit_minutes: float = 0.0
     """save and stop after this long, to go on later with the same command; 0 is no limit"""
     compile: str = "off"
-    """off, or auto: torch.compile the network where there is a GPU"""
+    """where there is a GPU: auto compiles the network (torch.compile), graph also captures it in CUDA
+    graphs; off does neither. After a cut it is compiled anew"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "keep_checkpoints"):

@@ -37,10 +37,11 @@ class Forward(nn.Module):
     the first.
     """
 
-    def __init__(self, network: nn.Module, compiled: bool, precision: str) -> None:
+    def __init__(self, network: nn.Module, compiled: str, precision: str) -> None:
         super().__init__()
         self.network = network
-        self.call = torch.compile(network) if compiled else network
+        mode = "reduce-overhead" if compiled == "graph" else "default"
+        self.call = network if compiled == "off" else torch.compile(network, mode=mode)
         self.dtype = distributed.AUTOCAST[precision]
 
     def forward(self, x_BCFT: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Stepper:
         parameters = [p for p in network.parameters() if p.requires_grad]
         if not parameters:
             raise InputError("every parameter of the network is frozen: there is nothing to train")
-        compiled = self.config.train.compile == "auto" and self.device.type == "cuda"
+        compiled = self.config.train.compile if self.device.type == "cuda" else "off"
         shell = Forward(network, compiled, self.config.train.precision)
         self.accelerator.free_memory()
         with redirect_stdout(sys.stderr):  # DeepSpeed prints

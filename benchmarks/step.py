@@ -1,0 +1,115 @@
+"""What a training step of CP-ResNet big costs, part by part: network, front end, reading.
+
+    python benchmarks/step.py [--batch 256 1024 4096] [--compile off auto graph]
+
+The rows add one part after the other: the network alone on spectrograms that lie there; with the front
+end, on int16 clips that lie on the device; and whole steps out of tar shards. The limit is what the
+network's multiply-adds (three times the forward pass) cost at the matrix rate measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import limits
+import torch
+from reader import make_dataset
+
+from cpprune import distributed
+from cpprune.audio.augment import NO_DRAWS
+from cpprune.complexity import count_macs
+from cpprune.config import RunConfig, TrainConfig
+from cpprune.data import Batch, DataConfig
+from cpprune.stepper import Stepper
+from cpprune.trainer import Trainer
+
+
+def make(dataset: Path, run: Path, batch: int, precision: str, compiled: str) -> Trainer:
+    """Return a trainer that is ready for its first step."""
+    config = RunConfig(
+        run=str(run),
+        data=DataConfig(path=str(dataset)),
+        train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
+    )
+    trainer = Trainer(config, frozenset(), distributed.start("no"))
+    trainer.begin()
+    trainer.model.network.train()
+    return trainer
+
+
+def network_seconds(stepper: Stepper, batch: Batch, rounds: int) -> float:
+    """Return the time of forward, backward and update on spectrograms that lie on the device."""
+    shape = (len(batch.ids), *stepper.model.input_shape)
+    x = torch.randn(shape, device=stepper.device).contiguous(memory_format=stepper.layout)
+    targets = stepper.targets(batch, NO_DRAWS)
+    buffers = [buffer.clone() for buffer in stepper.buffers]
+
+    def call() -> None:
+        logits = stepper.wrapped(x)
+        losses = torch.nn.functional.cross_entropy(logits.float(), targets[0][0], reduction="none")
+        stepper.accelerator.backward(losses.mean())
+        stepper._update(losses.detach().sum(), buffers)
+
+    return limits.seconds(call, stepper.device, rounds)
+
+
+def measure(trainer: Trainer, rounds: int) -> dict[str, float]:
+    """Return the seconds of a step by what it holds."""
+    stepper, device = trainer.stepper, trainer.device
+    read = next(iter(trainer.batches.epoch(0)))
+    here = Batch(0, read.ids, read.start, read.stop, read.clips.to(device))
+    found = {
+        "network": network_seconds(stepper, here, rounds),
+        "front end + network": limits.seconds(
+            lambda: stepper.step(0, here, 0), device, rounds, calls=2
+        ),
+    }
+    steps = len(trainer.batches)
+    trainer.train_epoch(0)
+    limits.wait(device)
+    begin = time.perf_counter()
+    trainer.train_epoch(1)
+    limits.wait(device)
+    found["from tar shards"] = (time.perf_counter() - begin) / steps
+    return found
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 1024, 4096] if cuda else [64])
+    parser.add_argument("--precision", nargs="+", default=["no", "bf16"])
+    parser.add_argument(
+        "--compile", nargs="+", default=["off", "auto", "graph"] if cuda else ["off"]
+    )
+    parser.add_argument("--clips", type=int, default=40_960 if cuda else 512)
+    parser.add_argument("--rounds", type=int, default=10 if cuda else 5)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if cuda else "cpu")
+    single, half, _ = limits.report(device)
+    with tempfile.TemporaryDirectory() as folder:
+        make_dataset(Path(folder, "dataset"), arguments.clips, arguments.clips)
+        print("| precision | compile | batch | step | ms | clips/s | of the limit |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for precision in arguments.precision:
+            for compiled in arguments.compile:
+                for batch in arguments.batch:
+                    run = Path(folder, f"{precision}-{compiled}-{batch}")
+                    trainer = make(Path(folder, "dataset"), run, batch, precision, compiled)
+                    model = trainer.model
+                    flops = 6 * count_macs(model.network, model.input_shape)
+                    limit = (half if precision == "bf16" else single) / flops
+                    for label, took in measure(trainer, arguments.rounds).items():
+                        row = f"{precision} | {compiled} | {batch} | {label} | {took * 1e3:.2f}"
+                        speed = batch / took
+                        print(f"| {row} | {speed:,.0f} | {speed / limit:.1%} |", flush=True)
+                    distributed.finish()
+    if cuda:
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()
