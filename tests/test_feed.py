@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: what waits for what, on a GPU that only takes notes; and on a real one."""
+"""Batches on their way to a GPU: what waits for what, on one that only takes notes and on a real one."""
 
 import threading
 from contextlib import contextmanager
