@@ -91,6 +91,7 @@ PRESETS: dict[str, MelSpec] = {
     "cpjku23": MelSpec(window=3072, hop=500, n_fft=4096),
 }
 IMAGE = "image"
+BACKENDS = ("torch", "dali")
 
 
 @dataclass(kw_only=True)
@@ -99,6 +100,8 @@ class FeaturesConfig:
 
     preset: str = "seed256"
     """seed256, seed128, dcase24 or cpjku23 for audio; image for uint8 images (no front end)"""
+    backend: str = "torch"
+    """what computes them in training: torch, or dali (NVIDIA DALI, which has to be installed)"""
     sample_rate: int | None = None
     """samples a second; the dataset must have the same"""
     window: int | None = None
@@ -119,6 +122,10 @@ class FeaturesConfig:
             raise ValueError(
                 f"features.preset={self.preset!r}: choose one of {', '.join((*PRESETS, IMAGE))}"
             )
+        if self.backend not in BACKENDS:
+            raise ValueError(
+                f"features.backend={self.backend!r}: choose one of {', '.join(BACKENDS)}"
+            )
         self.spec()
 
     def spec(self) -> MelSpec | None:
@@ -128,7 +135,7 @@ class FeaturesConfig:
         changes = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name != "preset" and getattr(self, f.name) is not None
+            if f.name not in ("preset", "backend") and getattr(self, f.name) is not None
         }
         return replace(PRESETS[self.preset], **changes)
 
