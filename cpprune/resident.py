@@ -34,8 +34,6 @@ RESIDENT = ("auto", "off", "host", "device")
 # With auto, clips take at most this part of the memory that is free: the rest is for training.
 AUTO_SHARE = 0.5
 MOST_THREADS = 8
-# What mmap takes for memory of this process alone.
-NO_FILE = -1
 
 
 @dataclass(frozen=True)
@@ -163,24 +161,20 @@ def _shared_array(
 ) -> NDArray[Any] | None:
     """Return an array that all processes of the node see; None on all ranks if one cannot see it."""
     size = int(np.prod(shape)) * dtype.itemsize
-    first = peers[0].rank == rank()
-    file: int | None = None
-    memory: mmap.mmap | None = None
-    if first:
-        file = _anonymous_file(size) if len(peers) > 1 else NO_FILE
+    first, alone = peers[0].rank == rank(), len(peers) == 1
+    file = _anonymous_file(size) if first and not alone else None
     files = gather_json(file, device)
+    array = np.empty(shape, dtype) if alone else None
     with suppress(OSError):
         if not first:
             file = os.open(f"/proc/{peers[0].pid}/fd/{files[peers[0].rank]}", os.O_RDWR)
         if file is not None:
-            memory = mmap.mmap(file, size)
+            array = np.frombuffer(mmap.mmap(file, size), dtype).reshape(shape)
     # The first one's descriptor has to stay until all have opened it.
-    everywhere = all(gather_json(memory is not None, device))
-    if file not in (None, NO_FILE):
+    everywhere = all(gather_json(array is not None, device))
+    if file is not None:
         os.close(file)
-    if memory is None or not everywhere:
-        return None
-    return np.frombuffer(memory, dtype).reshape(shape)
+    return array if everywhere else None
 
 
 def _anonymous_file(size: int) -> int | None:
