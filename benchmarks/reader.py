@@ -1,7 +1,8 @@
-"""How fast clips come out of tar shards: our reader beside webdataset, from the same files.
+"""How fast batches come out of tar shards: positioned reads, memory and webdataset, from the same files.
 
-    python benchmarks/reader.py                 # clips/s of both, one process, warm page cache
-    python benchmarks/reader.py --rows 230350   # memory of a process that holds such an index
+    python benchmarks/reader.py                    # clips/s, one process, warm page cache
+    python benchmarks/reader.py --encoding flac    # the same where clips have to be decoded
+    python benchmarks/reader.py --rows 230350      # memory of a process that holds such an index
 
 `--data DIR` keeps the made dataset there and uses it again.
 """
@@ -14,12 +15,17 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
 
+from cpprune.resident import Resident, load_resident
 from shards import open_dataset
 from shards.audio import encode
 from shards.manifest import (
@@ -31,7 +37,8 @@ from shards.manifest import (
     sha256_of_file,
     write_index,
 )
-from shards.order import batch_ids, epoch_order, num_batches
+from shards.order import Ids, batch_ids, epoch_order, num_batches
+from shards.reader import Split
 from shards.tar import END_OF_ARCHIVE, Record, write_record
 
 RATE = 32000
@@ -39,7 +46,7 @@ CLIPS_PER_SHARD = 4096
 BATCH = 256
 
 
-def make_dataset(folder: Path, clips: int, rows: int) -> None:
+def make_dataset(folder: Path, clips: int, rows: int, encoding: str) -> None:
     """Writes `clips` random clips; `rows` beyond them point at the same records again."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -52,9 +59,9 @@ def make_dataset(folder: Path, clips: int, rows: int) -> None:
         with (folder / name).open("wb") as file:
             for i in range(first, min(clips, first + CLIPS_PER_SHARD)):
                 clip = rng.integers(-32768, 32768, RATE, dtype=np.int16)
-                payload = encode(clip, RATE, "wav")
+                payload = encode(clip, RATE, encoding)
                 key = f"clip-{i:08d}"
-                record = write_record(file, offset, key, "wav", payload, {"label": i % 10})
+                record = write_record(file, offset, key, encoding, payload, {"label": i % 10})
                 records[-1].append((key, record))
                 offset += record.record_size
             file.write(END_OF_ARCHIVE)
@@ -82,7 +89,7 @@ def make_dataset(folder: Path, clips: int, rows: int) -> None:
         sample_rate=RATE,
         shape=(RATE,),
         dtype="int16",
-        encoding="wav",
+        encoding=encoding,
         splits={"train": {"count": len(columns["key"]), "classes": {}}},
         groups=("device",),
         shards=tuple(shards),
@@ -104,46 +111,77 @@ def warm(folder: Path) -> None:
                 pass
 
 
-def say(what: str, clips: int, seconds: float) -> float:
+def say(what: str, clips: int, seconds: float) -> None:
     speed = clips / seconds
     print(f"{what:44} {speed:10,.0f} clips/s  {speed * RATE * 2 / 1e9:6.2f} GB/s")
-    return speed
 
 
-def ours(folder: Path, epochs: int) -> tuple[list[float], int]:
-    """Returns the speed of each epoch and a checksum that does not depend on the order."""
-    dataset = open_dataset(folder)
-    split = dataset.split("train")
-    speeds: list[float] = []
-    for epoch in range(epochs):
-        start = time.perf_counter()
-        order = epoch_order(len(split), 0, epoch)
-        for batch in range(num_batches(len(split), BATCH)):
-            split.fetch(batch_ids(order, batch, BATCH))
-        seconds = time.perf_counter() - start
-        what = "ours, first touch (crc32 of every clip)" if epoch == 0 else f"ours, epoch {epoch}"
-        speeds.append(say(what, len(split), seconds))
-    checksum = sum(zlib.crc32(clip) for i in range(len(split)) for clip in split.fetch([i]))
-    return speeds, checksum
+def seconds_of_an_epoch(fetch: Callable[[Ids], object], clips: int, epoch: int) -> float:
+    """Times the batches of an epoch, in the order in which they are trained on."""
+    start = time.perf_counter()
+    order = epoch_order(clips, 0, epoch)
+    for batch in range(num_batches(clips, BATCH)):
+        fetch(batch_ids(order, batch, BATCH))
+    return time.perf_counter() - start
 
 
-def webdataset_beside(folder: Path, epochs: int) -> tuple[list[float], int]:
-    """Returns the same for the plainest webdataset pipeline: samples as arrays, in tar order."""
+def seconds_of_webdataset(folder: Path, encoding: str) -> float:
+    """Times the plainest webdataset pipeline: samples as arrays, in tar order."""
     import webdataset
 
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    speeds: list[float] = []
-    checksum = 0
-    for epoch in range(epochs):
-        clips = 0
-        start = time.perf_counter()
-        for sample in webdataset.WebDataset(urls, shardshuffle=False):
-            np.frombuffer(sample["wav"], dtype=np.int16, offset=44)
-            clips += 1
-        speeds.append(say(f"webdataset, epoch {epoch}", clips, time.perf_counter() - start))
+    start = time.perf_counter()
     for sample in webdataset.WebDataset(urls, shardshuffle=False):
-        checksum += zlib.crc32(io.BytesIO(sample["wav"]).getbuffer()[44:])
-    return speeds, checksum
+        decoded(sample[encoding], encoding)
+    return time.perf_counter() - start
+
+
+def decoded(payload: bytes, encoding: str) -> NDArray[np.int16]:
+    if encoding == "wav":
+        return np.frombuffer(payload, dtype=np.int16, offset=44)
+    return soundfile.read(io.BytesIO(payload), dtype="int16")[0]
+
+
+def checksums(folder: Path, encoding: str, split: Split, loaded: Resident) -> set[int]:
+    """Returns one checksum of all clips for each way, which does not depend on the order."""
+    import webdataset
+
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    samples = webdataset.WebDataset(urls, shardshuffle=False)
+    return {
+        sum(zlib.crc32(decoded(sample[encoding], encoding)) for sample in samples),
+        sum(zlib.crc32(split.fetch([i])) for i in range(len(split))),
+        sum(zlib.crc32(clip.numpy()) for clip in loaded.clips),
+    }
+
+
+def compare(folder: Path, encoding: str, rounds: int) -> None:
+    dataset = open_dataset(folder)
+    split = dataset.split("train")
+    clips = len(split)
+    first = seconds_of_an_epoch(split.fetch, clips, 0)
+    say("positioned reads, first touch (crc32)", clips, first)
+    start = time.perf_counter()
+    loaded = load_resident(open_dataset(folder), split.ids, "host", torch.device("cpu"))
+    assert loaded is not None
+    say("loading into memory (crc32)", clips, time.perf_counter() - start)
+    ways = {
+        "positioned reads": lambda epoch: seconds_of_an_epoch(split.fetch, clips, epoch),
+        "resident in host memory": lambda epoch: seconds_of_an_epoch(loaded.fetch, clips, epoch),
+        "webdataset": lambda epoch: seconds_of_webdataset(folder, encoding),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for epoch in range(1, rounds + 1):
+        for name, way in ways.items():
+            seconds[name].append(way(epoch))
+            say(f"{name}, round {epoch}", clips, seconds[name][-1])
+    assert len(checksums(folder, encoding, split, loaded)) == 1, "not all read the same clips"
+    best = {name: min(times) for name, times in seconds.items()}
+    reads, memory, other = best.values()
+    print(
+        f"same clips in all; best to best: memory {reads / memory:.1f} times as fast as positioned "
+        f"reads, those {other / reads:.1f} times as fast as webdataset"
+    )
 
 
 def memory_mib() -> float:
@@ -152,8 +190,6 @@ def memory_mib() -> float:
 
 
 def show_memory(folder: Path, rows: int) -> None:
-    import torch
-
     print(f"a process that imported torch {torch.__version__}: {memory_mib():8.1f} MiB")
     dataset = open_dataset(folder)
     split = dataset.split("train")
@@ -180,10 +216,11 @@ def describe_machine() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reader beside webdataset, one process.")
+    parser = argparse.ArgumentParser(description="Ways of reading beside each other, one process.")
     parser.add_argument("--data", type=Path, help="keep the dataset here and use it again")
     parser.add_argument("--clips", type=int, default=16384, help="one-second clips (default 16384)")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--encoding", choices=("wav", "flac"), default="wav")
     parser.add_argument("--rows", type=int, help="show memory with an index of so many rows")
     arguments = parser.parse_args()
     describe_machine()
@@ -191,15 +228,12 @@ def main() -> None:
     try:
         clips = min(arguments.clips, 1024) if arguments.rows else arguments.clips
         if not (folder / MANIFEST_NAME).exists():
-            make_dataset(folder, clips, arguments.rows or clips)
+            make_dataset(folder, clips, arguments.rows or clips, arguments.encoding)
         warm(folder)
         if arguments.rows:
             show_memory(folder, arguments.rows)
-            return
-        our_speeds, our_sum = ours(folder, arguments.epochs)
-        their_speeds, their_sum = webdataset_beside(folder, arguments.epochs)
-        assert our_sum == their_sum, "the two did not read the same clips"
-        print(f"same clips in both; best to best: {max(our_speeds) / max(their_speeds):.1f} times")
+        else:
+            compare(folder, arguments.encoding, arguments.rounds)
     finally:
         if arguments.data is None:
             shutil.rmtree(folder)

@@ -6,7 +6,7 @@ Which clips a global batch holds is `shards.order` and nothing else; here they a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.mel import LogMel
+from cpprune.feed import Feed
+from cpprune.resident import RESIDENT, Resident, load_resident, torch_dtype
 from shards.errors import InputError
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
 
 if TYPE_CHECKING:
     from cpprune.artifact import Model
     from shards.reader import Dataset, Split
-
-RESIDENT = ("auto", "off", "host", "device")
 
 
 @dataclass(kw_only=True)
@@ -40,9 +40,10 @@ class DataConfig:
     split_fraction: float = 1.0
     """train on this part of the training recordings; smaller parts lie within larger ones"""
     workers: int = 0
-    """processes that read ahead; 0 reads between the steps, which is enough for a local disk"""
-    resident: str = "off"
-    """keep the training split in memory: off, host, device, or auto (device if it fits well)"""
+    """processes that read ahead what is not resident; 0 is enough for a local disk"""
+    resident: str = "auto"
+    """keep the training clips in memory: device (every GPU has all), host (one copy a node, shared by
+    its processes) or off; auto: device, else host, if they take at most half of what is free there"""
     record_ids: bool = False
     """write the clips of every batch of this rank to ids/rank-N.jsonl in the run folder"""
 
@@ -69,7 +70,8 @@ class Batch:
         ids: rows of the index, of the whole global batch [B].
         start: first clip of this rank.
         stop: one past its last.
-        clips: this rank's clips, [stop − start, …], int16 waveforms or uint8 images, on the host.
+        clips: this rank's clips, [stop − start, …], int16 waveforms or uint8 images; on a GPU if they
+            were brought there ahead of the step.
     """
 
     number: int
@@ -170,8 +172,9 @@ class TrainingBatches:
         seed: of the order.
         rank: this process's number.
         world: how many processes there are.
-        device: where `data.resident=device` keeps the clips.
+        device: what they are trained on.
         ids_file: where to record the ids of this rank's batches, or None.
+        alive: called now and then while clips are brought into memory.
     """
 
     def __init__(
@@ -185,6 +188,7 @@ class TrainingBatches:
         world: int,
         device: torch.device,
         ids_file: Path | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         split = dataset.split("train")
         positions = training_positions(split, config.split_fraction)
@@ -193,9 +197,11 @@ class TrainingBatches:
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world = rank, world
         self.ids_file = ids_file
-        self.workers = config.workers
-        self.resident = self._load(config.resident, device)
+        self.config, self.device, self.alive = config, device, alive
+        self.resident: Resident | None = None
+        self._feed: Feed | None = None
         self._loader: Any = None
+        self._loaded = False
 
     def __len__(self) -> int:
         return num_batches(len(self.rows), self.batch_size)
@@ -206,13 +212,20 @@ class TrainingBatches:
         return len(self.rows)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the global batches of an epoch from number `first` on.
+        """Yield the global batches of an epoch from number `first` on; every rank has to call it.
 
         What they hold is fetched ahead where it is remote, and after it the validation split.
+
+        Raises:
+            InputError: clips cannot be read, or not be kept where they should.
         """
+        if not self._loaded:
+            self._load()
         order = epoch_order(len(self.rows), self.seed, epoch)
         if self.resident is None:
             self._expect(self.rows[order[first * self.batch_size :]])
+        else:
+            self._expect(self.rows[:0])
         plan: list[tuple[NDArray[np.int64], int, int]] = []
         for number in range(first, len(self)):
             positions = batch_ids(order, number, self.batch_size)
@@ -226,16 +239,36 @@ class TrainingBatches:
             yield batch
 
     def _fetch_all(self, own: list[NDArray[np.int64]]) -> Iterator[Tensor]:
-        if self.resident is not None:
-            for positions in own:
-                index = torch.from_numpy(positions).to(self.resident.device, non_blocking=True)
-                yield self.resident[index]
-        elif self.workers:
+        if self._feed is not None:
+            yield from self._feed.batches(own)
+        elif self._workers:
             self._batches.plan = [self.rows[positions] for positions in own]
             yield from self._loader
         else:
             for positions in own:
-                yield torch.from_numpy(self.dataset.fetch(self.rows[positions]))
+                yield self._fetch(positions)
+
+    def _fetch(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
+        if self.resident is not None:
+            return self.resident.fetch(positions, out)
+        rows = self.rows[positions]
+        return torch.from_numpy(self.dataset.fetch(rows, None if out is None else out.numpy()))
+
+    def _load(self) -> None:
+        where, device = self.config.resident, self.device
+        self.resident = load_resident(self.dataset, self.rows, where, device, self.alive)
+        self._workers = 0 if self.resident else self.config.workers
+        if device.type == "cuda" and not self._workers:
+            self._feed = self._make_feed()
+        self._loaded = True
+
+    def _make_feed(self) -> Feed:
+        most = -(-self.batch_size // self.world)
+        if self.resident is not None and self.resident.clips.is_cuda:
+            gather = self.resident.gather
+            return Feed(self.device, (), torch.int64, most, _copy_positions, gather)
+        dtype, shape = torch_dtype(self.dataset), self.dataset.shape
+        return Feed(self.device, shape, dtype, most, self._fetch)
 
     @property
     def _batches(self) -> _PlannedBatches:
@@ -246,26 +279,13 @@ class TrainingBatches:
                 _WholeBatches(self.dataset),
                 sampler=_PlannedBatches(),
                 batch_size=None,
-                num_workers=self.workers,
+                num_workers=self._workers,
                 persistent_workers=True,
                 pin_memory=torch.cuda.is_available(),
                 multiprocessing_context="forkserver",
             )
         batches: _PlannedBatches = self._loader.sampler
         return batches
-
-    def _load(self, where: str, device: torch.device) -> Tensor | None:
-        bytes_needed = (
-            len(self.rows) * int(np.prod(self.dataset.shape)) * self.dataset.dtype.itemsize
-        )
-        if where == "auto":
-            fits = device.type == "cuda" and bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
-            where = "device" if fits else "off"
-        if where == "off":
-            return None
-        self._expect(self.rows)
-        clips = torch.from_numpy(self.dataset.fetch(self.rows))
-        return clips.to(device) if where == "device" else clips
 
     def _expect(self, rows: NDArray[np.int64]) -> None:
         self.dataset.expect(np.concatenate((rows, self.dataset.split("val").ids)))
@@ -278,6 +298,10 @@ class TrainingBatches:
         line["ids"] = batch.ids[batch.start : batch.stop].tolist()
         with self.ids_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _copy_positions(positions: NDArray[np.int64], out: Tensor) -> None:
+    out.copy_(torch.from_numpy(positions))
 
 
 class _WholeBatches(torch.utils.data.Dataset[Tensor]):

@@ -164,6 +164,17 @@ def share_json(value: Any, device: torch.device) -> Any:
     return json.loads(bytes(text.cpu().numpy()))
 
 
+def gather_json(value: Any, device: torch.device) -> list[Any]:
+    """Return the values of all ranks in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    longest = int(largest(torch.tensor([len(payload)], device=device)).item())
+    text = torch.full((1, longest), ord(" "), dtype=torch.uint8, device=device)
+    text[0, : len(payload)] = payload.to(device)
+    return [json.loads(bytes(row)) for row in gather_rows(text, world_size()).cpu().numpy()]
+
+
 def on_rank_0(do: Callable[[], object], device: torch.device) -> None:
     """Do something on rank 0 that may fail, such as writing a file, and let all ranks know.
 

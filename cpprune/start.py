@@ -11,6 +11,7 @@ import torch
 
 from cpprune import artifact
 from cpprune.artifact import Model
+from cpprune.audio.dali import on_dali
 from cpprune.audio.mel import IMAGE, PRESETS, build_features, spec_to_json
 from cpprune.config import RunConfig, flatten
 from cpprune.data import check_fits
@@ -35,6 +36,8 @@ def start_model(config: RunConfig, dataset: Dataset, given: frozenset[str]) -> M
     model = _start(config, given, dataset.classes, dataset.shape)
     check_fits(dataset, model)
     _check_own_network(model)
+    if config.features.backend == "dali":
+        model.features = on_dali(model.features)
     return model
 
 

@@ -106,6 +106,7 @@ class Trainer:
             world=self.world,
             device=self.device,
             ids_file=ids_file if config.data.record_ids else None,
+            alive=lambda: self.watchdog.progress(self.progress.step),
         )
         labels = torch.from_numpy(self.dataset.labels).to(self.device)
         self.stepper = Stepper(config, self.model, labels, accelerator)

@@ -149,6 +149,32 @@ class Dataset:
         for shard in shards[np.argsort(first)]:
             yield self.manifest.shards[shard]
 
+    def by_shard(self, ids: Ids) -> list[slice]:
+        """Returns which of these ascending global rows lie in the same shard."""
+        ends = np.flatnonzero(np.diff(self._shard[ids])) + 1
+        return [slice(a, b) for a, b in zip([0, *ends], [*ends, len(ids)], strict=True) if a < b]
+
+    def fetch_shard(self, ids: Ids, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Reads samples of one shard, by ascending global rows, and closes it again.
+
+        Several threads may read at the same time, each another shard.
+
+        Returns:
+            [n, *shape] of `dtype`; `out`, if it is given.
+
+        Raises:
+            InputError: as `fetch`.
+        """
+        if out is None:
+            out = np.empty((len(ids), *self.shape), dtype=self.dtype)
+        try:
+            self._fetch(ids, np.arange(len(ids)), out)
+        finally:
+            file = self._files.pop(int(self._shard[ids[0]]), None)
+            if file is not None:
+                os.close(file)
+        return out
+
     def fetch(
         self, ids: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
@@ -182,14 +208,17 @@ class Dataset:
             self._close_files()
         # Rows are numbered in the order of (shard, offset).
         order = np.argsort(rows, kind="stable")
-        read = self._decode if self.manifest.encoding == "flac" else self._read
         if not self.folder.one_by_one:
-            read(rows, order, out)
+            self._fetch(rows, order, out)
             return out
-        for part in np.split(order, np.flatnonzero(np.diff(self._shard[rows[order]])) + 1):
-            read(rows, part, out)
+        for part in self.by_shard(rows[order]):
+            self._fetch(rows, order[part], out)
             self._close_files()
         return out
+
+    def _fetch(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
+        read = self._decode if self.manifest.encoding == "flac" else self._read
+        read(rows, order, out)
 
     def _read(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
         visited = rows[order]

@@ -170,30 +170,45 @@ def tiny_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def stop_at() -> Callable[[int], AbstractContextManager[None]]:
-    """Presses Ctrl-C, so to speak, when batches are read for the n-th time in this context."""
+@contextmanager
+def counted_reads(number: int, do: Callable[[], object]) -> Iterator[None]:
+    """Do something when a batch is read for the n-th time, from shards or from memory."""
+    from cpprune.resident import Resident
     from shards.reader import Dataset
 
-    fetch = Dataset.fetch
+    calls = 0
 
-    @contextmanager
-    def stopping(number: int) -> Iterator[None]:
-        calls = 0
-
-        def counted(self: Dataset, *arguments: Any) -> Any:
+    def counted(fetch: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == number:
-                raise KeyboardInterrupt
-            return fetch(self, *arguments)
+                do()
+            return fetch(*arguments)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Dataset, "fetch", counted)
-            yield
-        assert calls >= number, f"the run was over after {calls} reads"
+        return count
 
-    return stopping
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (Dataset, Resident):
+            patch.setattr(kind, "fetch", counted(kind.fetch))
+        yield
+    assert calls >= number, f"the run was over after {calls} reads"
+
+
+@pytest.fixture(scope="session")
+def at_read() -> Callable[[int, Callable[[], object]], AbstractContextManager[None]]:
+    """Does something when a batch is read for the n-th time in this context."""
+    return counted_reads
+
+
+@pytest.fixture(scope="session")
+def stop_at() -> Callable[[int], AbstractContextManager[None]]:
+    """Presses Ctrl-C, so to speak, when a batch is read for the n-th time in this context."""
+
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    return lambda number: counted_reads(number, press)
 
 
 @pytest.fixture(scope="session")

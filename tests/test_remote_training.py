@@ -85,7 +85,8 @@ def test_training_starts_before_all_shards_are_there(
     flaky.fault = withheld
     monkeypatch.setattr(Stepper, "step", noted)
     run = tmp_path / "run"
-    assert call(*settings, "--data.path", url, "--run", run) == 0
+    read = ["--data.resident", "off", "--data.path", url]
+    assert call(*settings, *read, "--run", run) == 0
     assert waited
     assert all(waited)
     assert_same_run(run, local_run)
@@ -133,7 +134,7 @@ def test_a_damaged_shard_ends_the_run(
     flaky: Any,
     url: str,
     sharded: Path,
-    refused: Callable[..., str],
+    cli: Callable[..., Any],
     settings: list[Any],
     tmp_path: Path,
 ) -> None:
@@ -145,7 +146,11 @@ def test_a_damaged_shard_ends_the_run(
     flaky.fault = spoiled
     expected = next(s for s in open_dataset(sharded).manifest.shards if s.name == damaged).sha256
     more = ["--data.path", url, "--data.resident", "host", "--run", tmp_path / "run"]
-    refused(*settings, *more, names=[f"{url}/{damaged}", expected, "3 times"])
+    outcome = cli(*settings, *more)
+    assert outcome.status == 2
+    last = outcome.err.splitlines()[-1]
+    assert all(part in last for part in (f"{url}/{damaged}", expected, "3 times"))
+    assert "Traceback" not in outcome.err
     assert not list((tmp_path / "cache").glob(f"[0-9a-f]*/{damaged}"))
 
 

@@ -14,7 +14,6 @@ import torch
 from run_folder import assert_same_run, epochs_of, metrics, weights_of
 
 import cpprune.stepper
-from shards.reader import Dataset
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 8, "--train.epochs", 3]
 SETTINGS += ["--data.split_fraction", 0.25, "--optim.schedule", "constant"]
@@ -33,27 +32,11 @@ def command(scenes, tmp_path):
     return ["train", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
 
 
-@contextmanager
-def at_read(number, do):
-    """Do something when batches are read for the n-th time."""
-    fetch, calls = Dataset.fetch, 0
-
-    def counted(self, *arguments):
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            do()
-        return fetch(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dataset, "fetch", counted)
-        yield
-    assert calls >= number
-
-
 @pytest.mark.parametrize("number", [1, 3, 5, 6, 11])
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_run_and_nothing_is_lost(cli, whole, command, tmp_path, kind, number):
+def test_a_signal_stops_the_run_and_nothing_is_lost(
+    cli, whole, command, tmp_path, kind, number, at_read
+):
     with at_read(number, lambda: os.kill(os.getpid(), kind)):
         outcome = cli(*command, "--json")
     assert outcome.status == 0
@@ -68,7 +51,7 @@ def test_a_signal_stops_the_run_and_nothing_is_lost(cli, whole, command, tmp_pat
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_file_stops_the_run(cli, whole, command, tmp_path):
+def test_a_file_stops_the_run(cli, whole, command, tmp_path, at_read):
     stop = tmp_path / "run/STOP"
     with at_read(3, stop.touch):
         outcome = cli(*command)
@@ -160,7 +143,7 @@ def test_too_many_such_steps_end_the_run(cli, command, tmp_path):
     assert len(epochs_of(tmp_path / "run")) == 1
 
 
-def test_skipped_steps_are_counted_over_a_stop(cli, command):
+def test_skipped_steps_are_counted_over_a_stop(cli, command, at_read):
     with broken_steps(2), at_read(4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert cli(*command, "--train.max_skipped", 1).status == 0
     with broken_steps(2):
@@ -225,7 +208,7 @@ def test_a_file_system_that_is_full(cli, whole, command, small_disk):
     assert_same_run(whole, run)
 
 
-def test_ids_are_recorded_once(cli, command, tmp_path):
+def test_ids_are_recorded_once(cli, command, tmp_path, at_read):
     record = ["--data.record_ids", "true"]
     with at_read(7, lambda: (_ for _ in ()).throw(KeyboardInterrupt)):
         assert cli(*command, *record).status == 130

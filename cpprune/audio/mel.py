@@ -20,7 +20,6 @@ from torch.nn import functional
 
 LOG_OFFSET = 1e-5
 BANDS = 16  # into which the filter bank is cut
-CPU_CLIPS = 4  # at once on a CPU, so that what lies between the steps stays in its cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +93,7 @@ PRESETS: dict[str, MelSpec] = {
     "cpjku23": MelSpec(window=3072, hop=500, n_fft=4096),
 }
 IMAGE = "image"
+BACKENDS = ("torch", "dali")
 
 
 @dataclass(kw_only=True)
@@ -102,6 +102,8 @@ class FeaturesConfig:
 
     preset: str = "seed256"
     """seed256, seed128, dcase24 or cpjku23 for audio; image for uint8 images (no front end)"""
+    backend: str = "torch"
+    """what computes them in training: torch, or dali (NVIDIA DALI, which has to be installed)"""
     sample_rate: int | None = None
     """samples a second; the dataset must have the same"""
     window: int | None = None
@@ -122,6 +124,10 @@ class FeaturesConfig:
             raise ValueError(
                 f"features.preset={self.preset!r}: choose one of {', '.join((*PRESETS, IMAGE))}"
             )
+        if self.backend not in BACKENDS:
+            raise ValueError(
+                f"features.backend={self.backend!r}: choose one of {', '.join(BACKENDS)}"
+            )
         self.spec()
 
     def spec(self) -> MelSpec | None:
@@ -131,7 +137,7 @@ class FeaturesConfig:
         changes = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name != "preset" and getattr(self, f.name) is not None
+            if f.name not in ("preset", "backend") and getattr(self, f.name) is not None
         }
         return replace(PRESETS[self.preset], **changes)
 
@@ -204,6 +210,7 @@ class LogMel(nn.Module):
 
     eval_bank: Tensor
     hann: Tensor
+    cpu_clips = 4  # at once on a CPU, so that what lies between the steps stays in its cache
 
     def __init__(self, spec: MelSpec) -> None:
         super().__init__()
@@ -246,7 +253,7 @@ class LogMel(nn.Module):
         """[B, T] → log-mel spectrogram [B, F, N] before normalisation."""
         edges = band_edges
         bank = self.eval_bank if edges is None else filter_bank(self.spec, edges[0], edges[1])
-        at_once = CPU_CLIPS if wave_BT.device.type == "cpu" else len(wave_BT)
+        at_once = self.cpu_clips if wave_BT.device.type == "cpu" else len(wave_BT)
         parts = torch.split(wave_BT, at_once)
         mel_BNF = torch.cat([self.filtered(self.power(part), bank) for part in parts])
         return torch.log(mel_BNF.transpose(1, 2).contiguous() + LOG_OFFSET)

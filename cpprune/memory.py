@@ -1,0 +1,62 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def available_memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> int:
+    """Return the bytes that can be had before the machine, its control groups or SLURM refuse.
+
+    What only caches files counts as free. SLURM's limit counts as if nothing of it were used yet.
+
+    Args:
+        root: of the file system that has `proc` and `sys`.
+        environment: with what SLURM says of the job's memory.
+    """
+    meminfo = _numbers(root / "proc/meminfo")
+    rooms = [meminfo["MemAvailable:"] * 1024]
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            rooms += _rooms_of_groups(root / "sys/fs/cgroup" / controllers, path.strip("/"))
+    # SLURM counts in MiB; 0 is all of the machine.
+    per_node = int(environment.get("SLURM_MEM_PER_NODE", 0))
+    per_cpu = int(environment.get("SLURM_MEM_PER_CPU", 0))
+    limit = per_node or per_cpu * int(environment.get("SLURM_CPUS_ON_NODE", 0))
+    return min([*rooms, limit << 20] if limit else rooms)
+
+
+def _rooms_of_groups(mount: Path, path: str) -> list[int]:
+    """Return what is left in a control group and those above it, of version 1 or 2."""
+    rooms = []
+    for group in [mount / path, *(mount / path).parents]:
+        if mount not in [group, *group.parents]:
+            break
+        for limit, usage in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            text = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
+            if text != "max":
+                used = int((group / usage).read_text()) - _file_cache(group / "memory.stat")
+                rooms.append(max(0, int(text) - used))
+    return rooms
+
+
+def _file_cache(stat: Path) -> int:
+    found = _numbers(stat)
+    return sum(
+        found.get(f"total_{name}", found.get(name, 0)) for name in ("inactive_file", "active_file")
+    )
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return the name and number at the start of every line."""
+    fields = [line.split() for line in path.read_text().splitlines()]
+    return {name: int(number) for name, number, *_ in fields if number.isdigit()}
