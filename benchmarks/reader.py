@@ -46,18 +46,26 @@ CLIPS_PER_SHARD = 4096
 BATCH = 256
 
 
-def make_dataset(folder: Path, clips: int, rows: int, encoding: str) -> None:
-    """Writes `clips` random clips; `rows` beyond them point at the same records again."""
+def make_dataset(
+    folder: Path, clips: int, rows: int, encoding: str = "wav", validation: int = 0
+) -> None:
+    """Writes `clips` random clips; `rows` beyond them point at the same records again.
+
+    `validation` more clips are held out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     columns: dict[str, list[Any]] = {name: [] for name in (*INDEX_TYPES, "device")}
     shards: list[Shard] = []
     records: list[list[tuple[str, Record]]] = []
-    for number, first in enumerate(range(0, clips, CLIPS_PER_SHARD)):
-        name, offset = f"train-{number:06d}.tar", 0
+    starts = range(0, clips, CLIPS_PER_SHARD)
+    parts = [("train", first, min(clips, first + CLIPS_PER_SHARD)) for first in starts]
+    parts += [("val", clips, clips + validation)] if validation else []
+    for number, (split, first, end) in enumerate(parts):
+        name, offset = f"{split}-{number:06d}.tar", 0
         records.append([])
         with (folder / name).open("wb") as file:
-            for i in range(first, min(clips, first + CLIPS_PER_SHARD)):
+            for i in range(first, end):
                 clip = rng.integers(-32768, 32768, RATE, dtype=np.int16)
                 payload = encode(clip, RATE, encoding)
                 key = f"clip-{i:08d}"
@@ -68,15 +76,17 @@ def make_dataset(folder: Path, clips: int, rows: int, encoding: str) -> None:
         size = offset + len(END_OF_ARCHIVE)
         sha256 = sha256_of_file(folder / name)
         shards.append(
-            Shard(name=name, split="train", count=len(records[-1]), bytes=size, sha256=sha256)
+            Shard(name=name, split=split, count=len(records[-1]), bytes=size, sha256=sha256)
         )
     repeats = -(-rows // clips)
     for number, of_shard in enumerate(records):
+        split = parts[number][0]
         for key, record in of_shard:
-            for repeat in range(min(repeats, rows - len(columns["key"]))):
+            left = rows - len(columns["key"])
+            for repeat in range(1 if split == "val" else min(repeats, left)):
                 columns["key"].append(f"{key}-street_pedestrian-{repeat}")
                 columns["recording"].append(f"barcelona-{len(columns['key']) // 10}")
-                columns["split"].append("train")
+                columns["split"].append(split)
                 columns["device"].append("abc"[repeat % 3])
                 columns["label"].append(repeat % 10)
                 columns["shard"].append(number)
@@ -90,7 +100,10 @@ def make_dataset(folder: Path, clips: int, rows: int, encoding: str) -> None:
         shape=(RATE,),
         dtype="int16",
         encoding=encoding,
-        splits={"train": {"count": len(columns["key"]), "classes": {}}},
+        splits={
+            name: {"count": columns["split"].count(name), "classes": {}}
+            for name in sorted({split for split, _, _ in parts})
+        },
         groups=("device",),
         shards=tuple(shards),
         index={

@@ -27,11 +27,13 @@ from cpprune.stepper import Stepper
 from cpprune.trainer import Trainer
 
 
-def make(dataset: Path, run: Path, batch: int, precision: str, compiled: str) -> Trainer:
+def make(
+    dataset: Path, run: Path, batch: int, precision: str, compiled: str, resident: str = "auto"
+) -> Trainer:
     """Return a trainer that is ready for its first step."""
     config = RunConfig(
         run=str(run),
-        data=DataConfig(path=str(dataset)),
+        data=DataConfig(path=str(dataset), resident=resident),
         train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
     )
     trainer = Trainer(config, frozenset(), distributed.start("no"))
@@ -91,14 +93,15 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     single, half, _ = limits.report(device)
     with tempfile.TemporaryDirectory() as folder:
-        make_dataset(Path(folder, "dataset"), arguments.clips, arguments.clips)
+        make_dataset(Path(folder, "dataset"), arguments.clips, arguments.clips, validation=64)
         print("| precision | compile | batch | step | ms | clips/s | of the limit |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for precision in arguments.precision:
             for compiled in arguments.compile:
                 for batch in arguments.batch:
                     run = Path(folder, f"{precision}-{compiled}-{batch}")
-                    trainer = make(Path(folder, "dataset"), run, batch, precision, compiled)
+                    how = precision, compiled, "off"
+                    trainer = make(Path(folder, "dataset"), run, batch, *how)
                     model = trainer.model
                     flops = 6 * count_macs(model.network, model.input_shape)
                     limit = (half if precision == "bf16" else single) / flops

@@ -1,0 +1,61 @@
+"""Whole epochs of CP-ResNet big at the size of TAU 2022 Mobile, from tar shards to updated weights.
+
+    python benchmarks/epoch.py                       # 139,620 clips on a GPU, 2,048 on a CPU
+    python benchmarks/epoch.py --compile graph --batch 256 1024
+
+Clips are random; rows beyond --files point at the same records again. The first epoch, which loads the
+clips and compiles, is shown apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import limits
+import torch
+from reader import make_dataset
+from step import make
+
+from cpprune import distributed
+
+TAU = 139_620  # clips of one second that an epoch of the challenge's full training split has
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=TAU if cuda else 2048)
+    parser.add_argument("--files", type=int, default=16_384, help="clips that differ")
+    parser.add_argument("--batch", type=int, nargs="+", default=[256] if cuda else [64])
+    parser.add_argument("--compile", default="auto", choices=["off", "auto", "graph"])
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--epochs", type=int, default=3 if cuda else 1)
+    arguments = parser.parse_args()
+    limits.report(torch.device("cuda" if cuda else "cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        files = min(arguments.files, arguments.clips)
+        make_dataset(Path(folder, "dataset"), files, arguments.clips, validation=64)
+        print(
+            "| batch | first epoch, s | epoch, s | clips/s | 50 epochs, s |\n|---|---|---|---|---|"
+        )
+        for batch in arguments.batch:
+            run = Path(folder, str(batch))
+            how = arguments.precision, arguments.compile
+            trainer = make(Path(folder, "dataset"), run, batch, *how)
+            times = []
+            for epoch in range(arguments.epochs + 1):
+                begin = time.perf_counter()
+                trainer.train_epoch(epoch)
+                limits.wait(trainer.device)
+                times.append(time.perf_counter() - begin)
+            best = min(times[1:])
+            speed = arguments.clips / best
+            print(f"| {batch} | {times[0]:.1f} | {best:.2f} | {speed:,.0f} | {50 * best:.0f} |")
+            distributed.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""How training scales over processes: measured here, and what that says of many GPUs.
+
+    python benchmarks/scaling.py [--processes 1 2 4]
+
+Measured are whole steps at one global batch, and all-reduces of several sizes among the same processes.
+The all-reduce is then fitted by latency and bandwidth of a ring,
+
+    seconds(n, bytes) = 2 (n − 1) · latency + 2 (n − 1) / n · bytes / bandwidth,
+
+and the table below says what the step of a batch would take where each process computes as fast as one
+does here and the network between them is this machine's: a model, not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SIZES = [2**k for k in range(8, 23, 2)]  # floats
+
+
+def one(dataset: Path, run: Path, batch: int) -> None:
+    """Run as one of the processes: measure, and print from rank 0."""
+    import torch
+    import torch.distributed as dist
+
+    from cpprune import distributed
+    from cpprune.complexity import count_parameters
+    from cpprune.config import RunConfig, TrainConfig
+    from cpprune.data import DataConfig
+    from cpprune.trainer import Trainer
+
+    accelerator = distributed.start("no")
+    precision = "bf16"
+    config = RunConfig(
+        run=str(run),
+        data=DataConfig(path=str(dataset)),
+        train=TrainConfig(batch_size=batch, precision=precision, epochs=1000),
+    )
+    trainer = Trainer(config, frozenset(), accelerator)
+    trainer.begin()
+    trainer.train_epoch(0)
+    begin = time.perf_counter()
+    trainer.train_epoch(1)
+    found: dict[str, Any] = {"step": (time.perf_counter() - begin) / len(trainer.batches)}
+    found["parameters"] = count_parameters(trainer.model.network)
+    found["all_reduce"] = []
+    for size in SIZES if distributed.world_size() > 1 else []:
+        values = torch.ones(size, device=accelerator.device)
+        times = []
+        for _ in range(20):
+            dist.barrier()
+            begin = time.perf_counter()
+            dist.all_reduce(values)
+            if values.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+        found["all_reduce"].append([4 * size, min(times)])
+    if distributed.rank() == 0:
+        print(json.dumps(found), flush=True)
+    distributed.finish()
+
+
+def measure(processes: int, dataset: Path, run: Path, batch: int) -> dict[str, Any]:
+    """Start so many processes and return what rank 0 found."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words += ["--nproc_per_node", str(processes), "--", __file__, "--worker", str(dataset)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*words, "--run", str(run), "--batch", str(batch)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def fit(rows: list[tuple[int, float, float]]) -> tuple[float, float]:
+    """Return latency and bandwidth from (processes, bytes, seconds), in relative error."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    a = np.array([[2 * (n - 1), 2 * (n - 1) / n * size] for n, size, _ in rows])
+    seconds = np.array([took for _, _, took in rows])
+    (latency, inverse), _ = nnls(a / seconds[:, None], np.ones(len(rows)))
+    return float(latency), 1 / max(float(inverse), 1e-18)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--clips", type=int, default=1024)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        one(arguments.worker, arguments.run, arguments.batch)
+        return
+
+    import limits
+    import torch
+    from reader import make_dataset
+
+    limits.report(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder, "dataset")
+        make_dataset(dataset, arguments.clips, arguments.clips, validation=64)
+        found = {
+            n: measure(n, dataset, Path(folder, str(n)), arguments.batch)
+            for n in arguments.processes
+        }
+    print(f"batch {arguments.batch}, one thread a process\n")
+    print("| processes | step, ms | speed-up |\n|---|---|---|")
+    first = found[arguments.processes[0]]["step"]
+    for n, figures in found.items():
+        print(f"| {n} | {figures['step'] * 1e3:.1f} | {first / figures['step']:.2f} |")
+    rows = [(n, size, took) for n, f in found.items() for size, took in f["all_reduce"]]
+    if not rows or 1 not in found:
+        return
+    latency, bandwidth = fit(rows)
+    gradient = 4 * found[1]["parameters"]
+    print(f"\nall-reduce: latency {latency * 1e6:.0f} µs, bandwidth {bandwidth / 1e9:.2f} GB/s")
+    print(
+        "\n| processes | modelled step, ms | of which all-reduce | efficiency |\n|---|---|---|---|"
+    )
+    for n in (8, 16, 64, 256, 1024):
+        talk = 2 * (n - 1) * latency + 2 * (n - 1) / n * gradient / bandwidth
+        # The batch grows with the processes: each keeps its rows.
+        step = first + talk
+        print(f"| {n} | {step * 1e3:.1f} | {talk / step:.1%} | {first / step:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
