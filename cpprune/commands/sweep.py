@@ -18,9 +18,9 @@ def sweep(argv: list[str]) -> int:
     own, settings = _split(argv)
     parser = OneLineParser(
         "cpprune sweep",
-        description="Run a sweep in wandb's format without a server, or go on with it. Several processes "
-        "may work at it, also on several machines that share its folder. Words after -- are added to "
-        "the command of every trial.",
+        description="Run a sweep in wandb's format without a server, or go on with it. Several "
+        "processes may work at it, also on several machines that share its folder. Words after -- are "
+        "added to the command of every trial.",
     )
     parser.add_argument("file", type=Path, help="a sweep, such as configs/sweeps/criterion.yaml")
     parser.add_argument("--out", type=Path, help="folder of the sweep (default: runs/sweeps/NAME)")
