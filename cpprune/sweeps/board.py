@@ -1,6 +1,6 @@
 """What the processes of a sweep share: a folder with a journal of all trials, and a run for each.
 
-    DIR/sweep.yaml      what the sweep is
+    DIR/sweep.json      what the sweep is
     DIR/journal.log     Optuna's journal: what was drawn, how far it came, how it ended
     DIR/trial-0007/     the run of a trial
     DIR/trial-0007.log  what its processes have printed
@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import yaml
 
 from cpprune.sweeps.definition import EarlyTermination, Sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
@@ -105,11 +103,11 @@ class Board:
         known = asdict(self.sweep)
         known.pop("run_cap")  # more trials may come later
         mine = json.loads(json.dumps({**known, "settings": settings}))
-        path = self.folder / "sweep.yaml"
+        path = self.folder / "sweep.json"
         if not path.is_file():
-            replace_file(path, self.folder, yaml.safe_dump(mine, sort_keys=False).encode())
+            replace_file(path, self.folder, json.dumps(mine, indent=2).encode())
             return
-        theirs = yaml.safe_load(path.read_text())
+        theirs = json.loads(path.read_bytes())
         for key, value in mine.items():
             if theirs.get(key) != value:
                 raise InputError(

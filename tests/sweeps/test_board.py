@@ -1,8 +1,9 @@
 """The shared folder of a sweep: what is drawn, what a kill leaves, what is said of a failure."""
 
+import json
+
 import numpy as np
 import pytest
-import yaml
 
 from cpprune.sweeps.board import Board
 from cpprune.sweeps.definition import read_sweep
@@ -140,7 +141,7 @@ def test_a_lock_may_be_taken_twice_by_who_holds_it(tmp_path):
 
 def test_what_the_sweep_is_lies_in_its_folder(board, tmp_path):
     board()
-    kept = yaml.safe_load((tmp_path / "sweep/sweep.yaml").read_text())
+    kept = json.loads((tmp_path / "sweep/sweep.json").read_text())
     assert kept["parameters"][0]["path"] == ["x"]
     assert kept["parameters"][0]["values"] == [1, 2, 3, 4]
 
