@@ -55,6 +55,8 @@ def _rank(trial: dict[str, Any], goal: str) -> tuple[bool, float, int]:
 
 def table(found: dict[str, Any]) -> str:
     """Return the trials as a table, the best first."""
+    if not found["trials"]:
+        return "no trial was begun"
     names = list(found["trials"][0]["arguments"])
     rows = [["trial", found["metric"], "epoch", "parameters", "MACs", *names, "state"]]
     for trial in found["trials"]:

@@ -9,6 +9,7 @@ from cpprune.sweeps.board import Board
 from cpprune.sweeps.definition import read_sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line
 from cpprune.sweeps.outcome import last_error, read_epochs
+from cpprune.sweeps.results import collect, table, write_csv
 
 
 @pytest.fixture
@@ -177,6 +178,14 @@ def test_the_line_that_says_why(tmp_path, text, status, said):
     log = tmp_path / "log"
     log.write_text("cpprune: error: of an earlier start\n" + text)
     assert last_error(log, log.read_text().index("\n") + 1, status) == said
+
+
+def test_a_sweep_without_a_trial_has_results(board, tmp_path):
+    one = board()
+    found = collect(one)
+    assert table(found) == "no trial was begun"
+    write_csv(found, tmp_path / "results.csv")
+    assert (tmp_path / "results.csv").read_text().startswith("number,state,val_log_loss,")
 
 
 def test_a_line_that_is_being_written_is_not_read(tmp_path):

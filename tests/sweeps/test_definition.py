@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -106,6 +107,27 @@ def test_the_first_comment_says_how_to_start_it(path):
     for command in words:
         if command[:2] == ["cpprune", "train"]:
             assert (REPOSITORY / command[3]).is_file()
+
+
+def test_the_sweep_of_the_documentation(tmp_path):
+    text = (REPOSITORY / "docs/sweeps.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "own.yaml").write_text(block)
+    sweep = read_sweep(tmp_path / "own.yaml")
+    assert [parameter.distribution for parameter in sweep.parameters] == [
+        *("uniform", "log_uniform_values", "categorical")
+    ]
+    words = command_words(sweep.command, sweep.program, {"prune.ratio": 0.5})
+    assert words[5:] == [
+        *("--config=configs/prune.yaml", "--init=runs/big/model"),
+        *("--run=runs/mine/$WANDB_RUN_ID", "--prune.ratio=0.5"),
+    ]
+    for path in re.findall(r"configs/\S+?\.yaml|launch/\S+?\.yaml", text):
+        assert (REPOSITORY / path).is_file()
+
+
+def test_a_run_that_names_a_variable_that_is_not_there(refused, tmp_path):
+    refused("train", "--run", "runs/$NO_SUCH_THING", names=["run=runs/$NO_SUCH_THING", "variable"])
 
 
 def test_there_are_a_grid_a_random_and_a_bayes():
