@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cpprune.commands.sensitivity:sensitivity",
         "what cutting each layer alone costs",
     ),
+    "sweep": ("cpprune.commands.sweep:sweep", "many runs over a space of settings; goes on"),
     "import": ("cpprune.commands.models:import_weights", "a state dict → a model folder"),
     "doctor": (
         "cpprune.commands.doctor:doctor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -78,7 +79,7 @@ class RunConfig:
     """A run: one training from its start to its best model."""
 
     run: str = "runs/run"
-    """folder of the run"""
+    """folder of the run; variables of the environment are filled in, as in runs/$WANDB_RUN_ID"""
     seed: int = 0
     """of the order, the draws and the first weights"""
     init: str | None = None
@@ -95,6 +96,9 @@ class RunConfig:
     prune: PruneConfig = field(default_factory=PruneConfig)
 
     def __post_init__(self) -> None:
+        self.run = os.path.expandvars(self.run)
+        if "$" in self.run:
+            raise ValueError(f"run={self.run}: there is no such variable in the environment")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
         _check_choice("resume", self.resume, ("auto", "must", "never"))

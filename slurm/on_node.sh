@@ -3,34 +3,13 @@
 # SCRATCH, then starts this node's processes.
 # usage: on_node.sh SCRIPT DATASET SETTINGS…
 set -euo pipefail
-shopt -s inherit_errexit
 # shellcheck source=slurm/site.env
 source "$CPPRUNE_SITE"
+source slurm/stage.sh
 script=$1 data=$2
 shift 2
 
-# Copies the dataset to the node, unless that was done before, and prints where it is.
-staged() {
-    local sha256 folder
-    sha256=$(sha256sum "$1/dataset.json")
-    folder=$SCRATCH/cpprune-$(id -un)/${sha256:0:16}
-    mkdir -p "${folder%/*}"
-    exec {lock}>"$folder.lock"
-    flock "$lock" # other jobs on this node
-    if [[ ! -d $folder ]]; then
-        rm -rf "$folder.new"
-        cp -r "$1" "$folder.new"
-        "${CONTAINER[@]}" "$PYTHON" -m cpprune.cli shards verify "$folder.new" >&2
-        mv "$folder.new" "$folder"
-        echo "slurm: $1 is copied to $folder on $(hostname)" >&2
-    fi
-    exec {lock}>&-
-    echo "$folder"
-}
-
-if [[ -n $SCRATCH ]]; then
-    data=$(staged "$data")
-fi
+data=$(staged "$data")
 processes=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1))
 export OMP_NUM_THREADS=$((CPUS_PER_NODE > processes ? CPUS_PER_NODE / processes : 1))
 

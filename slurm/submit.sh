@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Submits a chain of jobs, each of which starts when the one before has done its work:
-# shards → train → prune → evaluate, or with --seeds: shards → all of that for each seed → summary.
+# shards → train → prune → evaluate, or with --seeds: shards → all of that for each seed → summary, or
+# with --sweep: shards → train → trials of a sweep.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,8 @@ usage: slurm/submit.sh --data DATASET --out FOLDER [OPTIONS] [-- SETTINGS]
   --train CONFIG   train with this configuration
   --prune CONFIG   prune what was trained, with this configuration
   --seeds LIST     train, prune and evaluate once for each seed, such as 0-4 or 0,7
+  --sweep FILE     run the trials of this sweep, on what was trained if --train is given: FOLDER/sweep
+  --agents N       … in so many jobs side by side (default: 4)
   --site FILE      settings of the cluster (default: slurm/site.env)
   --dry-run        print every command and every script, submit nothing
   SETTINGS         for every training, such as --train.epochs 20
@@ -26,13 +29,15 @@ mistake() {
     exit 2
 }
 
-data='' out='' source='' kind=tau2022 train='' prune='' seeds='' site=slurm/site.env dry=''
+data='' out='' source='' kind=tau2022 train='' prune='' seeds='' sweep='' agents=4
+site=slurm/site.env dry=''
 while (($#)); do
     case $1 in
     --help | -h) usage && exit ;;
     --dry-run) dry=yes ;;
     --) shift && break ;;
-    --data | --out | --source | --kind | --train | --prune | --seeds | --site)
+    --data | --out | --source | --kind | --train | --prune | --seeds | --sweep | --agents | \
+        --site)
         (($# > 1)) || mistake "$1 needs a value"
         printf -v "${1#--}" %s "$2" && shift
         ;;
@@ -42,9 +47,11 @@ while (($#)); do
 done
 settings=("$@")
 [[ -n $data && -n $out ]] || mistake "--data and --out are needed"
-[[ -n $source$train$prune ]] || mistake "nothing to do: give --source, --train or --prune"
+[[ -n $source$train$prune$sweep ]] || mistake "nothing to do: give --source, --train, --prune or --sweep"
+[[ -z $sweep || -z $prune$seeds ]] || mistake "--sweep goes without --prune and --seeds"
+[[ $agents =~ ^[1-9][0-9]*$ ]] || mistake "--agents $agents: must be a whole number, at least 1"
 [[ -z $seeds || -n $train ]] || mistake "--seeds needs --train"
-for file in "$site" $train $prune; do
+for file in "$site" $train $prune $sweep; do
     [[ -f $file ]] || mistake "no file $file"
 done
 site=$(realpath "$site")
@@ -59,8 +66,9 @@ common=(
     ${MEMORY_PER_NODE:+--mem="$MEMORY_PER_NODE"} "${OPTIONS[@]}"
 )
 single=(--nodes=1 ${CPU_PARTITION:+--partition="$CPU_PARTITION"})
-training=(--nodes="$NODES")
-((GPUS_PER_NODE == 0)) || training+=(--gpus-per-node="$GPUS_PER_NODE")
+gpus=()
+((GPUS_PER_NODE == 0)) || gpus+=(--gpus-per-node="$GPUS_PER_NODE")
+training=(--nodes="$NODES" "${gpus[@]}")
 
 # Submits one job, to start after the one before. usage: submit NAME OPTION… SCRIPT ARGUMENT…
 before=''
@@ -82,7 +90,7 @@ submit() {
 }
 
 if [[ -n $dry ]]; then
-    for script in slurm/job.sh slurm/on_node.sh slurm/*.sbatch; do
+    for script in slurm/job.sh slurm/stage.sh slurm/on_node.sh slurm/*.sbatch; do
         printf '# ---- %s\n' "$script"
         cat "$script"
     done
@@ -108,6 +116,11 @@ fi
 if [[ -n $prune ]]; then
     submit prune "${training[@]}" slurm/prune.sbatch "$data" "$out" "$prune" "${settings[@]}"
     runs+=("$out/pruned")
+fi
+if [[ -n $sweep ]]; then
+    submit sweep --nodes=1 "${gpus[@]}" --array="1-$agents" slurm/sweep.sbatch "$data" "$out" "$sweep" \
+        ${train:+--init="$out/train/model"} "${settings[@]}"
+    exit
 fi
 if ((${#runs[@]})); then
     submit evaluate "${single[@]}" slurm/evaluate.sbatch "$data" "${runs[@]}"

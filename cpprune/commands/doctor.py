@@ -33,6 +33,7 @@ EXTRAS = {
     "dali": ("nvidia.dali", "DALI front end"),
     "deepspeed": ("deepspeed", "DeepSpeed ZeRO"),
     "wandb": ("wandb", "tracking with Weights & Biases"),
+    "sweep": ("optuna", "sweeps"),
     "export": ("onnx", "export to ONNX"),
     "report": ("matplotlib", "plots"),
 }

@@ -14,6 +14,8 @@ CHAIN += " --prune configs/prune.yaml"
 ARGUMENTS = {
     "chain": f"{CHAIN} -- --train.epochs 20",
     "seeds": f"{CHAIN} --kind folder --seeds 0-4",
+    "sweep": "--data data/tau --out runs/big --train configs/big.yaml --agents 3"
+    " --sweep configs/sweeps/criterion.yaml -- --train.epochs 20",
     "prune": "--data data/tau --out runs/big --prune configs/prune.yaml -- --init old/model",
 }
 
@@ -62,7 +64,7 @@ def test_dry_run(name, tmp_path):
     scripts, _, commands = done.stdout.partition("# ---- commands\n")
     assert commands.replace(str(REPOSITORY), "ROOT") == (GOLDEN / f"{name}.txt").read_text()
     for path in SCRIPTS:
-        if path.suffix == ".sbatch" or path.name in ("job.sh", "on_node.sh"):
+        if path.suffix == ".sbatch" or path.name in ("job.sh", "stage.sh", "on_node.sh"):
             assert f"# ---- slurm/{path.name}\n{path.read_text()}" in scripts
     assert not (REPOSITORY / "runs/big").exists()
 
@@ -77,6 +79,9 @@ def test_dry_run(name, tmp_path):
         ("--data d --out o --prune configs/prune.yaml --seeds 0-2", ["--seeds", "--train"]),
         ("--data d --out o --train configs/big.yaml --epochs 2", ["--epochs", "after --"]),
         ("--data d --out", ["--out needs a value"]),
+        ("--data d --out o --sweep configs/sweeps/none.yaml", ["configs/sweeps/none.yaml"]),
+        ("--data d --out o --sweep README.md --seeds 0-2", ["--sweep", "--seeds"]),
+        ("--data d --out o --sweep README.md --agents 0", ["--agents 0"]),
     ],
     ids=str,
 )

@@ -160,3 +160,32 @@ def test_seeds(cluster, chain, submit, ended, site, configs, tmp_path):
     assert losses[0] != losses[1]
     deviation = abs(losses[0] - losses[1]) / 2**0.5
     assert summary["figures"]["log_loss"]["deviation"] == pytest.approx(deviation)
+
+
+def test_a_sweep(cluster, submit, ended, site, tmp_path):
+    """Two jobs share the trials; preempted, they go on where they were."""
+    tree = {
+        "method": "grid",
+        "metric": {"name": "val_log_loss"},
+        "parameters": {"x": {"values": [1, 2, 3, 4]}},
+        "program": "tests/sweeps/quick_run.py",
+        "command": ["${interpreter}", "${program}", "--pause=0.5", "--epochs=16", "${args}"],
+    }
+    (tmp_path / "sweep.yaml").write_text(json.dumps(tree))
+    out = tmp_path / "runs"
+    jobs = submit(
+        *("--site", site("NODES=1\n"), "--data", tmp_path, "--out", out),
+        *("--sweep", tmp_path / "sweep.yaml", "--agents", 2),
+    )
+    runs = [out / f"sweep/trial-{number:04d}" for number in range(4)]
+    cluster.wait(lambda: all((run / "metrics.jsonl").exists() for run in runs[:2]), 60, "epochs")
+    before = [len(epochs_of(run)) for run in runs[:2]]
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
+    cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    assert ended(jobs) == {"sweep": "COMPLETED"}, logs(tmp_path)
+    text = logs(tmp_path)
+    assert text.count(" begins: ") == 4, text
+    assert text.count(" goes on: ") == 2, text
+    for run in runs:
+        assert [line["epoch"] for line in epochs_of(run)] == list(range(16))
+    assert max(before) < 16

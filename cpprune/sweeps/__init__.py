@@ -1,0 +1,1 @@
+"""Sweeps: many runs over a space of settings, as Weights & Biases describes them, without a server."""

@@ -1,0 +1,292 @@
+"""What the processes of a sweep share: a folder with a journal of all trials, and a run for each.
+
+    DIR/sweep.json      what the sweep is
+    DIR/journal.log     Optuna's journal: what was drawn, how far it came, how it ended
+    DIR/trial-0007/     the run of a trial
+    DIR/trial-0007.log  what its processes have printed
+    DIR/locks/          files that are locked, and empty
+
+A trial is taken by who holds its lock, once none of its processes lives: each holds a lock on the log,
+which it inherits. Locks end with the processes that hold them, so a trial is never run twice at a time,
+and is free again when all were killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cpprune.sweeps.definition import EarlyTermination, Sweep
+from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
+from shards.durable import replace_file
+from shards.errors import InputError
+
+ERROR = "error"  # attribute of a trial that failed: its last error line
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process has taken.
+
+    Attributes:
+        number: of the trial, from 0.
+        arguments: {name: value} of its command, as in the file.
+        trial: Optuna's.
+        lock: that makes it this process's; open until that is over.
+        log: what its processes write to; open and locked.
+        resumed: whether it was begun before.
+    """
+
+    number: int
+    arguments: dict[str, Any]
+    trial: Any
+    lock: BinaryIO
+    log: BinaryIO
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a trial stands.
+
+    Attributes:
+        number: of the trial, from 0.
+        state: `done`, `ended early`, `failed`, `running` or `stopped`.
+        values: of its parameters, by dotted name.
+        error: why it failed, or None.
+    """
+
+    number: int
+    state: str
+    values: dict[str, Any]
+    error: str | None
+
+
+class Board:
+    """The shared folder of a sweep.
+
+    Args:
+        folder: of the sweep; made if it is not there.
+        sweep: what is tried.
+        settings: words that are added to the command of every trial.
+
+    Raises:
+        InputError: the folder holds another sweep or cannot be written, or Optuna is not installed.
+    """
+
+    def __init__(self, folder: Path, sweep: Sweep, settings: tuple[str, ...]) -> None:
+        if find_spec("optuna") is None:
+            raise InputError("cpprune sweep draws with Optuna: pip install 'cpprune[sweep]'")
+        self.folder, self.sweep = folder, sweep
+        self.varied = [p.name for p in sweep.parameters if p.distribution != "constant"]
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / "locks/journal")
+        self.journal = folder / "journal.log"
+        with self.transaction():
+            self._check_same(settings)
+            self.study = self._study()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the folder: no other process reads or writes the journal meanwhile."""
+        with self.lock:
+            cut_torn_line(self.journal)
+            yield
+
+    def _check_same(self, settings: tuple[str, ...]) -> None:
+        known = asdict(self.sweep)
+        known.pop("run_cap")  # more trials may come later
+        mine = json.loads(json.dumps({**known, "settings": settings}))
+        path = self.folder / "sweep.json"
+        if not path.is_file():
+            replace_file(path, self.folder, json.dumps(mine, indent=2).encode())
+            return
+        theirs = json.loads(path.read_bytes())
+        for key, value in mine.items():
+            if theirs.get(key) != value:
+                raise InputError(
+                    f"{self.folder}: holds another sweep ({key} differs); choose another --out, or give "
+                    "the same file and settings to go on"
+                )
+
+    def _study(self) -> Any:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        return optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(self.journal), lock_obj=self.lock)),
+            study_name="sweep",
+            direction=self.sweep.goal,
+            pruner=_pruner(self.sweep.early),
+            load_if_exists=True,
+        )
+
+    def path(self, number: int) -> Path:
+        """Return the run folder of a trial."""
+        return self.folder / f"trial-{number:04d}"
+
+    def lock_path(self, number: int) -> Path:
+        """Return the lock of a trial."""
+        return self.folder / f"locks/trial-{number:04d}"
+
+    def log_path(self, number: int) -> Path:
+        """Return the log of a trial."""
+        return self.folder / f"trial-{number:04d}.log"
+
+    def claim(self, limit: int) -> Claim | None:
+        """Take a trial: one that nobody goes on with, else a new one if there may be more.
+
+        Args:
+            limit: how many trials there may be in all.
+        """
+        from optuna.trial import Trial, TrialState
+
+        with self.transaction():
+            trials = self.study.get_trials(deepcopy=False)
+            for frozen in trials:
+                if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(ERROR):
+                    continue
+                files = self._hold(frozen.number)
+                if files is not None:
+                    self.study.sampler = self._sampler(frozen.number)
+                    return self._claim(Trial(self.study, frozen._trial_id), files, resumed=True)
+            # One that was put into the queue just before its process was killed comes first.
+            queued = [t.number for t in trials if t.state == TrialState.WAITING]
+            number = queued[0] if queued else len(trials)
+            if number >= limit:
+                return None
+            if self.sweep.method == "grid" and not queued:
+                self.study.enqueue_trial(grid_cell(self.sweep, number))
+            self.study.sampler = self._sampler(number)
+            trial = self.study.ask()
+            files = self._hold(trial.number)
+            assert files is not None
+            return self._claim(trial, files, resumed=False)
+
+    def _claim(self, trial: Any, files: tuple[BinaryIO, BinaryIO], resumed: bool) -> Claim:
+        return Claim(trial.number, self._arguments(trial), trial, *files, resumed)
+
+    def _hold(self, number: int) -> tuple[BinaryIO, BinaryIO] | None:
+        """Return lock and log of a trial, both locked; None if another process works at it."""
+        lock = held(self.lock_path(number))
+        if lock is None:
+            return None
+        log = held(self.log_path(number))
+        if log is None:
+            lock.close()
+            return None
+        return lock, log
+
+    def is_running(self, number: int) -> bool:
+        """Return whether a process works at a trial."""
+        return is_held(self.lock_path(number)) or self.is_alive(number)
+
+    def is_alive(self, number: int) -> bool:
+        """Return whether one of a trial's own processes lives."""
+        return is_held(self.log_path(number))
+
+    def _arguments(self, trial: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        for parameter in self.sweep.parameters:
+            inner = arguments
+            for key in parameter.path[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[parameter.path[-1]] = parameter.draw(trial)
+        return arguments
+
+    def _sampler(self, number: int) -> Any:
+        """Return what draws a trial: a function of its number, and of those before for bayes."""
+        from optuna.samplers import RandomSampler, TPESampler
+
+        kind = TPESampler if self.sweep.method == "bayes" else RandomSampler
+        return kind(seed=number)
+
+    def report(self, claim: Claim, epoch: int, value: float) -> bool:
+        """Note a figure of an epoch; return whether the trial ends early, which is then noted too."""
+        from optuna.trial import TrialState
+
+        with self.transaction():
+            claim.trial.report(value, epoch)
+            if not claim.trial.should_prune():
+                return False
+            self.study.tell(claim.trial, state=TrialState.PRUNED)
+            return True
+
+    def reported(self, claim: Claim) -> int:
+        """Return the last epoch that was noted of a trial; 0 of a new one."""
+        with self.transaction():
+            trial = self.study.get_trials(deepcopy=False)[claim.number]
+        return int(trial.last_step or 0)
+
+    def done(self, claim: Claim, value: float) -> None:
+        """Note what a trial ended with."""
+        with self.transaction():
+            self.study.tell(claim.trial, value)
+
+    def failed(self, claim: Claim, error: str) -> None:
+        """Note why a trial failed. It stays open, so that it can be tried again."""
+        with self.transaction():
+            claim.trial.set_user_attr(ERROR, error)
+
+    def retry(self) -> None:
+        """Let all trials that failed be taken again."""
+        from optuna.trial import Trial
+
+        with self.transaction():
+            for frozen in self.study.get_trials(deepcopy=False):
+                if frozen.user_attrs.get(ERROR):
+                    Trial(self.study, frozen._trial_id).set_user_attr(ERROR, None)
+
+    def rows(self) -> list[Row]:
+        """Return how all trials stand."""
+        from optuna.trial import TrialState
+
+        ended = {TrialState.COMPLETE: "done", TrialState.PRUNED: "ended early"}
+        rows = []
+        with self.transaction():
+            for frozen in self.study.get_trials(deepcopy=False):
+                if frozen.params.keys() != set(self.varied):
+                    continue  # its process was killed before it was drawn
+                error = frozen.user_attrs.get(ERROR)
+                if frozen.state in ended:
+                    state = ended[frozen.state]
+                elif error:
+                    state = "failed"
+                else:
+                    state = "running" if self.is_running(frozen.number) else "stopped"
+                values = {p.name: p.draw(frozen) for p in self.sweep.parameters}
+                rows.append(Row(frozen.number, state, values, error))
+        return rows
+
+
+def grid_cell(sweep: Sweep, number: int) -> dict[str, str]:
+    """Return the cell of a grid with this number: the last parameter changes fastest."""
+    varied = [
+        parameter for parameter in sweep.parameters if parameter.distribution == "categorical"
+    ]
+    cell = next(itertools.islice(itertools.product(*(p.texts for p in varied)), number, None))
+    return {parameter.name: text for parameter, text in zip(varied, cell, strict=True)}
+
+
+def grid_size(sweep: Sweep) -> int:
+    """Return how many cells a grid has."""
+    size = 1
+    for parameter in sweep.parameters:
+        size *= len(parameter.values)
+    return size
+
+
+def _pruner(early: EarlyTermination | None) -> Any:
+    from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+
+    if early is None:
+        return NopPruner()
+    # wandb's brackets are the rungs of one ladder, which is what Optuna calls successive halving.
+    return SuccessiveHalvingPruner(min_resource=early.first, reduction_factor=early.eta)

@@ -1,0 +1,172 @@
+"""A parameter of a sweep: what is tried of it, and how it is drawn with Optuna."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+# distribution → (keys it needs, keys it may have)
+DISTRIBUTIONS: dict[str, tuple[set[str], set[str]]] = {
+    "constant": ({"value"}, set()),
+    "categorical": ({"values"}, set()),
+    "int_uniform": ({"min", "max"}, set()),
+    "uniform": ({"min", "max"}, set()),
+    "q_uniform": ({"min", "max"}, {"q"}),
+    "log_uniform": ({"min", "max"}, set()),
+    "log_uniform_values": ({"min", "max"}, set()),
+    "q_log_uniform_values": ({"min", "max"}, {"q"}),
+}
+LOGARITHMIC = ("log_uniform", "log_uniform_values", "q_log_uniform_values")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a sweep.
+
+    Attributes:
+        path: its names from the outermost `parameters` on; a single one, such as `prune.ratio`, of most.
+        distribution: one of `DISTRIBUTIONS`.
+        values: of `constant` and `categorical`: all there are.
+        low: smallest value of the others.
+        high: largest value.
+        q: values are multiples of this; 0 if of nothing.
+    """
+
+    path: tuple[str, ...]
+    distribution: str
+    values: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    q: float = 0
+
+    @property
+    def name(self) -> str:
+        """Its dotted name."""
+        return ".".join(self.path)
+
+    @property
+    def texts(self) -> list[str]:
+        """Its values as JSON, which are what Optuna is told: it knows no lists."""
+        return [json.dumps(value) for value in self.values]
+
+    def listed(self) -> Parameter:
+        """Return the parameter with all its values, for a grid; they are those that wandb takes.
+
+        Raises:
+            ValueError: there is no end of them.
+        """
+        if self.values:
+            return self
+        if self.distribution == "int_uniform":
+            values: list[float] = list(range(int(self.low), int(self.high) + 1))
+        elif self.distribution == "q_uniform":
+            values = [_tidy(value) for value in np.arange(self.low, self.high, self.q).tolist()]
+        else:
+            raise ValueError(
+                f"parameters.{self.name}: {self.distribution} has no end of values, and method=grid "
+                "tries all; give `values`, or choose method random or bayes"
+            )
+        return replace(self, distribution="categorical", values=tuple(values))
+
+    def draw(self, trial: Any) -> Any:
+        """Return its value in a trial of Optuna; the same whenever it is asked for."""
+        if self.distribution == "constant":
+            return self.values[0]
+        if self.distribution == "categorical":
+            return json.loads(trial.suggest_categorical(self.name, self.texts))
+        if self.distribution == "int_uniform":
+            return trial.suggest_int(self.name, int(self.low), int(self.high))
+        log = self.distribution in LOGARITHMIC
+        value = trial.suggest_float(self.name, self.low, self.high, log=log)
+        if not self.q:
+            return value
+        value = _tidy(round(value / self.q) * self.q)
+        return int(value) if isinstance(self.q, int) else value
+
+
+def _tidy(value: float) -> float:
+    """Return the number without what rounding left in its last digits."""
+    return value if isinstance(value, int) else float(f"{value:.12g}")
+
+
+def read_parameter(path: tuple[str, ...], tree: Any) -> Parameter:
+    """Read a parameter.
+
+    Args:
+        path: see `Parameter`.
+        tree: what the file holds under its name.
+
+    Raises:
+        ValueError: it is wrong or not supported; the message names it.
+    """
+    where = ".".join(("parameters", *path))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}={tree}: must be such as {{value: {tree}}}")
+    distribution = tree.get("distribution") or _inferred(where, tree)
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"{where}.distribution={distribution}: is not supported; choose one of "
+            f"{', '.join(DISTRIBUTIONS)}"
+        )
+    needed, allowed = DISTRIBUTIONS[distribution]
+    for key in sorted(needed - tree.keys()):
+        raise ValueError(f"{where}.{key}: {distribution} needs it")
+    for key in sorted(tree.keys() - needed - allowed - {"distribution"}):
+        raise ValueError(f"{where}.{key}: is not supported with {distribution}")
+    if distribution == "constant":
+        return Parameter(path, distribution, (tree["value"],))
+    if distribution == "categorical":
+        return _categorical(path, tree["values"])
+    return _numeric(path, distribution, tree)
+
+
+def _inferred(where: str, tree: dict[str, Any]) -> str:
+    if "value" in tree:
+        return "constant"
+    if "values" in tree:
+        return "categorical"
+    bounds = {type(tree.get(key)) for key in ("min", "max")}
+    if bounds == {int}:
+        return "int_uniform"
+    if bounds == {float}:
+        return "uniform"
+    raise ValueError(
+        f"{where}: must have `value`, `values`, or `min` and `max`, both whole or both with a point "
+        "(YAML takes 1e-4 for a text: write 1.0e-4), or a `distribution`"
+    )
+
+
+def _categorical(path: tuple[str, ...], values: Any) -> Parameter:
+    where = ".".join(("parameters", *path, "values"))
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{where}={values}: must be a list")
+    parameter = Parameter(path, "categorical", tuple(values))
+    twice = [text for text in parameter.texts if parameter.texts.count(text) > 1]
+    if twice:
+        raise ValueError(f"{where}: {twice[0]} is there twice")
+    return parameter
+
+
+def _numeric(path: tuple[str, ...], distribution: str, tree: dict[str, Any]) -> Parameter:
+    where = ".".join(("parameters", *path))
+    quantised = distribution.startswith("q_")
+    bounds = {"min": tree["min"], "max": tree["max"], "q": tree.get("q", 1) if quantised else 0}
+    for key, value in bounds.items():
+        kinds = (int,) if distribution == "int_uniform" else (int, float)
+        if type(value) not in kinds:
+            what = "a whole number" if len(kinds) == 1 else "a number (YAML takes 1e-4 for a text)"
+            raise ValueError(f"{where}.{key}={value}: must be {what}")
+    low, high = bounds["min"], bounds["max"]
+    if not low < high:
+        raise ValueError(f"{where}: min={low} must be below max={high}")
+    if quantised and bounds["q"] <= 0:
+        raise ValueError(f"{where}.q={bounds['q']}: must be above 0")
+    if distribution == "log_uniform":  # of which the bounds are exponents
+        low, high = math.exp(low), math.exp(high)
+    if distribution in LOGARITHMIC and low <= 0:
+        raise ValueError(f"{where}.min={low}: must be above 0 with {distribution}")
+    return Parameter(path, distribution, low=low, high=high, q=bounds["q"])

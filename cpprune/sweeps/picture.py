@@ -1,0 +1,79 @@
+"""A sweep as a picture: its figure from trial to trial, and over each parameter."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from cpprune.plots import COLOURS, DPI
+
+COLUMNS = 4
+PANEL_INCHES = (4.0, 3.2)
+
+
+def draw_sweep(found: dict[str, Any], logarithmic: set[str], path: Path) -> None:
+    """Draw a panel of the figure over the trials, and one over each parameter that varies.
+
+    Args:
+        found: what `cpprune.sweeps.results.collect` returns, with a trial at least that is done.
+        logarithmic: names of parameters that are drawn on a logarithmic axis.
+        path: of the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    trials = sorted(
+        (t for t in found["trials"] if t["state"] in ("done", "ended early")),
+        key=lambda trial: trial["number"],
+    )
+    trials = [trial for trial in trials if trial["value"] is not None]
+    names = [
+        name
+        for name in trials[0]["arguments"]
+        if len({str(trial["arguments"][name]) for trial in trials}) > 1
+    ]
+    columns = min(COLUMNS, 1 + len(names))
+    rows = -(-(1 + len(names)) // columns)
+    size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    _draw_history(panels[0], trials, found["goal"])
+    for panel, name in zip(panels[1:], names, strict=False):
+        _draw_parameter(panel, trials, name, name in logarithmic)
+    for panel in panels[: 1 + len(names)]:
+        panel.set_ylabel(found["metric"])
+        panel.grid(alpha=0.3)
+    for panel in panels[1 + len(names) :]:
+        panel.set_axis_off()
+    figure.savefig(path)
+
+
+def _draw_history(panel: Any, trials: list[dict[str, Any]], goal: str) -> None:
+    _scatter(panel, trials, [trial["number"] for trial in trials])
+    done = [trial for trial in trials if trial["state"] == "done"]
+    best = accumulate((trial["value"] for trial in done), max if goal == "maximize" else min)
+    numbers = [trial["number"] for trial in done]
+    panel.step(numbers, list(best), where="post", color=COLOURS[5], label="best so far")
+    panel.set_xlabel("trial")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.legend(fontsize="small")
+
+
+def _draw_parameter(panel: Any, trials: list[dict[str, Any]], name: str, log: bool) -> None:
+    values = [trial["arguments"][name] for trial in trials]
+    panel.set_xlabel(name)
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        _scatter(panel, trials, values)
+        if log:
+            panel.set_xscale("log")
+        return
+    texts = sorted({str(value) for value in values})
+    _scatter(panel, trials, [texts.index(str(value)) for value in values])
+    panel.set_xticks(range(len(texts)), texts, rotation=20, ha="right")
+
+
+def _scatter(panel: Any, trials: list[dict[str, Any]], x: list[Any]) -> None:
+    for state, marker, colour in (("done", "o", COLOURS[4]), ("ended early", "x", COLOURS[1])):
+        points = [(a, t["value"]) for a, t in zip(x, trials, strict=True) if t["state"] == state]
+        if points:
+            panel.scatter(*zip(*points, strict=True), marker=marker, color=colour, label=state)
