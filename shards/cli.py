@@ -85,7 +85,10 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
 
 
 def _percents(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 5,10") from None
 
 
 def _add_synth(parser: argparse.ArgumentParser) -> None:

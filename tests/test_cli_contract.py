@@ -25,6 +25,8 @@ PARAMETERS = {
     "mnist_big": 131_316,
     "mnist_prune": 131_316,
     "mnist_small": 47_028,
+    "own": 131_316,
+    "own_prune": 131_316,
     "progressive": 131_316,
     "prune": 131_316,
     "prune_plateau": 131_316,
