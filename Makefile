@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all lint docs bench clean
 
 help:
 	@echo "make demo      set up, then the whole road on a synthetic dataset (about 4 minutes)"
 	@echo "make test      set up, then the tests (under 10 minutes)"
 	@echo "make test-all  set up, then the long tests too"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
+	@echo "make docs      the pages of docs/ as a site, in site/"
 	@echo "make bench     the benchmarks"
 	@echo "make clean     remove the environment and what tools leave behind; runs/ and data/ stay"
 
@@ -39,9 +40,12 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: setup
 	$(BIN)/python benchmarks/reader.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

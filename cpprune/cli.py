@@ -12,7 +12,7 @@ from shards.errors import InputError
 
 # command → (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "shards": ("shards.cli:main", "make, check and describe datasets: synth, build, verify, info"),
+    "shards": ("shards.cli:main", "fetch, make, check and describe datasets: download, build, …"),
     "train": ("cpprune.commands.training:train", "train a network"),
     "prune": (
         "cpprune.commands.training:prune",

@@ -283,8 +283,8 @@ class Trainer:
             self.journal.say(
                 f"{self.folder}: {self.model.family} with {count_parameters(network):,} parameters "
                 f"and {count_macs(network, self.model.input_shape):,} MACs, {self.batches.clips:,} "
-                f"clips an epoch, {self.world} process(es) on {self.device.type}, precision "
-                f"{self.config.train.precision}"
+                f"clips in {len(self.batches)} step(s) an epoch, {self.world} process(es) on "
+                f"{self.device.type}, precision {self.config.train.precision}"
             )
             return
         tensors = found.tensors

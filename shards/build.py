@@ -7,17 +7,15 @@ build after them only has to join what they made.
 """
 
 import csv
-import fcntl
 import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from shards.durable import publish, replace_file
+from shards.durable import locked, publish, replace_file
 from shards.errors import InputError
 from shards.manifest import (
     INDEX_NAME,
@@ -203,14 +201,9 @@ def _refuse_small_disk(folder: Path, plan: Plan) -> None:
         )
 
 
-@contextmanager
-def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
-    with file.open("w+") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{file.parent.parent}: another build is at work there") from error
-        yield
+def _locked(file: Path, *, shared: bool = False) -> AbstractContextManager[None]:
+    busy = f"{file.parent.parent}: another build is at work there"
+    return locked(file, busy, shared=shared)
 
 
 def _claim(work: Path, plan: Plan) -> None:

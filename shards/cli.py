@@ -1,4 +1,4 @@
-"""The commands `cpprune shards synth|build|verify|info`."""
+"""The commands `cpprune shards download|synth|build|verify|info`."""
 
 import argparse
 import json
@@ -34,7 +34,13 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: for usage errors (status 2) and `--help`.
     """
     arguments = _parser().parse_args(argv)
-    commands = {"synth": _synth, "build": _build, "verify": _verify, "info": _info}
+    commands = {
+        "download": _download,
+        "synth": _synth,
+        "build": _build,
+        "verify": _verify,
+        "info": _info,
+    }
     return commands[arguments.command](arguments)
 
 
@@ -43,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
+    _add_download(commands.add_parser("download", help="fetch a public dataset"))
     _add_synth(commands.add_parser("synth", help="make up a small dataset in TAU's own layout"))
     _add_build(commands.add_parser("build", help="build a dataset from a source"))
     verify = commands.add_parser("verify", help="find every damaged byte of a dataset")
@@ -55,6 +62,33 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "kind",
+        choices=("tau2022",),
+        metavar="KIND",
+        help="tau2022: TAU Urban Acoustic Scenes 2022 Mobile, development dataset, from Zenodo",
+    )
+    add("--out", type=Path, required=True, help="the folder to unpack to")
+    add(
+        "--splits",
+        type=_percents,
+        default=(),
+        metavar="A,B",
+        help="also the training subsets of DCASE 2024, in percent: 5,10,25,50,100",
+    )
+    add("--mirror", metavar="URL", help="a folder that has the files, instead of Zenodo and GitHub")
+    _add_json(parser)
+
+
+def _percents(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 5,10") from None
 
 
 def _add_synth(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +168,23 @@ def _workers(given: int | None) -> int | None:
 
 def _say(text: str) -> None:
     print(text)
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from shards.download import DATASETS, download
+
+    dataset, out = DATASETS[arguments.kind], arguments.out
+    files = dataset.files(arguments.splits, arguments.mirror)
+    print(f"{dataset.title}; {dataset.licence}", file=sys.stderr)
+    fetched = download(dataset, files, out, show=True)
+    if arguments.json:
+        _say(json.dumps({"out": str(out), "fetched": fetched}))
+    else:
+        _say(
+            f"{len(fetched)} of {len(files)} files were fetched, the others were there; next: "
+            f"cpprune shards build {arguments.kind} --source {out} --out DATASET"
+        )
+    return 0
 
 
 def _synth(arguments: argparse.Namespace) -> int:

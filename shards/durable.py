@@ -1,8 +1,13 @@
 """Files that are there whole or not at all, whatever happens in between."""
 
+import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from shards.errors import InputError
 
 
 def temporary_name(name: str) -> str:
@@ -31,3 +36,18 @@ def sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+@contextmanager
+def locked(file: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Holds a lock file while the block runs.
+
+    Raises:
+        InputError: another process holds it; the message is `busy`.
+    """
+    with file.open("w+") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(busy) from error
+        yield

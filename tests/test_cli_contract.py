@@ -25,6 +25,8 @@ PARAMETERS = {
     "mnist_big": 131_316,
     "mnist_prune": 131_316,
     "mnist_small": 47_028,
+    "own": 131_316,
+    "own_prune": 131_316,
     "progressive": 131_316,
     "prune": 131_316,
     "prune_plateau": 131_316,
@@ -235,35 +237,7 @@ def test_help_of_training_names_every_key_and_says_what_it_is(cli):
     assert "part of the channels to cut" in text
 
 
-# --- doctor, import -----------------------------------------------------------------------------------
-
-
-def test_doctor(cli):
-    outcome = cli("doctor", "--json")
-    assert outcome.status == (1 if outcome.json["problems"] else 0)
-    assert outcome.json["packages"]["torch"] == version("torch")
-    assert outcome.json["gpus"] == [
-        torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-    ]
-    text = cli("doctor").out
-    assert version("accelerate") in text
-    assert all(problem in text for problem in outcome.json["problems"])
-
-
-def test_doctor_names_what_is_missing_and_how_to_get_it(cli, monkeypatch):
-    from importlib.metadata import PackageNotFoundError
-
-    from cpprune.commands import doctor
-
-    def without_soxr(package):
-        if package == "soxr":
-            raise PackageNotFoundError(package)
-        return version(package)
-
-    monkeypatch.setattr(doctor, "version", without_soxr)
-    outcome = cli("doctor", "--json")
-    assert outcome.status == 1
-    assert "soxr is not installed: pip install soxr" in outcome.json["problems"]
+# --- import -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -96,6 +96,35 @@ def test_predictions_are_those_of_the_model_on_the_recordings(evaluated, tiny_ru
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+def test_files_without_labels_give_the_same_predictions(
+    evaluated, cli, tiny_run, scenes_source, tmp_path, monkeypatch
+):
+    """What a challenge hands out: a folder of clips, no lists."""
+    _, rows, _ = evaluated
+    (tmp_path / "audio").mkdir()
+    for row in rows[:12]:
+        (tmp_path / row["filename"]).symlink_to(scenes_source / row["filename"])
+    (tmp_path / "audio/README.md").touch()
+    monkeypatch.chdir(tmp_path)
+    outcome = cli("predict", tiny_run / "model", "audio", "--predictions", "output.csv")
+    assert outcome.status == 0
+    assert len(outcome.out.splitlines()) == 12
+    found = read_tsv(tmp_path / "output.csv")
+    expected = sorted(rows[:12], key=lambda row: row["filename"])
+    assert [list(row) for row in found] == [list(row) for row in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        for name, value in theirs.items():
+            if name in ("filename", "scene_label"):
+                assert mine[name] == value
+            else:
+                assert float(mine[name]) == pytest.approx(float(value), abs=2e-6)
+
+
+def test_a_folder_without_recordings(refused, tiny_run, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    refused("predict", tiny_run / "model", tmp_path, names=[tmp_path, "no audio files"])
+
+
 def test_figures_follow_from_the_predictions(evaluated, truth):
     report, rows, _ = evaluated
     accuracy, log_loss = measure(rows, truth)

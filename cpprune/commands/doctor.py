@@ -1,4 +1,4 @@
-"""`cpprune doctor`: what this machine has, and what would fail on it."""
+"""`cpprune doctor`: what this machine has, what would fail on it, and what helps."""
 
 from __future__ import annotations
 
@@ -6,119 +6,83 @@ import json
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from dataclasses import asdict
 from typing import Any
 
+from cpprune.commands import checks
 from cpprune.commands.arguments import OneLineParser
-
-REQUIRED = (
-    "torch",
-    "torchaudio",
-    "torch-pruning",
-    "accelerate",
-    "webdataset",
-    "jsonargparse",
-    "safetensors",
-    "soundfile",
-    "soxr",
-    "numpy",
-    "pyarrow",
-    "torchinfo",
-    "torchmetrics",
-    "rich",
-)
-# extra → (module to look for, what it is for)
-EXTRAS = {
-    "dali": ("nvidia.dali", "DALI front end"),
-    "deepspeed": ("deepspeed", "DeepSpeed ZeRO"),
-    "wandb": ("wandb", "tracking with Weights & Biases"),
-    "sweep": ("optuna", "sweeps"),
-    "export": ("onnx", "export to ONNX"),
-    "report": ("matplotlib", "plots"),
-}
+from cpprune.commands.checks import Finding
 
 
 def doctor(argv: list[str]) -> int:
-    """Print what there is; exit status 1 when something needed would fail."""
+    """Print what there is; exit status 1 when something that training needs would fail."""
     parser = OneLineParser(
-        "cpprune doctor", description="What this machine has, what would fail, and how to mend it."
+        "cpprune doctor",
+        description="What this machine has, what would fail, and what helps. Exit status: 1 if "
+        "something that training needs is broken (a problem), else 0.",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="import the optional packages too (slow)"
     )
     arguments = parser.parse_args(argv)
-    found = examine()
+    found = examine(optional=arguments.all)
     if arguments.json:
         print(json.dumps(found))
     else:
-        _print(found)
+        print("\n".join(lines(found)))
     return 1 if found["problems"] else 0
 
 
-def examine() -> dict[str, Any]:
-    """Return machine, packages, extras, gpus and problems (what fails, and the remedy)."""
-    problems = []
-    packages = {name: _version(name) for name in REQUIRED}
-    problems += [
-        f"{name} is not installed: pip install {name}" for name, v in packages.items() if v is None
+def examine(*, optional: bool = False) -> dict[str, Any]:
+    """Return machine, packages, extras, gpus, and the findings; `optional`: import the extras too."""
+    needed = checks.requirements()
+    names = [name for name in needed if name not in checks.NOT_IMPORTED]
+    needed_modules = checks.modules_of(names)
+    others = [name for extra in checks.EXTRAS for name in checks.requirements(extra)]
+    optional_modules = checks.modules_of(others) if optional else []
+    answers = checks.probe(["torch", "gpus", *needed_modules, *optional_modules])
+    gpus = answers.pop("gpus")
+    tried = {name: answers.pop(name) for name in optional_modules}
+    findings = [
+        *checks.check_machine(),
+        *checks.check_versions(needed),
+        *checks.check_imports(answers, "problem"),
+        *([] if answers["torch"]["error"] else checks.check_gpus(gpus, os.environ)),
+        *checks.check_launcher(os.environ),
+        *checks.check_slurm(os.environ),
+        *checks.check_compilers(),
+        *checks.check_extras(tried),
     ]
-    gpus: list[str] = []
-    try:
-        import torch
+    return _report(findings, gpus["found"], needed)
 
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        import torchaudio  # noqa: F401 - refuses a torch built for another CUDA when imported
-    except (ImportError, OSError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        problems.append(
-            f"torch and torchaudio do not work together ({first}): pip install 'torch>=2.11,<2.15' "
-            "'torchaudio>=2.11,<2.12', both from the same index"
-        )
-    if not gpus and shutil.which("nvidia-smi"):
-        problems.append("there is a GPU driver, but torch sees no GPU: install torch with CUDA")
-    free = shutil.disk_usage(".").free
-    if free < 2**30:
-        problems.append(f"only {free / 2**20:.0f} MiB are free in this folder: make room")
+
+def _report(
+    findings: list[Finding], torch: dict[str, Any] | None, needed: dict[str, str]
+) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "free_disk_bytes": free,
-        "gpus": gpus,
-        "packages": packages,
-        "extras": {name: _importable(module) for name, (module, _) in EXTRAS.items()},
-        "problems": problems,
+        "cores": checks.cpu_cores(),
+        "memory_bytes": checks.memory_bytes(),
+        "free_disk_bytes": shutil.disk_usage(".").free,
+        "cuda": torch["cuda"] if torch else None,
+        "gpus": [gpu["name"] for gpu in torch["gpus"]] if torch else [],
+        "packages": {name: checks.installed(name) for name in needed},
+        "extras": {
+            extra: all(checks.installed(name) for name in checks.requirements(extra))
+            for extra in checks.EXTRAS
+        },
+        "findings": [asdict(finding) for finding in findings],
+        "warnings": [str(finding) for finding in findings if finding.state == "warning"],
+        "problems": [str(finding) for finding in findings if finding.state == "problem"],
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _print(found: dict[str, Any]) -> None:
-    print(f"Python {found['python']} on {found['platform']}")
-    print(
-        f"{found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB of memory, "
-        f"{found['free_disk_bytes'] / 2**30:.0f} GiB free here"
-    )
-    print("GPUs: " + (", ".join(found["gpus"]) or "none; training runs on the CPU"))
-    print(
-        "packages: "
-        + ", ".join(f"{name} {v or 'missing'}" for name, v in found["packages"].items())
-    )
-    for name, there in found["extras"].items():
-        purpose = EXTRAS[name][1]
-        print(f"  [{name}] {purpose}: " + ("there" if there else f"pip install 'cpprune[{name}]'"))
-    for problem in found["problems"]:
-        print(f"problem: {problem}")
-    if not found["problems"]:
-        print("nothing here would fail")
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the findings as lines, and what they come to."""
+    findings = [Finding(**finding) for finding in found["findings"]]
+    shown = [f"{finding.state:<8} {finding}" for finding in findings]
+    problems, warnings = len(found["problems"]), len(found["warnings"])
+    if problems:
+        return [*shown, f"{problems} problem(s): training would fail here"]
+    return [*shown, f"training works here ({warnings} warning(s))"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from shards.errors import InputError
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
+PREDICTIONS_HELP = (
+    "also write them to this file, in DCASE's form: filename, scene_label, probabilities"
+)
 
 
 def evaluate(argv: list[str]) -> int:
@@ -20,9 +25,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
     parser.add_argument("--data", required=True, help="dataset folder, or its URL")
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
-    parser.add_argument(
-        "--predictions", type=Path, help="also write them to this file, in DCASE's form"
-    )
+    parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
     arguments = parser.parse_args(argv)
 
     from cpprune import artifact, distributed
@@ -84,16 +87,22 @@ def predict(argv: list[str]) -> int:
         "into clips, whose probabilities are averaged.",
     )
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="audio files")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="audio files, or folders of them"
+    )
+    parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
     arguments = parser.parse_args(argv)
 
+    import numpy as np
+
     from cpprune import artifact
-    from cpprune.evaluation import predict_file
+    from cpprune.evaluation import predict_file, write_submission
 
     model = artifact.load(arguments.model)
-    results = []
-    for path in arguments.files:
+    results, rows = [], []
+    for path in _audio_files(arguments.files):
         probabilities, clips = predict_file(model, path)
+        rows.append(probabilities)
         ranking = probabilities.argsort()[::-1]
         results.append(
             {
@@ -106,9 +115,26 @@ def predict(argv: list[str]) -> int:
         if not arguments.json:
             top = ", ".join(f"{model.classes[k]} {probabilities[k]:.1%}" for k in ranking[:3])
             print(f"{path}: {top}")
+    if arguments.predictions:
+        names = [result["file"] for result in results]
+        write_submission(arguments.predictions, names, model.classes, np.log(rows))
     if arguments.json:
         print(json.dumps({"predictions": results}))
     return 0
+
+
+def _audio_files(paths: list[Path]) -> Iterator[Path]:
+    """Yield the files, and those of the folders, in the order in which they were given."""
+    from shards.sources.folder import audio_files, endings
+
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        files, _ = audio_files(path, endings())
+        if not files:
+            raise InputError(f"{path} has no audio files")
+        yield from files
 
 
 def info(argv: list[str]) -> int:

@@ -41,7 +41,7 @@ def read(root: Path) -> Source:
     for split, folder in parts.items():
         ignored += sum(not path.is_dir() for path in folder.iterdir()) if split else 0
         for name in _folders(folder):
-            files, others = _files(folder / name, known)
+            files, others = audio_files(folder / name, known)
             ignored += others
             if not files:
                 raise InputError(
@@ -68,7 +68,8 @@ def _folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
+def audio_files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
+    """Returns the files at any depth whose ending is one of `known`, and the number of the others."""
     found: list[Path] = []
     others = 0
     for place, folders, names in os.walk(folder):

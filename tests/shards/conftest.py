@@ -1,11 +1,12 @@
 """Small datasets, made once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from web_server import Server, serving
 
 from shards.build import build_dataset
 from shards.plan import BuildOptions
@@ -33,3 +34,12 @@ def make_audio() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A web server on this machine, and no pauses between tries."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("shards.web_file.PAUSES", (0.0, 0.0))
+    with serving() as started:
+        yield started
