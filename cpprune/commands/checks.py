@@ -43,7 +43,6 @@ EXTRAS = {
     "wandb": "tracking with Weights & Biases",
     "tensorboard": "tracking with TensorBoard",
     "sweep": "sweeps with Optuna",
-    "export": "export to ONNX",
     "remote": "datasets behind s3://, gs:// and https://",
     "report": "plots and tests",
 }
