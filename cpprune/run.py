@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import resource
 import shutil
 import socket
 import sys
@@ -205,7 +206,7 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
         if fresh and folder.is_dir():
             for name in ("checkpoints", "model", "model_last", "plans", "ids"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "result.json"):
+            for name in ("metrics.jsonl", "result.json", "report.html"):
                 (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if config.prune.prunes:
@@ -232,6 +233,13 @@ def write_result(folder: Path) -> dict[str, Any]:
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held so far: of the GPU's, else of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
 
 
 def environment() -> dict[str, Any]:

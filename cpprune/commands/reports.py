@@ -1,0 +1,47 @@
+"""`cpprune report` and `cpprune compare`: pages about runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from cpprune.commands.arguments import OneLineParser
+from shards.errors import InputError
+
+
+def report(argv: list[str]) -> int:
+    """Write the reports of runs."""
+    parser = OneLineParser(
+        "cpprune report",
+        description="A page of all there is to know of a run, made from its folder: one file that opens "
+        "without a network. Every finished run has one already, RUN/report.html.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--data", help="dataset to measure on (default: that of the run)")
+    parser.add_argument("--split", default="val", help="train, val or test (default: val)")
+    parser.add_argument(
+        "--mistakes", type=int, default=6, help="clips to show; 0 puts none into the page (6)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="one page for all (default: report.html in each run's folder)"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.mistakes < 0:
+        raise InputError(f"--mistakes {arguments.mistakes}: must not be negative")
+
+    from cpprune.report.run_report import write_report
+
+    pages = write_report(
+        arguments.runs,
+        arguments.out,
+        data=arguments.data,
+        split=arguments.split,
+        mistakes=arguments.mistakes,
+    )
+    if arguments.json:
+        print(json.dumps({"pages": [str(path) for path in pages]}))
+    else:
+        for path in pages:
+            print(f"report: {path}", file=sys.stderr)
+    return 0
