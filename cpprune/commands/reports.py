@@ -45,3 +45,37 @@ def report(argv: list[str]) -> int:
         for path in pages:
             print(f"report: {path}", file=sys.stderr)
     return 0
+
+
+def compare(argv: list[str]) -> int:
+    """Show runs side by side."""
+    parser = OneLineParser(
+        "cpprune compare",
+        description="Runs side by side: accuracy against parameters and MACs. Runs that differ only in "
+        "the seed are one group: mean and deviation, and paired tests between groups.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument(
+        "--split", default="val", help="train, val or test; val needs no data (default: val)"
+    )
+    parser.add_argument("--data", help="dataset to measure on (default: that of each run)")
+    parser.add_argument(
+        "--reference", action="store_true", help="show also what the seed project reports"
+    )
+    parser.add_argument("--out", type=Path, help="also write a page with plots to this file")
+    arguments = parser.parse_args(argv)
+
+    from cpprune.report.compare_page import comparison_document, terminal_table
+    from cpprune.report.comparison import compare_runs, reference
+    from cpprune.report.page import render, write_page
+
+    found = compare_runs(arguments.runs, split=arguments.split, data=arguments.data)
+    if arguments.reference:
+        found["reference"] = reference()
+        found["notes"].append(found["reference"]["note"])
+    if arguments.out:
+        document = comparison_document(found)
+        write_page(arguments.out, render(document.title, [document]))
+        print(f"comparison: {arguments.out}", file=sys.stderr)
+    print(json.dumps(found) if arguments.json else terminal_table(found))
+    return 0

@@ -66,7 +66,7 @@ def layer_table(run: Run, stages: Stages) -> Table:
     if before is None:
         head = ["layer", "channels", "parameters", "MACs"]
         rows = [[Cell(name), *map(count, costs)] for name, costs in after.items()]
-        return Table("Layers, without normalisation", head, rows)
+        return Table("Layers, without normalisation and classifier", head, rows)
     head = ["layer"]
     for what in ("channels", "parameters", "MACs"):
         head += [f"{what} before", "after"]
@@ -75,7 +75,9 @@ def layer_table(run: Run, stages: Stages) -> Table:
         for name, costs in after.items()
     ]
     return Table(
-        "Layers before the first and after the last cut, without normalisation", head, rows
+        "Layers before the first and after the last cut, without normalisation and classifier",
+        head,
+        rows,
     )
 
 
@@ -98,9 +100,9 @@ def limits_section(run: Run) -> Section:
         return Section(title, [Text("There is no model yet, so there is nothing to count.")])
     cost = complexity(run.model.network, run.model.input_shape)
     limits = cost["limits"]
-    rows = [_limit("DCASE", "MACs", cost["macs"], limits["macs"]["limit"])]
+    rows = [_limit("DCASE: MACs", cost["macs"], limits["macs"]["limit"])]
     rows += [
-        _limit("DCASE", f"bytes as {dtype}", size, limits["bytes"]["limit"])
+        _limit(f"DCASE: bytes as {dtype}", size, limits["bytes"]["limit"])
         for dtype, size in cost["bytes"].items()
     ]
     rows += _budget(run, cost)
@@ -110,16 +112,16 @@ def limits_section(run: Run) -> Section:
         ("MACs of one clip", f"{cost['macs']:,}"),
         ("receptive field", f"{field['mel_bins']} rows × {field['frames']} columns"),
     ]
-    head = ["limit", "of", "value", "at most", "verdict"]
+    head = ["limit", "value", "at most", "verdict"]
     note = (
         "DCASE's limits are those of task 1 in 2024 and 2025; one dtype has to meet that of bytes"
     )
     return Section(title, [Facts(facts), Table(note, head, rows)])
 
 
-def _limit(whose: str, what: str, value: float, bound: float) -> Sequence[Cell]:
+def _limit(what: str, value: float, bound: float) -> Sequence[Cell]:
     verdict = "met" if value <= bound else "not met"
-    return [Cell(whose), Cell(what), count(value), count(bound), Cell(verdict)]
+    return [Cell(what), count(value), count(bound), Cell(verdict)]
 
 
 def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
@@ -132,7 +134,7 @@ def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
         raise InputError(str(error)) from None
     values = {"params": cost["parameters"], "macs": cost["macs"]}
     return [
-        _limit("prune.budget", limit.text, values[limit.quantity], limit.bound)
+        _limit(f"prune.budget: {limit.text}", values[limit.quantity], limit.bound)
         for limit in limits
         if limit.quantity in values  # a latency is that of the machine it was measured on
     ]
