@@ -211,7 +211,10 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if config.prune.prunes:
             (folder / "plans").mkdir(exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        tree = config.to_dict()
+        if config.init is not None:  # that model carries its network and front end with it
+            del tree["model"], tree["features"]
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise InputError(

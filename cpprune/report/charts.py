@@ -13,6 +13,7 @@ from markupsafe import Markup
 from cpprune.report.svg import CHARACTER, WIDTH, Scale, around, figure, frame, in_words, tag
 
 HEIGHT = 230
+LABEL = (14, 11)  # room for the letters of a point
 MOST_DOTS = 60
 MOST_COUNTS = 20  # classes beyond which a confusion matrix has no numbers in its cells
 
@@ -251,10 +252,17 @@ def pareto(label: str, x_title: str, y_title: str, points: Sequence[Point]) -> M
     if front:
         path.append(f"{x.end:.1f},{y(front[-1][1]):.1f}")
     parts.append(tag("polyline", points=" ".join(path), class_="front"))
-    return figure(label, HEIGHT, [*parts, *(_point(x, y, point) for point in points)])
+    taken: list[tuple[float, float]] = []
+    for point in points:
+        side, low = x(point.cost) + 8, y(point.value) - 6
+        while any(abs(side - a) < LABEL[0] and abs(low - b) < LABEL[1] for a, b in taken):
+            low += 1
+        taken.append((side, low))
+        parts.append(_point(x, y, point, (side, low)))
+    return figure(label, HEIGHT, parts)
 
 
-def _point(x: Scale, y: Scale, point: Point) -> Markup:
+def _point(x: Scale, y: Scale, point: Point, label: tuple[float, float]) -> Markup:
     at, height = x(point.cost), y(point.value)
     kind = "reported" if point.reported else ("on" if point.front else "off")
     tip = f"{point.name}: {point.value:.4f} at {point.cost:,.0f}"
@@ -269,7 +277,7 @@ def _point(x: Scale, y: Scale, point: Point) -> Markup:
         parts.append(tag("rect", class_=f"point {kind}", transform=turned, **square))
     else:
         parts.append(tag("circle", cx=at, cy=height, r=5.5, class_=f"point {kind}"))
-    parts.append(tag("text", point.mark, x=at + 8, y=height - 6, class_="mark"))
+    parts.append(tag("text", point.mark, x=label[0], y=label[1], class_="mark"))
     return tag("g", *parts, tip=tip)
 
 

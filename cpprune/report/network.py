@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cpprune.complexity import complexity, layer_costs
@@ -16,12 +17,28 @@ from shards.errors import InputError
 Stages = list[tuple[str, dict[str, int]]]
 
 
-def network_section(run: Run) -> Section:
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs: in all, as `complexity` has it, and by layer, as `layer_costs` has it."""
+
+    total: dict[str, Any]
+    layers: dict[str, tuple[int, int, int]]
+
+
+def model_costs(run: Run) -> Costs | None:
+    """Count what a run's model costs; None without a model."""
+    if run.model is None:
+        return None
+    network, shape = run.model.network, run.model.input_shape
+    return Costs(complexity(network, shape), layer_costs(network, shape))
+
+
+def network_section(run: Run, costs: Costs | None) -> Section:
     """Return the widths before and after each cut, and parameters and MACs of every layer."""
     title = "Network"
-    if run.model is None:
+    if run.model is None or costs is None:
         return Section(title, [Text("There is no model yet, so there is no network to show.")])
-    stages = width_stages(run)
+    stages = width_stages(run, costs)
     cuts = [
         f"{cut['parameters_before']:,} → {cut['parameters']:,} parameters at the beginning of epoch "
         f"{cut['epoch'] + 1} (criterion {cut.get('criterion')})"
@@ -39,16 +56,14 @@ def network_section(run: Run) -> Section:
         [
             Text(f"{run.model.family} for inputs of {shape}. {text}"),
             Figure(charts.widths(stages), caption),
-            layer_table(run, stages),
+            layer_table(run, costs, stages),
         ],
     )
 
 
-def width_stages(run: Run) -> Stages:
+def width_stages(run: Run, costs: Costs) -> Stages:
     """Return the widths before the first cut and after each; of the model alone without cuts."""
-    assert run.model is not None
-    final = layer_costs(run.model.network, run.model.input_shape)
-    now = {name: width for name, (width, _, _) in final.items()}
+    now = {name: width for name, (width, _, _) in costs.layers.items()}
     pruning = run.about.get("pruning") or {}
     original = pruning.get("original_widths")
     if not run.cuts or not original:
@@ -58,21 +73,20 @@ def width_stages(run: Run) -> Stages:
     return [(name, {layer: widths.get(layer, 0) for layer in now}) for name, widths in stages]
 
 
-def layer_table(run: Run, stages: Stages) -> Table:
+def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
     """Return width, parameters and MACs of every layer, before and after where both are known."""
-    assert run.model is not None
-    after = layer_costs(run.model.network, run.model.input_shape)
+    after = costs.layers
     before = _costs_before(run, stages)
     if before is None:
         head = ["layer", "channels", "parameters", "MACs"]
-        rows = [[Cell(name), *map(count, costs)] for name, costs in after.items()]
+        rows = [[Cell(name), *map(count, own)] for name, own in after.items()]
         return Table("Layers, without normalisation and classifier", head, rows)
     head = ["layer"]
     for what in ("channels", "parameters", "MACs"):
         head += [f"{what} before", "after"]
     rows = [
-        [Cell(name), *(count(n) for pair in zip(before[name], costs, strict=True) for n in pair)]
-        for name, costs in after.items()
+        [Cell(name), *(count(n) for pair in zip(before[name], own, strict=True) for n in pair)]
+        for name, own in after.items()
     ]
     return Table(
         "Layers before the first and after the last cut, without normalisation and classifier",
@@ -93,12 +107,12 @@ def _costs_before(run: Run, stages: Stages) -> dict[str, tuple[int, int, int]] |
     return costs if same else None
 
 
-def limits_section(run: Run) -> Section:
+def limits_section(run: Run, costs: Costs | None) -> Section:
     """Return which of DCASE's limits, and of the run's own budget, the model meets."""
     title = "Size and limits"
-    if run.model is None:
+    if costs is None:
         return Section(title, [Text("There is no model yet, so there is nothing to count.")])
-    cost = complexity(run.model.network, run.model.input_shape)
+    cost = costs.total
     limits = cost["limits"]
     rows = [_limit("DCASE: MACs", cost["macs"], limits["macs"]["limit"])]
     rows += [

