@@ -49,11 +49,11 @@ def report_document(
 def _subtitle(run: Run) -> str:
     if run.model is None:
         return "A run of cpprune without a model yet."
-    state = "finished" if run.result else "unfinished"
+    state = "A finished" if run.result else "An unfinished"
     how = "fine-tuned" if run.settings.get("init") else "trained from fresh weights"
     cuts = f", pruned {times(len(run.cuts))}" if run.cuts else ""
     return (
-        f"A {state} run of cpprune: {run.model.family} for {len(run.model.classes)} classes, "
+        f"{state} run of cpprune: {run.model.family} for {len(run.model.classes)} classes, "
         f"{how}{cuts}."
     )
 
