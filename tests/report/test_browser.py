@@ -172,7 +172,8 @@ def test_tooltips(opened: Callable[..., Any], pruned_run: Path) -> None:
     inside = "const b = arguments[0].getBoundingClientRect(); return [b.left, b.right, innerWidth]"
     left, right, width = browser.execute_script(inside, tip)
     assert 0 <= left < right <= width
-    ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h2")).perform()
+    beside = band.find_element(By.XPATH, "ancestor::figure/figcaption")  # in sight: no scrolling
+    ActionChains(browser).move_to_element(beside).perform()
     assert not tip.is_displayed()
     assert browser.find_elements(By.CSS_SELECTOR, "svg title") == [], "one tooltip, not two"
 
