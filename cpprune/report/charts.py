@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from cpprune.report.svg import CHARACTER, WIDTH, Scale, around, figure, frame, in_words, tag
 
-HEIGHT = 230
+HEIGHT = 240
 LABEL = (14, 11)  # room for the letters of a point
 MOST_DOTS = 60
 MOST_COUNTS = 20  # classes beyond which a confusion matrix has no numbers in its cells
@@ -48,7 +48,7 @@ def curves(
         zero: let the values' axis begin at zero.
     """
     x = Scale(min(epochs) - 0.5, max(epochs) + 0.5, 46, WIDTH - 8)
-    y = Scale(*around((v for line in series for v in line.values), zero), HEIGHT - 36, 40)
+    y = Scale(*around((v for line in series for v in line.values), zero), HEIGHT - 36, 52)
     x_ticks = [(n, f"{n:g}") for n in x.ticks(8, whole=True)]
     parts = frame(x, y, "epoch", y_title, x_ticks, [(v, in_words(v)) for v in y.ticks()])
     for cut in cuts:
@@ -175,30 +175,28 @@ def reliability(found: Mapping[str, Any]) -> Markup:
 
 
 def widths(stages: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
-    """Draw the width of every layer, one bar inside the other for every cut.
+    """Draw the width of every layer: a bar within that of the beginning, a line for each cut between.
 
     Args:
         stages: what each is, such as "before epoch 3", with the width of every layer.
     """
-    layers = list(stages[0][1])
+    (_, first), *_ = stages
+    steps = [widths for _, widths in stages[1:]] or [first]
+    layers = list(first)
     height = 18
     margin = min(10 + CHARACTER * max(map(len, layers)), 170.0)
     numbers = [" → ".join(str(stage[layer]) for stage in _steps(stages)) for layer in layers]
     room = 8 + CHARACTER * max(map(len, numbers))
-    x = Scale(0, max(stages[0][1].values()), margin, max(WIDTH - room, margin + 60))
+    x = Scale(0, max(first.values()), margin, max(WIDTH - room, margin + 60))
     parts = [tag("text", "channels of each layer", x=0, y=12, class_="label")]
     for row, layer in enumerate(layers):
         top = 22 + row * height
-        bars = [
-            tag(
-                "rect",
-                x=margin,
-                y=top,
-                width=x(stage[layer]) - margin,
-                height=height - 5,
-                class_="whole" if place == 0 and len(stages) > 1 else "rest",
-            )
-            for place, (_, stage) in enumerate(stages)
+        tall: dict[str, Any] = {"y": top, "height": height - 5}
+        before, *between, after = (x(widths[layer]) for widths in (first, *steps))
+        bars = [tag("rect", x=margin, width=before - margin, class_="whole", **tall)]
+        bars.append(tag("rect", x=margin, width=after - margin, class_="bar", **tall))
+        bars += [
+            tag("line", x1=at, x2=at, y1=top, y2=top + height - 5, class_="axis") for at in between
         ]
         tip = f"{layer}: " + ", ".join(f"{stage[layer]} {name}" for name, stage in stages)
         text = _shortened(layer, margin)

@@ -45,17 +45,15 @@ def network_section(run: Run, costs: Costs | None) -> Section:
         for cut in run.cuts
     ]
     text = f"Pruned {times(len(cuts))}: {'; '.join(cuts)}." if cuts else "The run cut nothing."
-    caption = (
-        "Channels of each layer: the whole bar before the first cut, the darkest after the last."
-    )
-    if len(stages) == 1:
-        caption = "Channels of each layer."
+    caption = "Channels of each layer"
+    if len(stages) > 1:
+        caption += "; grey: cut" + "; lines: after the cuts before the last" * (len(stages) > 2)
     shape = " × ".join(map(str, run.model.input_shape))
     return Section(
         title,
         [
             Text(f"{run.model.family} for inputs of {shape}. {text}"),
-            Figure(charts.widths(stages), caption),
+            Figure(charts.widths(stages), f"{caption}."),
             layer_table(run, costs, stages),
         ],
     )
@@ -126,7 +124,7 @@ def limits_section(run: Run, costs: Costs | None) -> Section:
         ("MACs of one clip", f"{cost['macs']:,}"),
         ("receptive field", f"{field['mel_bins']} rows × {field['frames']} columns"),
     ]
-    head = ["limit", "value", "at most", "verdict"]
+    head = ["limit", "verdict", "value", "at most"]
     note = (
         "DCASE's limits are those of task 1 in 2024 and 2025; one dtype has to meet that of bytes"
     )
@@ -135,7 +133,7 @@ def limits_section(run: Run, costs: Costs | None) -> Section:
 
 def _limit(what: str, value: float, bound: float) -> Sequence[Cell]:
     verdict = "met" if value <= bound else "not met"
-    return [Cell(what), count(value), count(bound), Cell(verdict)]
+    return [Cell(what), Cell(verdict), count(value), count(bound)]
 
 
 def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
