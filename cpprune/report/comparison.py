@@ -17,7 +17,7 @@ import yaml
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import FREE_KEYS, flatten
 from cpprune.report.measured import measure
-from cpprune.report.runs import Run, read_run
+from cpprune.report.runs import Run, read_mapping, read_run
 from cpprune.seeds import holm, paired_test, spread
 from shards.errors import InputError
 
@@ -108,8 +108,8 @@ def _entries(
     entries = []
     for run in runs:
         label = Path(os.path.relpath(run.folder.resolve(), root)).as_posix()
-        if run.result is None or run.model is None:
-            notes.append(f"{label} is left out: it is no finished run with a model.")
+        if run.result is None or run.model is None or not run.settings:
+            notes.append(f"{label} is left out: it is no finished run with settings and a model.")
             continue
         figures: dict[str, Any] = run.model.about["metrics"]["val"]
         if split != "val" or data is not None:
@@ -134,7 +134,7 @@ def _made_with(settings: dict[str, Any], seen: set[str]) -> dict[str, Any]:
     init = settings.get("init")
     config = Path(init).parent / "config.yaml" if init else None
     if config is not None and config.is_file() and str(config) not in seen:
-        tree = yaml.safe_load(config.read_text())
+        tree = read_mapping(config, yaml.safe_load, [])
         kept["init"] = _made_with(flatten(tree), seen | {str(config)})
     return kept
 

@@ -68,21 +68,24 @@ def read_run(folder: Path) -> Run:
             "wrote, such as runs/NAME"
         )
     notes: list[str] = []
-    settings = _mapping(folder / "config.yaml", yaml.safe_load, notes)
-    environment = _mapping(folder / "environment.json", json.loads, notes)
+    settings = read_mapping(folder / "config.yaml", yaml.safe_load, notes)
+    environment = read_mapping(folder / "environment.json", json.loads, notes)
     epochs, cuts, skipped = _metrics(folder / "metrics.jsonl", notes)
     result = None
     if (folder / "result.json").is_file():
-        result = _mapping(folder / "result.json", json.loads, notes) or None
+        result = read_mapping(folder / "result.json", json.loads, notes) or None
     else:
         planned = flatten(settings).get("train.epochs", "?")
         notes.append(
             f"The run is not finished: {len(epochs)} of {planned} epochs are done; what is shown is as "
             "far as it came."
         )
-    model = None
+    model: Model | None = None
     try:
-        model = artifact.load(folder / "model")
+        found = artifact.load(folder / "model")
+        if not {"provenance", "metrics"} <= found.about.keys():
+            raise InputError(f"{folder / 'model'} is not what a run wrote")
+        model = found
     except InputError as error:
         notes.append(f"There is no model to show: {error}.")
     return Run(
@@ -103,7 +106,14 @@ def times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def _mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
+def read_mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
+    """Read a file that holds names and values; one that does not is empty, and noted.
+
+    Args:
+        path: of the file.
+        parse: its text → what it holds, or ValueError or YAMLError.
+        notes: gets a sentence where the file is damaged.
+    """
     try:
         found = parse(path.read_text())
     except OSError as error:

@@ -99,9 +99,17 @@ def test_runs_that_are_left_out(
     found = cli("compare", *seeds, twin, stopped_run, "--json").json
     assert [len(group["runs"]) for group in found["groups"]] == [3, 3]
     unfinished, same = found["notes"]
-    assert "left out: it is no finished run with a model" in unfinished
+    assert "left out: it is no finished run with settings and a model" in unfinished
     assert "left out: it has the settings and the seed of" in same
     refused("compare", stopped_run, names=["no finished run", "left out"])
+    (twin / "config.yaml").write_text("{[")
+    refused("compare", twin, names=["no finished run", "settings"])
+
+
+def test_seeds_of_a_run_whose_settings_are_lost(cli: Any, seeds: list[Path]) -> None:
+    (seeds[0] / "config.yaml").write_text("{[")
+    groups = cli("compare", *seeds[1::2], "--json").json["groups"]
+    assert [group["seeds"] for group in groups] == [[1, 2], [0]]
 
 
 def test_figures_of_another_split(

@@ -74,6 +74,14 @@ def test_a_damaged_file(run: Path, page_of: Pages, name: str) -> None:
     assert f"{name} is damaged and left out." in page_of(run).text
 
 
+def test_a_model_that_no_run_wrote(run: Path, page_of: Pages) -> None:
+    path = run / "model/model.json"
+    description = json.loads(path.read_text())
+    del description["provenance"]
+    path.write_text(json.dumps(description))
+    assert "There is no model to show: " in page_of(run).text
+
+
 def test_without_the_data(run: Path, tiny_run: Path, copied: Any, page_of: Pages) -> None:
     lost = copied(tiny_run, "lost", {"data.path": "no/such/data"})
     page = page_of(lost)
