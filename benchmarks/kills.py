@@ -35,7 +35,7 @@ SETTINGS = [
     *("--prune.ratio", "0.5", "--prune.steps", "2", "--prune.start_epoch", "1"),
     *("--prune.sparsity", "growing", "--train.ema_decay", "0.9", "--train.checkpoint_steps", "1"),
 ]
-TIMES = {"seconds", "clips_per_second"}
+TIMES = {"seconds", "clips_per_second", "memory_bytes"}
 
 
 def free_port() -> int:

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cpprune.commands.seeds:summarise",
         "evaluations of several seeds → mean and deviation",
     ),
+    "report": ("cpprune.commands.reports:report", "a page of all there is to know of a run"),
+    "compare": ("cpprune.commands.reports:compare", "runs side by side: table, tests, plots"),
     "predict": ("cpprune.commands.models:predict", "name the scene of audio files"),
     "info": ("cpprune.commands.models:info", "parameters, MACs, bytes, receptive field, limits"),
     "sensitivity": (

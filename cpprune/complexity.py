@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cpprune.models.resize import layer_widths
+
 BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 DCASE_MAX_BYTES = 128_000
 DCASE_MAX_MACS = 30_000_000
@@ -64,6 +66,22 @@ def macs_per_parameter(network: nn.Module, input_shape: Sequence[int]) -> dict[s
             for name in own:
                 factors[f"{prefix}.{name}" if prefix else name] += layer.macs / entries
     return factors
+
+
+def layer_costs(network: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+    """Return width, parameters and macs of every convolution and linear layer by its name.
+
+    Args:
+        network: any module; it is not changed.
+        input_shape: shape of one input, without the batch.
+    """
+    factors = macs_per_parameter(network, input_shape)
+    layers = {}
+    for name, width in layer_widths(network).items():
+        own = dict(network.get_submodule(name).named_parameters())
+        macs = sum(p.numel() * factors[f"{name}.{key}"] for key, p in own.items())
+        layers[name] = (width, sum(p.numel() for p in own.values()), round(macs))
+    return layers
 
 
 def receptive_field(network: nn.Module) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import resource
 import shutil
 import socket
 import sys
@@ -205,12 +206,16 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
         if fresh and folder.is_dir():
             for name in ("checkpoints", "model", "model_last", "plans", "ids"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "result.json"):
+            for name in ("metrics.jsonl", "result.json", "report.html"):
                 (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if config.prune.prunes:
             (folder / "plans").mkdir(exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        tree = config.to_dict()
+        if config.init is not None:  # that model carries its network and front end with it
+            del tree["model"]
+            tree["features"] = {"backend": config.features.backend}
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise InputError(
@@ -232,6 +237,13 @@ def write_result(folder: Path) -> dict[str, Any]:
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held so far: of the GPU's, else of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
 
 
 def environment() -> dict[str, Any]:

@@ -30,6 +30,7 @@ from cpprune.run import (
     cut_back_ids,
     find_checkpoint,
     identity,
+    peak_memory_bytes,
     provenance,
     write_result,
     write_start,
@@ -255,6 +256,7 @@ class Trainer:
             "best": best,
             "parameters": count_parameters(self.model.network),
             "clips_per_second": self.speed,
+            "memory_bytes": peak_memory_bytes(self.device),
             "seconds": time.monotonic() - self.started,
         }
         distributed.on_rank_0(lambda: self.journal.log(record), self.device)

@@ -5,11 +5,11 @@ import json
 import safetensors.torch
 import torch
 
-TIMES = {"seconds", "clips_per_second"}
+TIMES = {"seconds", "clips_per_second", "memory_bytes"}
 
 
 def metrics(run):
-    """Return the lines of metrics.jsonl, without what only the clock knows."""
+    """Return the lines of metrics.jsonl, without what the machine alone decides."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 

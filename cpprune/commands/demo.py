@@ -109,10 +109,12 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
     from cpprune.complexity import complexity
     from cpprune.data import open_checked
     from cpprune.evaluation import evaluate_model
+    from cpprune.report.run_report import report_after_training
     from cpprune.trainer import train
 
     print(f"\n{title}", file=sys.stderr)
     trained = train(config)
+    report_after_training(config.run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(trained["model"], device)
     report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.seeds import spread
 from shards.durable import replace_file
 from shards.errors import InputError
 
@@ -25,7 +25,7 @@ def summarise(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     reports = [read_report(path) for path in arguments.files]
-    figures = spread(reports)
+    figures = all_spreads(reports)
     text = json.dumps({"files": [str(path) for path in arguments.files], "figures": figures})
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,20 +57,15 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def spread(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return mean, sample standard deviation (None of a single report) and values of every figure.
+def all_spreads(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what `cpprune.seeds.spread` says of every figure.
 
     Figures are named as in `per_class.bus.accuracy`; lists, such as the confusion matrix, are left
     out, and so is what not all reports have.
     """
     flat = [_figures(report) for report in reports]
     names = [name for name in flat[0] if all(name in figures for figures in flat)]
-    found = {}
-    for name in names:
-        values = [figures[name] for figures in flat]
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        found[name] = {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
-    return found
+    return {name: spread([figures[name] for figures in flat]) for name in names}
 
 
 def _figures(tree: dict[str, Any], above: str = "") -> dict[str, float]:

@@ -53,7 +53,13 @@ def _run(parsed: ParsedRun) -> int:
     from cpprune.trainer import train as run_training
 
     result = run_training(parsed.config, parsed.given)
-    if parsed.switches["json"] and rank_of_environment() == 0:
+    if rank_of_environment() > 0:
+        return 0
+    if "stopped" not in result:
+        from cpprune.report.run_report import report_after_training
+
+        report_after_training(parsed.config.run)
+    if parsed.switches["json"]:
         print(json.dumps(result))
     return 0
 

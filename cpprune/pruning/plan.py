@@ -18,10 +18,9 @@ from cpprune.complexity import (
     count_macs,
     count_parameters,
     latency,
-    macs_per_parameter,
+    layer_costs,
 )
 from cpprune.distributed import fingerprint, structure
-from cpprune.models.resize import layer_widths
 from cpprune.pruning.budget import (
     Widths,
     allocate,
@@ -288,10 +287,10 @@ def preview(
     example = torch.zeros(1, *input_shape, device=next(twin.parameters()).device)
     with dependency_graph(twin, example) as graph:
         _, left_alone = examine(graph, twin)
-    before, layers_before = describe(twin, input_shape, measure), _layers(twin, input_shape)
+    before, layers_before = describe(twin, input_shape, measure), layer_costs(twin, input_shape)
     for plan in plans:
         apply_plan(twin, input_shape, plan)
-    layers_after = _layers(twin, input_shape)
+    layers_after = layer_costs(twin, input_shape)
     scores = {entry["layer"]: entry for entry in plans[-1]["groups"]} if plans else {}
     layers = []
     for name, (width, parameters, macs) in layers_before.items():
@@ -314,14 +313,3 @@ def preview(
         "layers": layers,
         "left_alone": left_alone,
     }
-
-
-def _layers(network: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
-    """Return width, parameters and macs of every convolution and linear layer by its name."""
-    factors = macs_per_parameter(network, input_shape)
-    layers = {}
-    for name, width in layer_widths(network).items():
-        own = dict(network.get_submodule(name).named_parameters())
-        macs = sum(p.numel() * factors[f"{name}.{key}"] for key, p in own.items())
-        layers[name] = (width, sum(p.numel() for p in own.values()), round(macs))
-    return layers

@@ -1,0 +1,1 @@
+"""Reports: pages that are one file, need no network, and are made from run folders alone."""

@@ -1,0 +1,152 @@
+"""The network of a run: what it costs, layer by layer, and how its widths came about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cpprune.complexity import complexity, layer_costs
+from cpprune.models.registry import build_model
+from cpprune.pruning.budget import parse_budget
+from cpprune.report import charts
+from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
+from cpprune.report.runs import Run, times
+from shards.errors import InputError
+
+Stages = list[tuple[str, dict[str, int]]]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs: in all, as `complexity` has it, and by layer, as `layer_costs` has it."""
+
+    total: dict[str, Any]
+    layers: dict[str, tuple[int, int, int]]
+
+
+def model_costs(run: Run) -> Costs | None:
+    """Count what a run's model costs; None without a model."""
+    if run.model is None:
+        return None
+    network, shape = run.model.network, run.model.input_shape
+    return Costs(complexity(network, shape), layer_costs(network, shape))
+
+
+def network_section(run: Run, costs: Costs | None) -> Section:
+    """Return the widths before and after each cut, and parameters and MACs of every layer."""
+    title = "Network"
+    if run.model is None or costs is None:
+        return Section(title, [Text("There is no model yet, so there is no network to show.")])
+    stages = width_stages(run, costs)
+    cuts = [
+        f"{cut['parameters_before']:,} → {cut['parameters']:,} parameters at the beginning of epoch "
+        f"{cut['epoch'] + 1} (criterion {cut.get('criterion')})"
+        for cut in run.cuts
+    ]
+    text = f"Pruned {times(len(cuts))}: {'; '.join(cuts)}." if cuts else "The run cut nothing."
+    caption = "Channels of each layer"
+    if len(stages) > 1:
+        caption += "; grey: cut" + "; lines: after the cuts before the last" * (len(stages) > 2)
+    shape = " × ".join(map(str, run.model.input_shape))
+    return Section(
+        title,
+        [
+            Text(f"{run.model.family} for inputs of {shape}. {text}"),
+            Figure(charts.widths(stages), f"{caption}."),
+            layer_table(run, costs, stages),
+        ],
+    )
+
+
+def width_stages(run: Run, costs: Costs) -> Stages:
+    """Return the widths before the first cut and after each; of the model alone without cuts."""
+    now = {name: width for name, (width, _, _) in costs.layers.items()}
+    pruning = run.about.get("pruning") or {}
+    original = pruning.get("original_widths")
+    if not run.cuts or not original:
+        return [("channels", now)]
+    stages = [("before", original)]
+    stages += [(f"from epoch {cut['epoch'] + 1} on", cut["widths"]) for cut in run.cuts]
+    return [(name, {layer: widths.get(layer, 0) for layer in now}) for name, widths in stages]
+
+
+def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
+    """Return width, parameters and MACs of every layer, before and after where both are known."""
+    after = costs.layers
+    before = _costs_before(run, stages)
+    if before is None:
+        head = ["layer", "channels", "parameters", "MACs"]
+        rows = [[Cell(name), *map(count, own)] for name, own in after.items()]
+        return Table("Layers, without normalisation and classifier", head, rows)
+    head = ["layer"]
+    for what in ("channels", "parameters", "MACs"):
+        head += [f"{what} before", "after"]
+    rows = [
+        [Cell(name), *(count(n) for pair in zip(before[name], own, strict=True) for n in pair)]
+        for name, own in after.items()
+    ]
+    return Table(
+        "Layers before the first and after the last cut, without normalisation and classifier",
+        head,
+        rows,
+    )
+
+
+def _costs_before(run: Run, stages: Stages) -> dict[str, tuple[int, int, int]] | None:
+    """Return what the layers cost before the first cut; None unless that is the network as built."""
+    assert run.model is not None
+    if len(stages) == 1:
+        return None
+    model = run.model
+    fresh = build_model(model.family, num_classes=len(model.classes), **model.config)
+    costs = layer_costs(fresh, model.input_shape)
+    same = {name: width for name, (width, _, _) in costs.items()} == stages[0][1]
+    return costs if same else None
+
+
+def limits_section(run: Run, costs: Costs | None) -> Section:
+    """Return which of DCASE's limits, and of the run's own budget, the model meets."""
+    title = "Size and limits"
+    if costs is None:
+        return Section(title, [Text("There is no model yet, so there is nothing to count.")])
+    cost = costs.total
+    limits = cost["limits"]
+    rows = [_limit("DCASE: MACs", cost["macs"], limits["macs"]["limit"])]
+    rows += [
+        _limit(f"DCASE: bytes as {dtype}", size, limits["bytes"]["limit"])
+        for dtype, size in cost["bytes"].items()
+    ]
+    rows += _budget(run, cost)
+    field = cost["receptive_field"]
+    facts = [
+        ("parameters", f"{cost['parameters']:,}"),
+        ("MACs of one clip", f"{cost['macs']:,}"),
+        ("receptive field", f"{field['mel_bins']} rows × {field['frames']} columns"),
+    ]
+    head = ["limit", "verdict", "value", "at most"]
+    note = (
+        "DCASE's limits are those of task 1 in 2024 and 2025; one dtype has to meet that of bytes"
+    )
+    return Section(title, [Facts(facts), Table(note, head, rows)])
+
+
+def _limit(what: str, value: float, bound: float) -> Sequence[Cell]:
+    verdict = "met" if value <= bound else "not met"
+    return [Cell(what), Cell(verdict), count(value), count(bound)]
+
+
+def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
+    text = run.settings.get("prune.budget")
+    if not text:
+        return []
+    try:
+        limits = parse_budget(str(text))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    values = {"params": cost["parameters"], "macs": cost["macs"]}
+    return [
+        _limit(f"prune.budget: {limit.text}", values[limit.quantity], limit.bound)
+        for limit in limits
+        if limit.quantity in values  # a latency is that of the machine it was measured on
+    ]

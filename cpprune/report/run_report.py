@@ -1,0 +1,128 @@
+"""The report of a run: `RUN/report.html`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpprune.report import network, sections
+from cpprune.report.measured import Measured, measure
+from cpprune.report.page import Document, render, write_page
+from cpprune.report.runs import Run, read_run, times
+
+PAGE = "report.html"
+MISTAKES = 6
+
+
+def report_document(
+    folder: Path, *, data: str | None = None, split: str = "val", mistakes: int = MISTAKES
+) -> Document:
+    """Return all there is to say of a run.
+
+    Args:
+        folder: of the run.
+        data: dataset to measure on; that of the run if None.
+        split: train, val or test.
+        mistakes: how many to show.
+
+    Raises:
+        InputError: the folder is no run.
+    """
+    run = read_run(folder)
+    measured = measure(run, data, split, mistakes)
+    costs = network.model_costs(run)
+    parts = [
+        sections.training_section(run, measured),
+        sections.curves_section(run),
+        sections.result_section(run, measured),
+        sections.calibration_section(measured),
+        network.network_section(run, costs),
+        network.limits_section(run, costs),
+        sections.mistakes_section(measured),
+        sections.machine_section(run),
+        sections.environment_section(run),
+    ]
+    return Document(run.name, _subtitle(run), _tiles(run, costs, measured), run.notes, parts)
+
+
+def _subtitle(run: Run) -> str:
+    if run.model is None:
+        return "A run of cpprune without a model yet."
+    state = "A finished" if run.result else "An unfinished"
+    how = "fine-tuned" if run.settings.get("init") else "trained from fresh weights"
+    cuts = f", pruned {times(len(run.cuts))}" if run.cuts else ""
+    return (
+        f"{state} run of cpprune: {run.model.family} for {len(run.model.classes)} classes, "
+        f"{how}{cuts}."
+    )
+
+
+def _tiles(
+    run: Run, costs: network.Costs | None, measured: Measured | str
+) -> list[tuple[str, str]]:
+    if run.model is None or costs is None:
+        return []
+    tiles = [
+        ("parameters", f"{costs.total['parameters']:,}"),
+        ("MACs of one clip", f"{costs.total['macs']:,}"),
+        ("best epoch", f"{run.about['epoch'] + 1} of {run.settings.get('train.epochs')}"),
+    ]
+    if isinstance(measured, Measured):
+        figures, split = measured.figures, measured.split
+    else:
+        figures, split = run.model.about["metrics"]["val"], "val"
+    return [
+        (f"macro accuracy, {split}", f"{figures['macro_accuracy']:.4f}"),
+        (f"log loss, {split}", f"{figures['log_loss']:.4f}"),
+        *tiles,
+    ]
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    mistakes: int = MISTAKES,
+) -> list[Path]:
+    """Write the reports of runs, each into its folder or all onto one page.
+
+    Args:
+        folders: of the runs.
+        out: the one page; None writes RUN/report.html for each.
+        data: see `report_document`.
+        split: likewise.
+        mistakes: likewise.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: a folder is no run, or a page cannot be written.
+    """
+    documents = [
+        report_document(folder, data=data, split=split, mistakes=mistakes) for folder in folders
+    ]
+    if out is not None:
+        write_page(out, render(", ".join(d.title for d in documents), documents))
+        return [out]
+    pages = [folder / PAGE for folder in folders]
+    for path, document in zip(pages, documents, strict=True):
+        write_page(path, render(document.title, [document]))
+    return pages
+
+
+def report_after_training(folder: str) -> None:
+    """Write the report of a run that has just finished. It must not fail for the report's sake."""
+    try:
+        (path,) = write_report([Path(folder)])
+        print(f"report: {path}", file=sys.stderr, flush=True)
+    except Exception as error:  # whatever it is, the run itself is done and well
+        reason = " ".join(str(error).split()) or repr(error)
+        print(
+            f"cpprune: warning: {folder}: no report was made ({reason}); try: cpprune report {folder}",
+            file=sys.stderr,
+            flush=True,
+        )

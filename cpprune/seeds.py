@@ -1,0 +1,63 @@
+"""Figures over seeds: their mean and deviation, and whether two series of them differ."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from shards.errors import InputError
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return `mean`, sample standard `deviation` (None of a single value) and `values`."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "values": list(values)}
+
+
+def paired_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """Return how two series of figures, in the same order of seeds, differ.
+
+    Args:
+        one: at least two figures.
+        other: as many.
+
+    Returns:
+        `difference` (the mean of one − other), its sample standard `deviation`, and `p` of the
+        two-sided paired t-test; None where the difference is the same for every seed.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    if find_spec("scipy") is None:
+        raise InputError("paired tests over seeds need scipy: pip install 'cpprune[report]'")
+    from scipy import stats
+
+    change = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    varies = not np.allclose(change, change[0], rtol=1e-12, atol=1e-15)
+    return {
+        "difference": float(change.mean()),
+        "deviation": float(change.std(ddof=1)),
+        "p": float(stats.ttest_1samp(change, 0).pvalue) if varies else None,
+    }
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values corrected for their number.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
+    Statistics 6, 1979.
+
+    Args:
+        p_values: None where there was no test; those stay None and do not count.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - rank)))
+        corrected[place] = least
+    return corrected
