@@ -29,20 +29,22 @@ def _inode():
 
 def _one_memory(folder):
     dataset = shards.open_dataset(folder)
-    rows = dataset.split("train").ids
+    rows = np.arange(len(dataset))  # of three shards
     loaded = load_resident(dataset, rows, "auto", CPU)
+    read = int(dataset._checked.sum())
     assert (loaded.clips.numpy() == dataset.fetch(rows)).all()
     gather_json(None, CPU)  # nobody writes before all have compared
     if rank() == 1:
         loaded.clips[3, 7] = 12_345
     gather_json(None, CPU)
-    return [_inode(), int(loaded.clips[3, 7])]
+    return [_inode(), int(loaded.clips[3, 7]), read]
 
 
 def test_a_node_has_one_copy_without_a_name(two, scenes):
-    (inode, sample), other = two.call(_one_memory, str(scenes))
+    (inode, sample, read), other = two.call(_one_memory, str(scenes))
     assert sample == 12_345
-    assert other == [inode, sample]
+    assert other == [inode, sample, 22], "rank 1 reads the second of three shards"
+    assert read == 128 + 50
 
 
 def _damaged(folder):
