@@ -220,7 +220,7 @@ def _build(arguments: argparse.Namespace) -> int:
     )
     if manifest.rejected:
         print(
-            f"{manifest.rejected['count']} bad files were left out: see "
+            f"{manifest.rejected['count']} bad file(s) left out: see "
             f"{arguments.out / manifest.rejected['name']}",
             file=sys.stderr,
         )
