@@ -80,7 +80,7 @@ def make_dataset(folder: Path, clips: int, rows: int, encoding: str) -> None:
                 columns["device"].append("abc"[repeat % 3])
                 columns["label"].append(repeat % 10)
                 columns["shard"].append(number)
-                for field in Record.__dataclass_fields__:
+                for field in Record._fields:
                     columns[field].append(getattr(record, field))
     write_index(folder / INDEX_NAME, columns, ("device",))
     manifest = Manifest(
