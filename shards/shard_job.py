@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
             extension = job.options.encoding if job.images is None else "npy"
             placed = write_record(file, offset, clip.key, extension, payload, fields)
             offset += placed.record_size
-            rows.append([clip.key, clip.label, clip.recording, *clip.groups, *astuple(placed)])
+            rows.append([clip.key, clip.label, clip.recording, *clip.groups, *placed])
         file.write(END_OF_ARCHIVE)
         file.flush()
         os.fsync(file.fileno())

@@ -8,8 +8,7 @@ need the offset and checksum of every part.
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
@@ -17,8 +16,7 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 LONGEST_KEY = 95
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Where one sample lies in its shard (byte offsets) and the CRC-32 of its parts."""
 
     offset: int
