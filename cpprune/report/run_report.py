@@ -115,9 +115,14 @@ def write_report(
 
 
 def report_after_training(folder: str) -> None:
-    """Write the report of a run that has just finished. It must not fail for the report's sake."""
+    """Write the report of a finished run, if it has none yet that is younger than its last epoch.
+
+    The run must not fail for the report's sake: whatever goes wrong is one line of warning.
+    """
+    path, last = Path(folder) / PAGE, Path(folder) / "model_last/model.json"
     try:
-        (path,) = write_report([Path(folder)])
+        if not path.is_file() or path.stat().st_mtime_ns < last.stat().st_mtime_ns:
+            write_report([Path(folder)])
         print(f"report: {path}", file=sys.stderr, flush=True)
     except Exception as error:  # whatever it is, the run itself is done and well
         reason = " ".join(str(error).split()) or repr(error)

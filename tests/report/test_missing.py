@@ -1,6 +1,7 @@
 """Runs with pieces missing or damaged, names that would do harm, and reports that fail."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_a_report_that_fails_is_a_warning(
     assert not (tmp_path / "run/report.html").exists()
     again = cli(*command)
     assert again.err.splitlines()[-1] == f"report: {tmp_path}/run/report.html"
+    # A finished run that is called again keeps its report, unless that is older than its last epoch.
+    page = tmp_path / "run/report.html"
+    page.write_text("mine")
+    assert cli(*command).status == 0
+    assert page.read_text() == "mine"
+    os.utime(page, (1, 1))
+    assert cli(*command).status == 0
+    assert page.read_text() != "mine"
     # A run that begins anew has nothing to report yet.
     from cpprune.config import RunConfig
     from cpprune.run import write_start
