@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 import shards
-from cpprune import artifact, checkpoint, distributed
+from cpprune import artifact, checkpoint, distributed, metrics, tracking
 from cpprune.calibration import measure_saliency
 from cpprune.checkpoint import Progress
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches
-from cpprune.evaluation import evaluate_split
+from cpprune.evaluation import predict_split
 from cpprune.guards import SkippedSteps, Watchdog
 from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
@@ -57,7 +57,7 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     """
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
-        with trainer.stopping, trainer.watchdog:
+        with trainer.stopping, trainer.watchdog, trainer.journal:
             trainer.begin()
             for epoch in range(trainer.progress.epoch, config.train.epochs):
                 trainer.prune_if_due(epoch)
@@ -80,6 +80,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, given: frozenset[str], accelerator: Any) -> None:
+        tracking.require(config.track)
         self.config = config
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
@@ -236,9 +237,11 @@ class Trainer:
         """Evaluate on the validation split; write the last model, and the best if it is that."""
         progress, config = self.progress, self.config
         with self.accelerator.autocast():
-            figures = evaluate_split(
+            logits = predict_split(
                 self.stepper.evaluated, self.model.features, self.val, self.device
             )
+        log_prob, labels = metrics.log_softmax(logits), self.val.labels
+        figures = metrics.summary(log_prob, labels)
         progress.val_losses.append(figures["log_loss"])
         value, sign = figures[config.train.monitor], 1 if config.train.monitor != "log_loss" else -1
         final_size = progress.events_done == len(self.events)
@@ -256,6 +259,8 @@ class Trainer:
             "clips_per_second": self.speed,
             "seconds": time.monotonic() - self.started,
         }
+        if best:
+            record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
         distributed.on_rank_0(lambda: self.journal.log(record), self.device)
         self.model.about = provenance(config, self.identity, progress, epoch, figures)
         weights = self.stepper.evaluated.state_dict()
@@ -316,6 +321,7 @@ class Trainer:
             checkpoint.set_aside(self.folder / "checkpoints", found.path)
             self.journal.cut_back(found.progress.metrics_bytes)
             cut_back_ids(self.folder, found.progress.epoch, found.progress.batch)
+        self.journal.track(self.config.track)
 
     def save(self) -> None:
         """Write a checkpoint, which all ranks agree on."""
