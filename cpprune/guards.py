@@ -66,7 +66,8 @@ class SkippedSteps:
             progress.skipped += 1
             progress.clips_seen -= len(batch.ids)
             keys = [self.dataset.key(int(row)) for row in batch.ids]
-            record = {"event": "skipped", "epoch": progress.epoch, "step": progress.step}
+            step = progress.step - progress.batch + batch.number + 1
+            record = {"event": "skipped", "epoch": progress.epoch, "step": step}
             record["batch"] = batch.number
             on_rank_0(partial(self.journal.log, record | {"clips": keys}), self.device)
             what = (

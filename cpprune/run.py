@@ -115,7 +115,7 @@ class Journal:
         """Let a tracker know what metrics.jsonl holds and will hold, unless it knows all of the run."""
         if kind != "none" and not tracking.read_state(self.folder).get("finished"):
             self.file.touch()
-            self.tracking = tracking.Tracking(self.folder, self.say)
+            self.tracking = tracking.Tracking(self.folder, self.say, tracking.SECONDS_AT_END)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""

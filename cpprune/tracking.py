@@ -66,9 +66,7 @@ class Tracking:
         seconds: to wait for it at the end.
     """
 
-    def __init__(
-        self, folder: Path, say: Callable[[str], None], seconds: float = SECONDS_AT_END
-    ) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None], seconds: float) -> None:
         self.folder, self.say, self.seconds = folder, say, seconds
         self.warned = False
         environment = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -37,8 +36,8 @@ from cpprune.run import (
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
 from cpprune.stopping import Stopping
+from cpprune.terminal import closing_lines, epoch_line
 from shards.errors import InputError
-from shards.progress import progress as progress_bar
 
 
 def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -114,7 +113,7 @@ class Trainer:
         self.progress = Progress(widths=widths, original_widths=widths)
         self.events = events(config.prune)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.train_loss = self.speed = self.lr = math.nan
+        self.train_loss = self.speed = self.lr = self.accuracy = math.nan
         self.started = time.monotonic()
         self.journal = Journal(self.folder, self.rank)
         self.stopping = Stopping(self.folder, config.train.time_limit_minutes, self.device)
@@ -200,9 +199,15 @@ class Trainer:
         self.stepper.set_lr(self.lr)
         self.model.network.train()
         begin, seen_before = time.monotonic(), progress.clips_seen
-        left = self.batches.clips - seen_before
-        show = self.rank == 0 and sys.stderr.isatty()
-        with progress_bar(f"epoch {epoch + 1}", left, show=show) as advance:
+        with epoch_line(
+            f"{epoch + 1}/{config.train.epochs}",
+            len(self.batches),
+            self.batches.clips,
+            seen_before,
+            self.accuracy,
+            self.loss_sum,
+            show=self.rank == 0,
+        ) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
                 stepped = self.stepper.step(epoch, batch, progress.step)
                 self.loss_sum += stepped.loss_sum
@@ -210,7 +215,7 @@ class Trainer:
                 progress.batch = batch.number + 1
                 progress.step += 1
                 progress.clips_seen += len(batch.ids)
-                advance(len(batch.ids))
+                advance(batch)
                 self.watchdog.progress(progress.step)
                 if progress.batch == len(self.batches):
                     continue  # what comes now is validation
@@ -243,6 +248,7 @@ class Trainer:
         log_prob, labels = metrics.log_softmax(logits), self.val.labels
         figures = metrics.summary(log_prob, labels)
         progress.val_losses.append(figures["log_loss"])
+        self.accuracy = figures["macro_accuracy"]
         value, sign = figures[config.train.monitor], 1 if config.train.monitor != "log_loss" else -1
         final_size = progress.events_done == len(self.events)
         best = final_size and (progress.best is None or sign * value > sign * progress.best)
@@ -368,12 +374,9 @@ class Trainer:
         """Write result.json and say where to look next."""
         written = write_result(self.folder) if self.rank == 0 else None
         result: dict[str, Any] = distributed.share_json(written, self.device)
-        self.journal.say(
-            f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
-            f"{result['parameters']:,} parameters, val macro accuracy "
-            f"{result['val']['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
-            f"--data {self.config.data.path}"
-        )
+        if self.rank == 0:
+            for line in closing_lines(self.config, result, self.model):
+                self.journal.say(line)
         return result
 
     def share_buffers(self) -> None:
