@@ -79,7 +79,6 @@ def main(folder: Path, seconds: float) -> int:
         folder: of the run.
         seconds: from the end of the run to that of this process, at most.
     """
-    os.nice(10)  # the run goes first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # is for the run, which then says how it ended
     config = yaml.safe_load((folder / "config.yaml").read_text())
     over, ending = threading.Event(), [""]
@@ -136,11 +135,13 @@ def follow(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def measures(record: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of metrics.jsonl; those of an event have its name before them."""
-    event = record.get("event")
-    always = ("epoch", "step", "parameters")
+    """Return the numbers of a line of metrics.jsonl; those of an event have its name before them.
+
+    So an event takes no number away from the epoch that ended at the same step.
+    """
+    prefix = f"{record['event']}/" if "event" in record else ""
     return {
-        name if event is None or name in always else f"{event}/{name}": value
+        f"{prefix}{name}": value
         for name, value in record.items()
         if isinstance(value, (int, float))
     }

@@ -25,7 +25,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 # How long a run waits for its tracker at its end.
-SECONDS_AT_END = 20.0
+SECONDS_AT_END = 30.0
 
 # Of the run folder: how far its tracker has come, and what it printed.
 STATE, LOG = "tracking.json", "tracking.log"
