@@ -39,10 +39,12 @@ class Tracker(Protocol):
     Attributes:
         id: of the run, the same for all its parts.
         look: what a person does to see it.
+        rest: what sends what the tracker was told, but did not send.
     """
 
     id: str
     look: str
+    rest: str
 
     def tell(self, record: dict[str, Any]) -> None:
         """Take a line of metrics.jsonl."""
@@ -80,6 +82,8 @@ def main(folder: Path, seconds: float) -> int:
         seconds: from the end of the run to that of this process, at most.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # is for the run, which then says how it ended
+    # How wandb stops a run, when somebody asks for it on its page.
+    signal.signal(signal.SIGINT, lambda *_: (folder / "STOP").touch())
     config = yaml.safe_load((folder / "config.yaml").read_text())
     over, ending = threading.Event(), [""]
     threading.Thread(target=_wait_for_end, args=(over, ending, seconds), daemon=True).start()
@@ -87,17 +91,17 @@ def main(folder: Path, seconds: float) -> int:
     try:
         PartialState(cpu=True)  # the trackers' own logger asks for it
         tracker = TRACKERS[config["track"]](folder, config, state, seconds)
-        state.note(id=tracker.id, look=tracker.look)
+        state.note(id=tracker.id, look=tracker.look, rest=tracker.rest)
+        exit_code, finished = 1, False
         try:
             _tell_all(tracker, state, folder, over)
-        except KeyboardInterrupt:  # somebody stops the run on the tracker's page
-            (folder / "STOP").touch()
-            _tell_all(tracker, state, folder, over)
-        ok, done = ending[0] == "ok", (folder / "result.json").is_file()
-        if ok and done:
-            tracker.finish(folder)
-        tracker.close(0 if ok else 1)
-        state.note(finished=ok and done)
+            finished = ending[0] == "ok" and (folder / "result.json").is_file()
+            if finished:
+                tracker.finish(folder)
+            exit_code = 0 if ending[0] == "ok" else 1
+        finally:  # what was told until then should arrive
+            tracker.close(exit_code)
+        state.note(finished=finished)
     except Exception as error:
         traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -116,9 +120,10 @@ def _wait_for_end(over: threading.Event, ending: list[str], seconds: float) -> N
 
 def _tell_all(tracker: Tracker, state: State, folder: Path, over: threading.Event) -> None:
     for number, record in enumerate(follow(folder / "metrics.jsonl", over)):
-        if number >= state.content["told"]:
-            tracker.tell(record)
-            state.note(told=number + 1)
+        if number < state.content["told"]:
+            continue
+        tracker.tell(record)
+        state.note(told=number + 1)
 
 
 def follow(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
@@ -214,6 +219,7 @@ class Wandb:
         run = self.tracker.tracker
         self.id = run.id
         self.look = f"wandb sync {folder}/wandb/offline-run-*" if run.offline else run.url
+        self.rest = f"wandb sync {run.settings.sync_dir}"
         self.tracker.store_init_configuration(flatten(config))
         run.define_metric("*", step_metric="epoch")
 
@@ -278,6 +284,7 @@ class TensorBoard:
         self.tracker.start()
         self.id = folder.name
         self.look = f"tensorboard --logdir {folder / 'tensorboard'}"
+        self.rest = "begin the same command again"
         if not state.content["told"]:
             kinds = (bool, int, float, str)
             values = {

@@ -48,7 +48,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
     Returns:
         `kind`; `told`, the lines of metrics.jsonl that it knows; `id` of the run; `look`, what a person
-        does to see it; `problem`, one line; `finished`, whether all is told.
+        does to see it, and `rest`, to send what is not sent; `problem`, one line; `finished`, whether
+        all is told.
     """
     try:
         found = json.loads((folder / STATE).read_text())
@@ -110,7 +111,10 @@ class Tracking:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            self._warn(f"it was not done {self.seconds:.0f} s after the end of the run")
+            rest = read_state(self.folder).get("rest", "begin the same command again")
+            self._warn(
+                f"it was not done {self.seconds:.0f} s after the end of the run (for the rest: {rest})"
+            )
         self.look()
 
     def _warn(self, problem: str) -> None:
