@@ -45,9 +45,15 @@ Settings = dict
 
 class Run:
     id, offline, url, summary = "abc", False, "http://fake/abc", {}
+    settings = types.SimpleNamespace(sync_dir="there")
     def define_metric(self, *_, **__): call("define")
     def log(self, values, step=None): call("log", step=step, values=values)
+    def log_artifact(self, model): call("model")
     def finish(self, exit_code): call("finish", exit_code=exit_code)
+
+def table(**about): return about
+Table, plot = table, types.SimpleNamespace(confusion_matrix=table)
+Artifact = lambda *_, **__: types.SimpleNamespace(add_dir=lambda folder: None)
 
 def login(verify): call("login"); return False
 def init(**about): call("init", about=about); return Run()
@@ -128,6 +134,28 @@ def test_a_call_that_fails(
 ) -> None:
     fake(fault)
     assert said in tracked(seconds)
+
+
+@pytest.mark.slow
+def test_what_a_tracker_missed_it_is_told_later(
+    fake: Callable[[str], None],
+    tracked: Any,
+    cli: Any,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake("init fails")
+    tracked(100)
+    monkeypatch.setenv("FAKE_FAULT", "- -")
+    run = tmp_path / "run"
+    outcome = cli("train", *SETTINGS, "--data.path", scenes, "--track", "wandb", "--run", run)
+    assert "is complete already" in outcome.err
+    assert "tracking: " not in outcome.err
+    told = [one for one in calls_in(tmp_path) if one["name"] == "log"]
+    assert [one["step"] for one in told] == [4, 8, None, None]
+    assert [*told[2]["values"], *told[3]["values"]] == ["val_per_class", "val_confusion"]
+    assert read_state(run)["finished"] is True
 
 
 @pytest.fixture
