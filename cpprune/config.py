@@ -19,6 +19,7 @@ from cpprune.data import DataConfig
 from cpprune.models.registry import ModelConfig
 from cpprune.optim import OptimConfig
 from cpprune.pruning.schedule import PruneConfig
+from cpprune.tracking import PACKAGES as TRACKERS
 from shards.errors import InputError
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -87,6 +88,9 @@ class RunConfig:
     resume: str = "auto"
     """auto: go on where the run folder's last checkpoint ends; must: there has to be one; never:
     begin again and replace what is there"""
+    track: str = "none"
+    """who else is told what metrics.jsonl holds: none, wandb or tensorboard. wandb's group is the
+    folder above the run's, or WANDB_RUN_GROUP; its project cpprune, or WANDB_PROJECT"""
     data: DataConfig = field(default_factory=DataConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -102,6 +106,7 @@ class RunConfig:
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
         _check_choice("resume", self.resume, ("auto", "must", "never"))
+        _check_choice("track", self.track, tuple(TRACKERS))
         if self.prune.prunes:
             last = self.prune.start_epoch + (self.prune.steps - 1) * self.prune.every_epochs
             if last >= self.train.epochs:
@@ -121,6 +126,7 @@ FREE_KEYS = frozenset(
     {
         "run",
         "resume",
+        "track",
         "data.path",
         "data.cache",
         "data.cache_bytes",

@@ -66,7 +66,9 @@ class SkippedSteps:
             progress.skipped += 1
             progress.clips_seen -= len(batch.ids)
             keys = [self.dataset.key(int(row)) for row in batch.ids]
-            record = {"event": "skipped", "epoch": progress.epoch, "batch": batch.number}
+            step = progress.step - progress.batch + batch.number + 1
+            record = {"event": "skipped", "epoch": progress.epoch, "step": step}
+            record["batch"] = batch.number
             on_rank_0(partial(self.journal.log, record | {"clips": keys}), self.device)
             what = (
                 f"epoch {progress.epoch + 1}, batch {batch.number + 1}: the gradient is not finite "

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours without the yellow, which is faint on white: told apart by all eyes. With
 # more lines than colours, markers and dashes differ.
@@ -16,6 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", ":", "-.")
 
 INCHES = (12.0, 5.0)
+SQUARE = (7.0, 7.0)
 DPI = 150
 
 
@@ -27,6 +34,23 @@ def require_matplotlib(what: str) -> None:
     """
     if find_spec("matplotlib") is None:
         raise InputError(f"{what} draws with matplotlib: pip install 'cpprune[report]'")
+
+
+def confusion_figure(classes: Sequence[str], confusion_KK: NDArray[np.int64]) -> Figure:
+    """Draw counts of clips, true classes downwards and predicted ones across."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SQUARE, layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(confusion_KK, cmap="Blues")
+    middle = confusion_KK.max() / 2
+    for (row, column), clips in np.ndenumerate(confusion_KK):
+        colour = "white" if clips > middle else "black"
+        panel.text(column, row, f"{clips:,}", ha="center", va="center", color=colour)
+    panel.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    panel.set_yticks(range(len(classes)), classes)
+    panel.set(xlabel="predicted class", ylabel="true class")
+    return figure
 
 
 def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:

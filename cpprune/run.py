@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import cpprune
-from cpprune import artifact, checkpoint
+from cpprune import artifact, checkpoint, tracking
 from cpprune.artifact import Model, write_bytes
 from cpprune.audio.mel import LogMel, spec_to_json
 from cpprune.complexity import count_macs, count_parameters
@@ -90,7 +90,9 @@ def provenance(
 
 
 class Journal:
-    """What a run tells: metrics.jsonl, and lines on standard error. Only rank 0 speaks.
+    """What a run tells: metrics.jsonl, a tracker, and lines on standard error. Only rank 0 speaks.
+
+    As a context it lets the tracker come to its end.
 
     Args:
         folder: of the run.
@@ -98,14 +100,31 @@ class Journal:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
         self.file = folder / "metrics.jsonl"
         self.rank = rank
+        self.tracking: tracking.Tracking | None = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.tracking is not None:
+            self.tracking.close(ok=kind is None)
+
+    def track(self, kind: str) -> None:
+        """Let a tracker know what metrics.jsonl holds and will hold, unless it knows all of the run."""
+        if kind != "none" and not tracking.read_state(self.folder).get("finished"):
+            self.file.touch()
+            self.tracking = tracking.Tracking(self.folder, self.say, tracking.SECONDS_AT_END)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         if self.rank == 0:
             with self.file.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+            if self.tracking is not None:
+                self.tracking.look()
 
     def size(self) -> int:
         """Return the length of metrics.jsonl in bytes."""
@@ -204,9 +223,10 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
     """Write config.yaml and environment.json; a fresh run first clears what an older one left."""
     try:
         if fresh and folder.is_dir():
-            for name in ("checkpoints", "model", "model_last", "plans", "ids"):
+            for name in ("checkpoints", "model", "model_last", "plans", "ids", "tensorboard"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "result.json", "report.html"):
+            files = ("metrics.jsonl", "result.json", "report.html", tracking.STATE, tracking.LOG)
+            for name in files:
                 (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if config.prune.prunes:

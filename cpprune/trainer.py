@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import torch
 
 import shards
-from cpprune import artifact, checkpoint, distributed
+from cpprune import artifact, checkpoint, distributed, metrics, tracking
 from cpprune.calibration import measure_saliency
 from cpprune.checkpoint import Progress
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches
-from cpprune.evaluation import evaluate_split
+from cpprune.evaluation import predict_split
 from cpprune.guards import SkippedSteps, Watchdog
 from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
@@ -38,8 +37,8 @@ from cpprune.run import (
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
 from cpprune.stopping import Stopping
+from cpprune.terminal import closing_lines, epoch_line
 from shards.errors import InputError
-from shards.progress import progress as progress_bar
 
 
 def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     """
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
-        with trainer.stopping, trainer.watchdog:
+        with trainer.stopping, trainer.watchdog, trainer.journal:
             trainer.begin()
             for epoch in range(trainer.progress.epoch, config.train.epochs):
                 trainer.prune_if_due(epoch)
@@ -81,6 +80,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, given: frozenset[str], accelerator: Any) -> None:
+        tracking.require(config.track)
         self.config = config
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
@@ -115,7 +115,7 @@ class Trainer:
         self.progress = Progress(widths=widths, original_widths=widths)
         self.events = events(config.prune)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.train_loss = self.speed = self.lr = math.nan
+        self.train_loss = self.speed = self.lr = self.accuracy = math.nan
         self.started = time.monotonic()
         self.journal = Journal(self.folder, self.rank)
         self.stopping = Stopping(self.folder, config.train.time_limit_minutes, self.device)
@@ -201,9 +201,15 @@ class Trainer:
         self.stepper.set_lr(self.lr)
         self.model.network.train()
         begin, seen_before = time.monotonic(), progress.clips_seen
-        left = self.batches.clips - seen_before
-        show = self.rank == 0 and sys.stderr.isatty()
-        with progress_bar(f"epoch {epoch + 1}", left, show=show) as advance:
+        with epoch_line(
+            f"{epoch + 1}/{config.train.epochs}",
+            len(self.batches),
+            self.batches.clips,
+            seen_before,
+            self.accuracy,
+            self.loss_sum,
+            show=self.rank == 0,
+        ) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
                 stepped = self.stepper.step(epoch, batch, progress.step)
                 self.loss_sum += stepped.loss_sum
@@ -211,7 +217,7 @@ class Trainer:
                 progress.batch = batch.number + 1
                 progress.step += 1
                 progress.clips_seen += len(batch.ids)
-                advance(len(batch.ids))
+                advance(batch)
                 self.watchdog.progress(progress.step)
                 if progress.batch == len(self.batches):
                     continue  # what comes now is validation
@@ -238,10 +244,13 @@ class Trainer:
         """Evaluate on the validation split; write the last model, and the best if it is that."""
         progress, config = self.progress, self.config
         with self.accelerator.autocast():
-            figures = evaluate_split(
+            logits = predict_split(
                 self.stepper.evaluated, self.model.features, self.val, self.device
             )
+        log_prob, labels = metrics.log_softmax(logits), self.val.labels
+        figures = metrics.summary(log_prob, labels)
         progress.val_losses.append(figures["log_loss"])
+        self.accuracy = figures["macro_accuracy"]
         value, sign = figures[config.train.monitor], 1 if config.train.monitor != "log_loss" else -1
         final_size = progress.events_done == len(self.events)
         best = final_size and (progress.best is None or sign * value > sign * progress.best)
@@ -259,6 +268,8 @@ class Trainer:
             "memory_bytes": peak_memory_bytes(self.device),
             "seconds": time.monotonic() - self.started,
         }
+        if best:
+            record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
         distributed.on_rank_0(lambda: self.journal.log(record), self.device)
         self.model.about = provenance(config, self.identity, progress, epoch, figures)
         weights = self.stepper.evaluated.state_dict()
@@ -319,6 +330,7 @@ class Trainer:
             checkpoint.set_aside(self.folder / "checkpoints", found.path)
             self.journal.cut_back(found.progress.metrics_bytes)
             cut_back_ids(self.folder, found.progress.epoch, found.progress.batch)
+        self.journal.track(self.config.track)
 
     def save(self) -> None:
         """Write a checkpoint, which all ranks agree on."""
@@ -365,12 +377,9 @@ class Trainer:
         """Write result.json and say where to look next."""
         written = write_result(self.folder) if self.rank == 0 else None
         result: dict[str, Any] = distributed.share_json(written, self.device)
-        self.journal.say(
-            f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
-            f"{result['parameters']:,} parameters, val macro accuracy "
-            f"{result['val']['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
-            f"--data {self.config.data.path}"
-        )
+        if self.rank == 0:
+            for line in closing_lines(self.config, result, self.model):
+                self.journal.say(line)
         return result
 
     def share_buffers(self) -> None:

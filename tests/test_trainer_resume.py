@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from run_folder import assert_same_run, epochs_of, events_of, metrics, weights_of
 
-import cpprune.trainer
+import cpprune.metrics
 
 # 32 clips in 4 batches, then 22 to validate: 5 reads an epoch. Events at epochs 1 and 2.
 SETTINGS = [
@@ -186,9 +186,9 @@ def test_checkpoints_are_as_many_as_asked_for(cli, tiny, scenes, tmp_path):
 
 def test_the_checkpoint_of_the_best_model_is_kept(cli, tiny, scenes, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 4.0])
-    evaluate = cpprune.trainer.evaluate_split
+    summary = cpprune.metrics.summary
     monkeypatch.setattr(
-        cpprune.trainer, "evaluate_split", lambda *a: evaluate(*a) | {"log_loss": next(losses)}
+        cpprune.metrics, "summary", lambda *a: summary(*a) | {"log_loss": next(losses)}
     )
     settings = [*tiny, "--data.path", scenes, "--run", tmp_path, "--train.monitor", "log_loss"]
     settings += ["--data.split_fraction", 0.25, "--train.keep_checkpoints", 1, "--train.epochs", 4]
