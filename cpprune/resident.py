@@ -34,6 +34,7 @@ RESIDENT = ("auto", "off", "host", "device")
 # With auto, clips take at most this part of the memory that is free: the rest is for training.
 AUTO_SHARE = 0.5
 MOST_THREADS = 8
+SHOWN_BYTES = 1 << 28  # less than this is loaded before anybody could read that it is
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _fill(
     total = sum(len(rows[part]) for part in parts)
     what = f"Loading clips into the memory of the {'GPU' if clips.is_cuda else 'machine'}"
     with (
-        progress(what, total, show=rank() == 0) as advance,
+        progress(what, total, show=rank() == 0 and clips.nbytes > SHOWN_BYTES) as advance,
         ThreadPoolExecutor(threads) as pool,
     ):
         try:

@@ -104,11 +104,16 @@ def test_too_many_clips_are_refused_by_name(dataset, monkeypatch, where):
         load_resident(dataset, rows, where, CPU)
 
 
-def test_a_run_ends_the_same_and_goes_on_in_another_mode(cli, stop_at, scenes, tmp_path):
+def test_a_run_ends_the_same_and_goes_on_in_another_mode(
+    cli, stop_at, scenes, tmp_path, monkeypatch
+):
     command = ["prune", *SETTINGS, "--data.path", scenes, "--run"]
     modes = ("off", "host", "device", "auto")
     for where in modes:
-        assert cli(*command, tmp_path / where, "--data.resident", where).status == 0
+        outcome = cli(*command, tmp_path / where, "--data.resident", where)
+        assert outcome.status == 0
+        assert "Loading" not in outcome.err, "so few are loaded at once"
+    monkeypatch.setattr(resident, "SHOWN_BYTES", 0)
     with stop_at(7):  # in the second epoch: 4 batches, validation, 2 batches
         more = ["--train.checkpoint_steps", 1]
         assert cli(*command, tmp_path / "changed", "--data.resident", "off", *more).status == 130

@@ -135,7 +135,8 @@ class Agent:
     def _start(self, claim: Claim) -> subprocess.Popen[bytes]:
         sweep = self.board.sweep
         words = command_words(sweep.command, sweep.program, claim.arguments)
-        words += [*self.settings, f"--run={self.board.path(claim.number)}"]
+        # Nobody but this process has to be told, unless the settings say so.
+        words += ["--track=none", *self.settings, f"--run={self.board.path(claim.number)}"]
         # What is installed beside this Python, such as accelerate, is found first.
         folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         environment = {**os.environ, "PATH": os.pathsep.join(folders)}

@@ -1,5 +1,6 @@
 """Several processes that keep clips in one memory."""
 
+import gc
 import resource
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def _inode():
 
 
 def _one_memory(folder):
+    gc.collect()  # what an earlier run of this process still holds
     dataset = shards.open_dataset(folder)
     rows = np.arange(len(dataset))  # of three shards
     loaded = load_resident(dataset, rows, "auto", CPU)
