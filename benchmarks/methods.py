@@ -29,6 +29,7 @@ PROGRESSIVE = [*PRUNE, "--prune.steps", 8, "--prune.start_epoch", CUT - 7, "--pr
 METHODS: dict[str, list[object]] = {
     "small (32/32/32)": ["--model.channels_multiplier", 1],
     "big (32/64/128)": [],
+    "big, float32": ["--train.precision", "no", "--data.resident", "off"],
     "control (18/37/75)": ["--model.widths", "[18, 37, 75]"],
     "from scratch": PRUNE,
     "one-shot": [*PRUNE, "--prune.start_epoch", CUT],
@@ -44,6 +45,7 @@ METHODS: dict[str, list[object]] = {
 PAIRS = [
     ("big (32/64/128)", "control (18/37/75)"),
     ("small (32/32/32)", "control (18/37/75)"),
+    ("big (32/64/128)", "big, float32"),
     ("from scratch", "control (18/37/75)"),
     ("one-shot", "control (18/37/75)"),
     ("one-shot, lr rewound", "one-shot"),

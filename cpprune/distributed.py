@@ -76,6 +76,8 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     with redirect_stdout(sys.stderr):  # DeepSpeed prints
         plugin = zero.make_plugin(precision, clip_norm) if zero.asked_for() else None
     cpu = not torch.cuda.is_available()
+    # Some of cuDNN's convolutions add in any order; a run that goes on has to find the same bits.
+    torch.backends.cudnn.deterministic = True
     timeout = timedelta(seconds=timeout_seconds())
     # Accelerate finds the backend by itself, but not for DeepSpeed.
     backend = "gloo" if cpu and plugin is not None else None

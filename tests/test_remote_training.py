@@ -1,7 +1,12 @@
 """Training, evaluation and resumption over a URL."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +169,41 @@ def test_mistakes_end_with_one_line(
     refused(*settings, "--data.path", "nope://a/b", *run, names=["nope://a/b", "s3://"])
     small = ["--data.path", url, "--data.cache_bytes", -1]
     refused(*settings, *small, *run, names=["data.cache_bytes=-1"])
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def web(sharded: Path) -> Any:
+    """The address of a web server that has the dataset."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=sharded)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_training_over_http(
+    web: str, settings: list[Any], local_run: Path, tmp_path: Path
+) -> None:
+    words = [*settings, "--data.path", web, "--run", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cpprune.cli", *map(str, words)],
+        env={**os.environ, "CPPRUNE_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", local_run)
+    assert list((tmp_path / "cache").rglob("*.tar"))
+    words = ["shards", "verify", f"{web}/nothing/here"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cpprune.cli", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"{web}/nothing/here" in line

@@ -21,8 +21,13 @@ SECONDS = 300
 pytestmark = pytest.mark.slow
 
 
-def test_wandbs_agent_runs_a_trial(by_wandb, scenes, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_wandbs_agent_runs_a_trial(by_wandb, scenes, tmp_path, processes):
     tree = yaml.safe_load((REPOSITORY / "configs/sweeps/schedule.yaml").read_text())
+    if processes == 2:
+        at = tree["command"].index("--config_file=launch/accelerate/single_gpu.yaml")
+        several = ["--config_file=launch/accelerate/cpu.yaml", "--main_process_port=0"]
+        tree["command"][at : at + 1] = several
     at = tree["command"].index("${args}")
     tree["command"][at:at] = [
         *(*TINY, f"--data.path={scenes}", "--data.split_fraction=0.2"),
@@ -39,6 +44,8 @@ def test_wandbs_agent_runs_a_trial(by_wandb, scenes, tmp_path):
     (answer,) = by_wandb({**asked, "start": True}, **ENVIRONMENT)
     assert answer["status"] == 0
     run = tmp_path / "r4nd0m"
+    assert json.loads((run / "tracking.json").read_text())["problem"] is None
+    assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1, "from rank 0 alone"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["prune"].items() >= {k.split(".")[1]: v for k, v in arguments.items()}.items()
     assert json.loads((run / "result.json").read_text())["parameters"] < 2_650

@@ -1,0 +1,79 @@
+"""Training on a GPU: what a CPU computes, compiled or not, cut or not, stopped or not."""
+
+import pytest
+import torch
+from run_folder import assert_same_run, epochs_of, weights_of
+
+import cpprune
+from cpprune.audio.mel import PRESETS, LogMel
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 8, "--data.split_fraction", 0.25]
+SETTINGS += ["--optim.name", "sgd", "--optim.lr", 1e-4, "--optim.weight_decay", 0]
+SETTINGS += ["--optim.schedule", "constant", "--augment.mixstyle_p", 1, "--train.epochs", 2]
+
+
+@pytest.fixture
+def command(tiny_run, scenes):
+    return ["prune", *SETTINGS, "--init", tiny_run / "model", "--data.path", scenes, "--run"]
+
+
+def assert_close(one, other, tolerance):
+    """Compare the losses of all epochs and the last weights of two runs."""
+    for first, second in zip(epochs_of(one), epochs_of(other), strict=True):
+        for figure in ("train_loss", "val_log_loss"):
+            assert second[figure] == pytest.approx(first[figure], rel=tolerance)
+    weights = weights_of(other)
+    for name, tensor in weights_of(one).items():
+        assert torch.allclose(tensor.float(), weights[name].float(), rtol=1e-2, atol=tolerance), (
+            name
+        )
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("jitter", [False, True])
+def test_the_front_end_is_that_of_the_cpu(preset, jitter):
+    features = LogMel(PRESETS[preset])
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(-8000, 8000, (9, 32_000), generator=generator).to(torch.int16)
+    edges = torch.tensor([3.0, 15_200.0]) if jitter and PRESETS[preset].fmax_jitter else None
+    expected = features(clips, edges)
+    found = features.cuda()(clips.cuda(), None if edges is None else edges.cuda())
+    assert (found.cpu() - expected).abs().max() < 5e-4
+
+
+def test_a_run_is_that_of_the_cpu(cli, command, tmp_path, monkeypatch):
+    assert cli(*command, tmp_path / "gpu").status == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli(*command, tmp_path / "cpu").status == 0
+    assert_close(tmp_path / "cpu", tmp_path / "gpu", 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("compiled", ["auto", "graph"])
+def test_compiling_changes_nothing_and_cuts_go_through(cli, command, tmp_path, compiled, precision):
+    """Cut before the second epoch, after which everything is compiled anew."""
+    more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.precision", precision]
+    assert cli(*command, tmp_path / "off", *more).status == 0
+    assert cli(*command, tmp_path / "on", *more, "--train.compile", compiled).status == 0
+    assert_close(tmp_path / "off", tmp_path / "on", 1e-3 if precision == "no" else 2e-2)
+    sizes = [cpprune.load(tmp_path / run / "model_last").parameters() for run in ("off", "on")]
+    counts = [sum(p.numel() for p in parameters) for parameters in sizes]
+    assert counts[0] == counts[1] < 2_650
+
+
+@pytest.mark.parametrize("resident", ["device", "host", "off"])
+@pytest.mark.parametrize("compiled", ["off", "graph"])
+def test_a_stopped_run_ends_with_the_same_bits(cli, command, tmp_path, compiled, resident):
+    more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.compile", compiled]
+    more += ["--train.checkpoint_steps", 1, "--data.resident", resident]
+    assert cli(*command, tmp_path / "whole", *more).status == 0
+    stop = ["--train.time_limit_minutes", 1e-9]
+    assert cli(*command, tmp_path / "stopped", *more, *stop).status == 0
+    outcome = cli(*command, tmp_path / "stopped", *more)
+    assert outcome.status == 0
+    assert "goes on from" in outcome.err
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
