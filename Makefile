@@ -12,7 +12,7 @@ help:
 	@echo "make test-all  set up, then the long tests too"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
 	@echo "make docs      the pages of docs/ as a site, in site/"
-	@echo "make bench     the benchmarks"
+	@echo "make bench     the benchmarks of speed"
 	@echo "make clean     remove the environment and what tools leave behind; runs/ and data/ stay"
 
 setup: $(STAMP)
@@ -44,7 +44,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup
-	$(BIN)/python benchmarks/reader.py
+	benchmarks/all.sh $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
