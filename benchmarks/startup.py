@@ -31,8 +31,6 @@ import torch
 done("import torch")
 import accelerate
 done("import accelerate")
-import torch_pruning
-done("import torch_pruning")
 import cpprune.trainer
 done("import cpprune.trainer")
 from cpprune import distributed

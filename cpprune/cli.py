@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from shards.errors import InputError
+
+SECONDS_FOR_RANK_0 = 3.0
 
 # command → (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -107,6 +110,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
     status = main(argv)
     if os.environ.get("WORLD_SIZE", "1") != "1":
+        if status == 2 and os.environ.get("RANK", "0") != "0":
+            # A launcher ends all when one has ended: not before the first has said why.
+            time.sleep(SECONDS_FOR_RANK_0)
         # Gloo's threads outlive the process group; while the interpreter shuts down they abort it.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -67,7 +67,7 @@ def commands_of(text: str) -> list[list[str]] | None:
     """Return the words of each line if all are calls of cpprune, or None if this is for a shell."""
     words = shlex.shlex(text, posix=True, punctuation_chars=True)
     words.whitespace_split = True
-    if any(re.fullmatch(r"[();<>|&]+", word) for word in words):
+    if any(re.fullmatch(r"[();<>|&]+", word) or "*" in word for word in words):
         return None
     lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
     commands = [line for line in lines if line]
@@ -165,5 +165,11 @@ def test_commands_are_told_from_shell():
         ["cpprune", "a", "b<=1", "--c", "[1,", "2]"],
         ["cpprune", "d"],
     ]
-    for text in ("cpprune a > b", "cd x && cpprune a", "make test", "cat <<'END'\ncpprune\nEND"):
+    for text in (
+        "cpprune a runs/*",
+        "cpprune a > b",
+        "cd x && cpprune a",
+        "make test",
+        "cat <<'END'\ncpprune\nEND",
+    ):
         assert commands_of(text) is None
