@@ -26,7 +26,7 @@ from typing import Any
 SIZES = [2**k for k in range(8, 23, 2)]  # floats
 
 
-def one(dataset: Path, run: Path, batch: int) -> None:
+def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     """Run as one of the processes: measure, and print from rank 0."""
     import torch
     import torch.distributed as dist
@@ -42,7 +42,9 @@ def one(dataset: Path, run: Path, batch: int) -> None:
     config = RunConfig(
         run=str(run),
         data=DataConfig(path=str(dataset)),
-        train=TrainConfig(batch_size=batch, precision=precision, epochs=1000),
+        train=TrainConfig(
+            batch_size=batch, precision=precision, epochs=1000, global_batch_norm=not own_statistics
+        ),
     )
     trainer = Trainer(config, frozenset(), accelerator)
     trainer.begin()
@@ -68,13 +70,13 @@ def one(dataset: Path, run: Path, batch: int) -> None:
     distributed.finish()
 
 
-def measure(processes: int, dataset: Path, run: Path, batch: int) -> dict[str, Any]:
+def measure(processes: int, dataset: Path, run: Path, more: list[str]) -> dict[str, Any]:
     """Start so many processes and return what rank 0 found."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc_per_node", str(processes), "--", __file__, "--worker", str(dataset)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*words, "--run", str(run), "--batch", str(batch)],
+        [*words, "--run", str(run), *more],
         env=environment,
         capture_output=True,
         text=True,
@@ -101,11 +103,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--clips", type=int, default=1024)
+    parser.add_argument(
+        "--own-statistics", action="store_true", help="train.global_batch_norm false"
+    )
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        one(arguments.worker, arguments.run, arguments.batch)
+        one(arguments.worker, arguments.run, arguments.batch, arguments.own_statistics)
         return
 
     import limits
@@ -116,10 +121,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder, "dataset")
         make_dataset(dataset, arguments.clips, arguments.clips, validation=64)
-        found = {
-            n: measure(n, dataset, Path(folder, str(n)), arguments.batch)
-            for n in arguments.processes
-        }
+        more = ["--batch", str(arguments.batch)]
+        more += ["--own-statistics"] if arguments.own_statistics else []
+        found = {n: measure(n, dataset, Path(folder, str(n)), more) for n in arguments.processes}
     print(f"batch {arguments.batch}, one thread a process\n")
     print("| processes | step, ms | speed-up |\n|---|---|---|")
     first = found[arguments.processes[0]]["step"]
