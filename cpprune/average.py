@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -27,16 +27,18 @@ class Average:
         self.network = copy.deepcopy(network).eval()
 
     @torch.no_grad()
-    def follow(self, network: nn.Module, step: int) -> None:
+    def follow(self, network: nn.Module, step: Tensor) -> None:
         """Move towards the network's weights and statistics.
 
         Args:
             network: what was copied; cut both alike.
-            step: optimizer steps before this one.
+            step: optimizer steps before this one, a scalar on the network's device.
         """
-        part = 1 - min(self.decay, (1 + step) / (10 + step))
+        part = 1 - torch.clamp((1 + step) / (10 + step), max=self.decay)
         mine, theirs = self.network.state_dict(), network.state_dict()
         floats = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([mine[n] for n in floats], [theirs[n] for n in floats], part)
+        way = torch._foreach_sub([theirs[n] for n in floats], [mine[n] for n in floats])
+        torch._foreach_mul_(way, part)
+        torch._foreach_add_([mine[n] for n in floats], way)
         for name in mine.keys() - set(floats):
             mine[name].copy_(theirs[name])

@@ -57,8 +57,8 @@ class TrainConfig:
     time_limit_minutes: float = 0.0
     """save and stop after this long, to go on later with the same command; 0 is no limit"""
     compile: str = "off"
-    """where there is a GPU: auto compiles the network (torch.compile), graph also captures it in CUDA
-    graphs; off does neither. After a cut it is compiled anew"""
+    """where there is a GPU: auto compiles the network (torch.compile), graph also captures the whole
+    step, from clips to updated weights, as a CUDA graph; off does neither. Cuts do it anew"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "keep_checkpoints"):
@@ -73,6 +73,11 @@ class TrainConfig:
         _check_choice("train.precision", self.precision, PRECISIONS)
         _check_choice("train.monitor", self.monitor, MONITORS)
         _check_choice("train.compile", self.compile, COMPILE)
+        if self.compile == "graph" and self.precision == "fp16":
+            raise ValueError(
+                "train.compile=graph: a step in fp16 waits for its loss scale and cannot be captured; "
+                "set train.precision=bf16 or train.compile=auto"
+            )
 
 
 @dataclass(kw_only=True)
@@ -107,6 +112,11 @@ class RunConfig:
             raise ValueError(f"seed={self.seed}: must not be negative")
         _check_choice("resume", self.resume, ("auto", "must", "never"))
         _check_choice("track", self.track, tuple(TRACKERS))
+        if self.train.compile == "graph" and self.features.backend == "dali":
+            raise ValueError(
+                "train.compile=graph: DALI's pipeline cannot be captured with the step; set "
+                "features.backend=torch or train.compile=auto"
+            )
         if self.prune.prunes:
             last = self.prune.start_epoch + (self.prune.steps - 1) * self.prune.every_epochs
             if last >= self.train.epochs:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.mel import LogMel
-from cpprune.feed import Feed
+from cpprune.feed import Feed, Fetch
 from cpprune.resident import RESIDENT, Resident, load_resident, torch_dtype
 from shards.errors import InputError
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
@@ -42,8 +42,9 @@ class DataConfig:
     workers: int = 0
     """processes that read ahead what is not resident; 0 is enough for a local disk"""
     resident: str = "auto"
-    """keep the training clips in memory: device (every GPU has all), host (one copy a node, shared by
-    its processes) or off; auto: device, else host, if they take at most half of what is free there"""
+    """keep clips in memory, training's and validation's: device (every GPU has all), host (one copy a
+    node, shared by its processes) or off; auto: device, else host, if they take at most half of what is
+    free there"""
     record_ids: bool = False
     """write the clips of every batch of this rank to ids/rank-N.jsonl in the run folder"""
 
@@ -199,6 +200,8 @@ class TrainingBatches:
         self.ids_file = ids_file
         self.config, self.device, self.alive = config, device, alive
         self.resident: Resident | None = None
+        self._validation: Fetch | None = None
+        self._to_validate = dataset.split("val").ids
         self._feed: Feed | None = None
         self._loader: Any = None
         self._loaded = False
@@ -237,6 +240,21 @@ class TrainingBatches:
             batch = Batch(first + offset, self.rows[positions], start, start + n, clips)
             self._record(epoch, batch)
             yield batch
+
+    def validation(self) -> Fetch:
+        """Return what fetches clips of the validation split, by their position in it.
+
+        They are kept as the training clips are. Every rank has to call it.
+
+        Raises:
+            InputError: clips cannot be read, or not be kept where they should.
+        """
+        if self._validation is None:
+            split, where = self.dataset.split("val"), self.config.resident
+            kept = load_resident(self.dataset, split.ids, where, self.device, self.alive)
+            self._validation = kept.fetch if kept else lambda at: torch.from_numpy(split.fetch(at))
+            self._to_validate = self.rows[:0] if kept else split.ids
+        return self._validation
 
     def _fetch_all(self, own: list[NDArray[np.int64]]) -> Iterator[Tensor]:
         if self._feed is not None:
@@ -288,7 +306,7 @@ class TrainingBatches:
         return batches
 
     def _expect(self, rows: NDArray[np.int64]) -> None:
-        self.dataset.expect(np.concatenate((rows, self.dataset.split("val").ids)))
+        self.dataset.expect(np.concatenate((rows, self._to_validate)))
 
     def _record(self, epoch: int, batch: Batch) -> None:
         if self.ids_file is None:

@@ -1,4 +1,4 @@
-"""Several processes as one: starting them, comparing them, and batch statistics over all of them."""
+"""Several processes as one: starting them, letting them agree, and comparing them."""
 
 from __future__ import annotations
 
@@ -267,76 +267,6 @@ def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> st
                 "a process does not compute as the others do; the last checkpoint is whole"
             )
     return own
-
-
-class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Tensor:
-        total: Tensor = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of the global batch, on any device.
-
-    With it the number of ranks does not change what is learned. torch.nn.SyncBatchNorm does the
-    same on GPUs only.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, C, F, T] → the same shape, normalised over the rows of all ranks."""
-        if not self.training or world_size() == 1:
-            return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        dtype, x = x.dtype, x.float()
-        own = torch.cat((x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])))
-        total = _SumOverRanks.apply(own)
-        count = total[-1].detach()
-        mean = total[:-1] / count
-        centred = x - mean[:, None, None]
-        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        y: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return y.to(dtype)
-
-
-def use_global_batch_norm(network: nn.Module) -> None:
-    """Give every BatchNorm2d of the network the statistics of the global batch, in place.
-
-    Nothing changes with one process. Parameters, buffers and their names stay what they are.
-    """
-    if world_size() == 1:
-        return
-    for name, child in list(network.named_children()):
-        if type(child) is nn.BatchNorm2d:
-            new: nn.Module
-            if next(child.parameters()).is_cuda:
-                new = nn.SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
-            else:
-                new = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
-            new.to(child.weight.device)
-            new.train(child.training)
-            for key, parameter in child._parameters.items():
-                new._parameters[key] = parameter
-            for key, buffer in child._buffers.items():
-                new._buffers[key] = buffer
-            setattr(network, name, new)
-        else:
-            use_global_batch_norm(child)
 
 
 def timeout_seconds() -> int:

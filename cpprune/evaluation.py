@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cpprune import metrics
 from cpprune.audio.mel import LogMel, ScaleImage
 from cpprune.distributed import gather_rows, rank, world_size
+from cpprune.feed import Fetch
 from shards.errors import InputError
 from shards.order import rank_slice
 
@@ -27,21 +28,34 @@ CHUNK = 256
 
 @torch.no_grad()
 def predict_split(
-    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
+    network: nn.Module,
+    features: LogMel | ScaleImage,
+    split: Split,
+    device: torch.device,
+    fetch: Fetch | None = None,
 ) -> NDArray[np.float32]:
     """Return the logits [N, K] of every clip of a split, in its order, on every rank.
 
     Each rank predicts a slice; each clip is predicted once. The network is left in the mode it was
     in.
+
+    Args:
+        network: x_BCFT → logits.
+        features: the front end.
+        split: of an open dataset.
+        device: of network and front end.
+        fetch: returns the split's clips by their position; without it they are read from the shards.
     """
     was_training = network.training
     network.eval()
-    split.dataset.expect(split.ids)
+    if fetch is None:
+        split.dataset.expect(split.ids)
     own = rank_slice(np.arange(len(split)), rank(), world_size())
     parts = []
     for begin in range(0, len(own), CHUNK):
-        clips = torch.from_numpy(split.fetch(own[begin : begin + CHUNK])).to(device)
-        x = features(clips)
+        positions = own[begin : begin + CHUNK]
+        clips = fetch(positions) if fetch else torch.from_numpy(split.fetch(positions))
+        x = features(clips.to(device))
         parts.append(network(x.to(memory_format=torch.channels_last)).float())
     network.train(was_training)
     logits = torch.cat(parts) if parts else _no_rows(network, features, split, device)

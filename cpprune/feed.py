@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Positions = NDArray[np.int64]
+Fetch = Callable[[Positions], Tensor]  # clips by their position
 
 
 class Feed:

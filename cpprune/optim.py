@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("lambda", "reduce_on_plateau", "cosine", "constant")
@@ -59,7 +59,10 @@ class OptimConfig:
 
 
 def build_optimizer(
-    config: OptimConfig, parameters: Iterable[nn.Parameter], fused: bool = True
+    config: OptimConfig,
+    parameters: Sequence[nn.Parameter],
+    fused: bool = True,
+    capturable: bool = False,
 ) -> torch.optim.Optimizer:
     """Return the optimizer named in the config over these parameters.
 
@@ -67,13 +70,26 @@ def build_optimizer(
         config: which, and its numbers.
         parameters: all that it moves.
         fused: one kernel for all of them, which can skip a step without the host looking.
+        capturable: keep the learning rate beside the parameters, where a CUDA graph can read it.
     """
+    lr = torch.tensor(config.lr, device=parameters[0].device) if capturable else config.lr
     if config.name == "sgd":
         return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=fused
+            parameters, lr=lr, momentum=0.9, weight_decay=config.weight_decay, fused=fused
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    return kind(
+        parameters, lr=lr, weight_decay=config.weight_decay, fused=fused, capturable=capturable
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def warmup(epoch: float, epochs: int) -> float:

@@ -1,4 +1,4 @@
-"""The training clips in memory: on the GPU, or once a node in memory that its processes share.
+"""Clips in memory: on the GPU, or once a node in memory that its processes share.
 
 Shared memory is a `memfd`: it has no name, belongs to no file system, and is gone with the last process
 that holds it, however that ends. The other processes of the node open it through `/proc`.
@@ -59,8 +59,8 @@ class Resident:
         self.clips = clips
 
     def fetch(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
-        """Return clips [n, *shape] that are on the host, by their position."""
-        index = torch.from_numpy(positions)
+        """Return clips [n, *shape] by their position; `out`, if given, lies where they do."""
+        index = torch.from_numpy(positions).to(self.clips.device)
         if out is None:
             return self.clips.index_select(0, index)
         return torch.index_select(self.clips, 0, index, out=out)
@@ -150,9 +150,9 @@ def _choose(where: str, size: int, everyone: Sequence[_Process], device: torch.d
     if where != "off" and size > free[where]:
         what = "GPU" if where == "device" else "machine"
         raise InputError(
-            f"data.resident={where}: the training clips take {size / 1e9:.1f} GB, and "
-            f"{free[where] / 1e9:.1f} GB are free on a {what}; set data.resident=auto, which keeps them "
-            "where they fit"
+            f"data.resident={where}: {size / 1e9:.1f} GB of clips do not fit into the "
+            f"{free[where] / 1e9:.1f} GB that are free on a {what}; set data.resident=auto, which keeps "
+            "them where they fit"
         )
     return where
 

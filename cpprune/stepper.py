@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from cpprune import distributed, zero
+from cpprune import capture, distributed, zero
 from cpprune.artifact import Model
-from cpprune.audio.augment import Draws, augmented, draw
+from cpprune.audio.augment import augmented, draw
 from cpprune.audio.mel import LogMel
 from cpprune.average import Average
+from cpprune.batch_norm import use_global_batch_norm
 from cpprune.config import RunConfig
 from cpprune.data import Batch
 from cpprune.moments import read_moments, write_moments
-from cpprune.optim import build_optimizer
+from cpprune.optim import build_optimizer, set_lr
 from cpprune.pruning.plan import Plan
 from cpprune.pruning.sparsity import Penalty
 from cpprune.pruning.surgery import apply_plan
 from cpprune.pruning.sync import Cut, prune_on_all_ranks
 from shards.errors import InputError
+
+# Before a step is captured: the optimizer makes its state, kernels are compiled. DistributedDataParallel
+# measures its first ten.
+PLAIN_STEPS, PLAIN_STEPS_OF_SEVERAL = 3, 11
 
 
 class Forward(nn.Module):
@@ -40,8 +48,7 @@ class Forward(nn.Module):
     def __init__(self, network: nn.Module, compiled: str, precision: str) -> None:
         super().__init__()
         self.network = network
-        mode = "reduce-overhead" if compiled == "graph" else "default"
-        self.call = network if compiled == "off" else torch.compile(network, mode=mode)
+        self.call = network if compiled == "off" else _compile(network)
         self.dtype = distributed.AUTOCAST[precision]
 
     def forward(self, x_BCFT: Tensor) -> Tensor:
@@ -49,6 +56,17 @@ class Forward(nn.Module):
         with torch.autocast(x_BCFT.device.type, self.dtype, enabled=self.dtype is not None):
             logits: Tensor = self.call(x_BCFT)
             return logits
+
+
+def _compile(network: nn.Module) -> Any:
+    """Compile so that a run that goes on computes the same bits."""
+    from torch._inductor import config as inductor
+
+    # Without this, how a sum is split is decided by what was faster when it was tried.
+    if hasattr(inductor, "deterministic"):
+        inductor.deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") != "0"
+    # Code for any batch size would be made from the second one on, whichever of them comes first.
+    return torch.compile(network, dynamic=False)
 
 
 @dataclass(frozen=True)
@@ -72,15 +90,25 @@ class Stepper:
     Args:
         config: of the run.
         model: front end and network, unwrapped.
-        labels: of every row of the dataset's index, on the device.
+        labels: of every row of the dataset's index.
         accelerator: from `distributed.start`.
+
+    Raises:
+        InputError: the launcher's DeepSpeed cannot do what the configuration asks for.
 
     Attributes:
         average: of the weights, or None.
         penalty: what the loss has beside the cross-entropy, or None; the caller sets it.
     """
 
-    def __init__(self, config: RunConfig, model: Model, labels: Tensor, accelerator: Any) -> None:
+    def __init__(
+        self, config: RunConfig, model: Model, labels: NDArray[np.int64], accelerator: Any
+    ) -> None:
+        if zero.asked_for() and config.train.compile == "graph":
+            raise InputError(
+                "train.compile=graph: DeepSpeed's steps cannot be captured; set train.compile=auto, or "
+                "launch with launch/accelerate/multi_gpu.yaml"
+            )
         self.config = config
         self.model = model
         self.labels = labels
@@ -118,19 +146,24 @@ class Stepper:
         network = self.model.network
         self.place(self.model)
         if self.config.train.global_batch_norm:
-            distributed.use_global_batch_norm(network)
+            use_global_batch_norm(network)
         if self.average is None and self.config.train.ema_decay:
             self.average = Average(network, self.config.train.ema_decay)
         parameters = [p for p in network.parameters() if p.requires_grad]
         if not parameters:
             raise InputError("every parameter of the network is frozen: there is nothing to train")
-        compiled = self.config.train.compile if self.device.type == "cuda" else "off"
-        shell = Forward(network, compiled, self.config.train.precision)
+        train, deepspeed = self.config.train, zero.asked_for()
+        compiled = train.compile if self.device.type == "cuda" else "off"
+        shell = Forward(network, compiled, train.precision)
+        record = capture.recorder(train.compile, self.device)
+        optimizer = build_optimizer(
+            self.config.optim, parameters, fused=not deepspeed, capturable=record is not None
+        )
         self.accelerator.free_memory()
         with redirect_stdout(sys.stderr):  # DeepSpeed prints
-            self.wrapped, self.optimizer = self.accelerator.prepare(
-                shell, build_optimizer(self.config.optim, parameters, not zero.asked_for())
-            )
+            self.wrapped, self.optimizer = self.accelerator.prepare(shell, optimizer)
+        plain_steps = PLAIN_STEPS if distributed.world_size() == 1 else PLAIN_STEPS_OF_SEVERAL
+        self.run = capture.Captured(self._step, self.device, record, plain_steps)
         self.buffers = list(network.buffers())
         if isinstance(self.wrapped, DistributedDataParallel):
             # Batch statistics are global, or shared when they are needed: not at every step.
@@ -159,8 +192,7 @@ class Stepper:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.inner_optimizer, lr)
 
     def step(self, epoch: int, batch: Batch, number: int) -> Stepped:
         """Take one optimizer step on a global batch.
@@ -176,19 +208,41 @@ class Stepper:
         Returns:
             What came of it, on the device: nothing here waits for it.
         """
-        train, total = self.config.train, len(batch.ids)
+        return Stepped(*self.run(self.inputs(epoch, batch, number), len(batch.ids)))
+
+    def inputs(self, epoch: int, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Return all that differs from step to step, on the host but for clips that are not."""
         spec = self.model.features.spec if isinstance(self.model.features, LogMel) else None
-        draws = draw(self.config.augment, spec, self.config.seed, epoch, batch.number, total)
+        config, total = self.config, len(batch.ids)
+        draws = draw(config.augment, spec, config.seed, epoch, batch.number, total)
+        rows = slice(batch.start, batch.stop)
+        inputs = {
+            "clips": batch.clips,
+            "labels": torch.from_numpy(self.labels[batch.ids[rows]]),
+            "epoch": torch.tensor(float(epoch), dtype=torch.float64),
+            "number": torch.tensor(float(number), dtype=torch.float64),
+            **draws.of_rows(rows),
+        }
+        if draws.mixup is not None:
+            partners = batch.ids[draws.mixup[1][rows]]
+            inputs["partner_labels"] = torch.from_numpy(self.labels[partners])
+        return inputs
+
+    def _step(self, inputs: Mapping[str, Tensor], total: int) -> tuple[Tensor, Tensor]:
+        """Take a step on what `inputs` returned, on the device; see `capture.Captured`.
+
+        Returns:
+            The sum of the losses of this rank's clips, and whether the step was skipped.
+        """
+        train = self.config.train
         x = augmented(
             self.model.features,
-            batch.clips.to(self.device, non_blocking=True),
-            draws,
+            inputs["clips"],
+            inputs,
             self.config.augment,
-            slice(batch.start, batch.stop),
             lambda own: distributed.gather_rows(own, total),
         )
-        targets = self.targets(batch, draws)
-
+        targets = _targets(inputs)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         buffers_before = [buffer.clone() for buffer in self.buffers]
         # The same number of micro-batches on every rank, and none that is empty on all of them.
@@ -211,13 +265,13 @@ class Stepper:
                 # Ranks' gradients are averaged: the mean over the global batch is what is wanted.
                 loss = losses.sum() * (distributed.world_size() / total)
                 if last and self.penalty is not None:
-                    loss = loss + self.penalty(epoch)
+                    loss = loss + self.penalty(inputs["epoch"])
                 self.accelerator.backward(loss)
             loss_sum += losses.detach().sum()
         skipped = self._update(loss_sum, buffers_before)
         if self.average is not None:
-            self.average.follow(self.model.network, number)
-        return Stepped(torch.where(skipped, 0.0, loss_sum), skipped)
+            self.average.follow(self.model.network, inputs["number"])
+        return torch.where(skipped, 0.0, loss_sum), skipped
 
     def _update(self, loss_sum: Tensor, buffers_before: list[Tensor]) -> Tensor:
         """Move the weights, unless the gradient is not finite; return whether it is not."""
@@ -238,14 +292,11 @@ class Stepper:
             buffer.copy_(torch.where(skipped, before, buffer))
         return skipped
 
-    def targets(self, batch: Batch, draws: Draws) -> list[tuple[Tensor, Tensor]]:
-        """Return the labels of this rank's clips and their weights; two of each under mixup."""
-        rows = slice(batch.start, batch.stop)
-        ids = torch.from_numpy(batch.ids).to(self.device, non_blocking=True)
-        label_B = self.labels[ids]
-        own = label_B[rows]
-        if draws.mixup is None:
-            return [(own, torch.ones(len(own), device=self.device))]
-        lam = torch.from_numpy(draws.mixup[0][rows]).to(self.device, non_blocking=True)
-        partner = torch.from_numpy(draws.mixup[1][rows]).to(self.device, non_blocking=True)
-        return [(own, lam), (label_B[partner], 1 - lam)]
+
+def _targets(inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the labels of this rank's clips and their weights; two of each under mixup."""
+    own = inputs["labels"]
+    if "mixup" not in inputs:
+        return [(own, torch.ones(len(own), device=own.device))]
+    lam = inputs["mixup"]
+    return [(own, lam), (inputs["partner_labels"], 1 - lam)]

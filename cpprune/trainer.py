@@ -109,8 +109,7 @@ class Trainer:
             ids_file=ids_file if config.data.record_ids else None,
             alive=lambda: self.watchdog.progress(self.progress.step),
         )
-        labels = torch.from_numpy(self.dataset.labels).to(self.device)
-        self.stepper = Stepper(config, self.model, labels, accelerator)
+        self.stepper = Stepper(config, self.model, self.dataset.labels, accelerator)
         widths = layer_widths(self.model.network)
         self.progress = Progress(widths=widths, original_widths=widths)
         self.events = events(config.prune)
@@ -243,10 +242,9 @@ class Trainer:
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split; write the last model, and the best if it is that."""
         progress, config = self.progress, self.config
+        model, fetch = (self.stepper.evaluated, self.model.features), self.batches.validation()
         with self.accelerator.autocast():
-            logits = predict_split(
-                self.stepper.evaluated, self.model.features, self.val, self.device
-            )
+            logits = predict_split(*model, self.val, self.device, fetch)
         log_prob, labels = metrics.log_softmax(logits), self.val.labels
         figures = metrics.summary(log_prob, labels)
         progress.val_losses.append(figures["log_loss"])

@@ -19,7 +19,7 @@ def test_it_follows_by_its_decay() -> None:
                 parameter.normal_(generator=generator)
             network[1].running_mean.normal_(generator=generator)
             network[1].num_batches_tracked.fill_(step)
-        average.follow(network, step)
+        average.follow(network, torch.tensor(float(step)))
         decay = min(0.9, (1 + step) / (10 + step))
         for name, tensor in network.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor.double()

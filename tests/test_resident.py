@@ -100,7 +100,7 @@ def test_auto_leaves_half_of_the_memory(dataset, monkeypatch, free, kept):
 def test_too_many_clips_are_refused_by_name(dataset, monkeypatch, where):
     rows = dataset.split("train").ids
     monkeypatch.setattr(resident, "available_memory", lambda: 128 * 32_000 * 2 - 1)
-    with pytest.raises(InputError, match=r"data.resident=host: .* take 0.0 GB.*resident=auto"):
+    with pytest.raises(InputError, match=r"data.resident=host: 0.0 GB of clips .*resident=auto"):
         load_resident(dataset, rows, where, CPU)
 
 

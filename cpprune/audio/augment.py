@@ -10,7 +10,7 @@ Shapes: B global batch, b this rank's part of it, T samples, C channels, F mel b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,19 @@ class Draws:
     mixup: tuple[NDArray[np.float32], NDArray[np.int64]] | None
     freq_mask: NDArray[np.float32] | None
     time_mask: NDArray[np.float32] | None
+
+    def of_rows(self, rows: slice) -> dict[str, Tensor]:
+        """Return what `augmented` wants to know for these rows of the batch, on the host."""
+        found: dict[str, NDArray[Any]] = {}
+        for name in ("roll", "freq_mask", "time_mask"):
+            if (drawn := getattr(self, name)) is not None:
+                found[name] = drawn[rows]
+        for name in ("mixstyle", "mixup"):
+            if (drawn := getattr(self, name)) is not None:
+                found[name], found[f"{name}_partner"] = drawn[0][rows], drawn[1][rows]
+        if self.band_edges is not None:
+            found["band_edges"] = self.band_edges
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
 NO_DRAWS = Draws(None, None, None, None, None, None)
@@ -175,40 +188,30 @@ def mask_axis(x_bCFN: Tensor, uniform_b2: Tensor, widest: int, dim: int, fill: f
 def augmented(
     features: LogMel | ScaleImage,
     clips_b: Tensor,
-    draws: Draws,
+    drawn_b: Mapping[str, Tensor],
     config: AugmentConfig,
-    rows: slice,
     gather: Gather = lambda x: x,
 ) -> Tensor:
-    """Return what the network is trained on: x_BCFT of this rank's clips, augmented.
+    """Return what the network is trained on: x_bCFN of this rank's clips, augmented.
 
     Args:
         features: the front end.
-        clips_b: this rank's clips, on the device.
-        draws: of the whole global batch.
+        clips_b: this rank's clips.
+        drawn_b: from `Draws.of_rows`, on the device of the clips.
         config: widths of the masks.
-        rows: which rows of the global batch this rank holds.
         gather: returns the rows of all ranks, in rank order, given this rank's.
     """
-    device = clips_b.device
-
-    def own(values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values[rows]).to(device, non_blocking=True)
-
-    if draws.roll is not None and isinstance(features, LogMel):
-        clips_b = roll_waves(clips_b, own(draws.roll))
-    if draws.band_edges is None:
-        x: Tensor = features(clips_b)
-    else:
-        x = features(clips_b, torch.from_numpy(draws.band_edges).to(device, non_blocking=True))
-    if draws.mixstyle is not None:
-        x = freq_mixstyle(x, own(draws.mixstyle[0]), own(draws.mixstyle[1]), gather)
-    if draws.mixup is not None:
-        x = mixup(x, own(draws.mixup[0]), own(draws.mixup[1]), gather)
-    if draws.freq_mask is not None:
-        x = mask_axis(x, own(draws.freq_mask), config.freq_mask, -2, silence(features))
-    if draws.time_mask is not None:
-        x = mask_axis(x, own(draws.time_mask), config.time_mask, -1, silence(features))
+    if "roll" in drawn_b and isinstance(features, LogMel):
+        clips_b = roll_waves(clips_b, drawn_b["roll"])
+    x: Tensor = features(clips_b, drawn_b.get("band_edges"))
+    if "mixstyle" in drawn_b:
+        x = freq_mixstyle(x, drawn_b["mixstyle"], drawn_b["mixstyle_partner"], gather)
+    if "mixup" in drawn_b:
+        x = mixup(x, drawn_b["mixup"], drawn_b["mixup_partner"], gather)
+    if "freq_mask" in drawn_b:
+        x = mask_axis(x, drawn_b["freq_mask"], config.freq_mask, -2, silence(features))
+    if "time_mask" in drawn_b:
+        x = mask_axis(x, drawn_b["time_mask"], config.time_mask, -1, silence(features))
     return x
 
 
@@ -216,4 +219,4 @@ def silence(features: LogMel | ScaleImage) -> float:
     """Return the value of a spectrogram (or image) where there is nothing."""
     if isinstance(features, ScaleImage):
         return 0.0
-    return float(features.normalise(torch.log(torch.tensor(LOG_OFFSET))))
+    return features.normalise(math.log(LOG_OFFSET))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 LOG_OFFSET = 1e-5
 BANDS = 16  # into which the filter bank is cut
+Values = TypeVar("Values", Tensor, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +279,7 @@ class LogMel(nn.Module):
         """[B, N, K] → mel spectrogram [B, N, F], through the parts of the bank that are not zero."""
         return torch.cat([power_BNK[..., k] @ bank_FK[f, k].T for f, k in self.bands], dim=2)
 
-    def normalise(self, log_mel: Tensor) -> Tensor:
+    def normalise(self, log_mel: Values) -> Values:
         """Shift and scale to about [−1, 1], as the networks of these presets expect."""
         return (log_mel + 4.5) / 5.0 if self.spec.normalise else log_mel
 

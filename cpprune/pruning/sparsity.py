@@ -72,14 +72,20 @@ class Penalty:
         own = {s.parameter for _, slices in self.slices for s in slices}
         self.scales = [name for name in self.parameters if name in norms & own]
 
-    def __call__(self, epoch: int) -> Tensor:
-        """Return the penalty of the weights as they are, a scalar in float32."""
+    def __call__(self, epoch: Tensor) -> Tensor:
+        """Return the penalty of the weights as they are, a scalar in float32.
+
+        Args:
+            epoch: from 0, a scalar on the network's device.
+        """
         if self.kind == "slimming":
             values = [self.parameters[name].abs().sum() for name in self.scales]
         else:
             values = [self._group(units, slices) for units, slices in self.slices]
-        grown = min(1.0, (epoch + 1) / max(1, self.until)) if self.kind == "growing" else 1.0
-        return self.strength * grown * torch.stack(values).sum()
+        penalty = self.strength * torch.stack(values).sum()
+        if self.kind == "growing":
+            penalty = penalty * torch.clamp((epoch + 1) / max(1, self.until), max=1.0).float()
+        return penalty
 
     def _group(self, units: int, slices: list[Slice]) -> Tensor:
         squares = self.parameters[slices[0].parameter].new_zeros(units, dtype=torch.float32)

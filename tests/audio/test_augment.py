@@ -254,11 +254,11 @@ def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
         np.random.default_rng(0).integers(-9000, 9000, (5, 8000), dtype=np.int16)
     )
     draws = draw(EVERYTHING, SPEC, 7, 1, 2, 5)
-    whole = augmented(features, clips, draws, EVERYTHING, slice(0, 5))
+    whole = augmented(features, clips, draws.of_rows(slice(0, 5)), EVERYTHING)
 
     def of_rank(rank: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         own = slice(5 * rank // world, 5 * (rank + 1) // world)
-        return augmented(features, clips[own], draws, EVERYTHING, own, gather)
+        return augmented(features, clips[own], draws.of_rows(own), EVERYTHING, gather)
 
     torch.testing.assert_close(on_ranks(world, of_rank), whole, rtol=0, atol=1e-5)
     assert not whole.requires_grad
@@ -285,14 +285,14 @@ def test_augmented_is_its_steps_in_order() -> None:
             start = place * (x.shape[axis] - width)
             stretch = slice(int(start), int(start + width))
             x[(clip, slice(None), stretch) if axis == 2 else (clip, ..., stretch)] = fill
-    actual = augmented(features, torch.from_numpy(wave), drawn, EVERYTHING, slice(0, 4))
+    actual = augmented(features, torch.from_numpy(wave), drawn.of_rows(slice(0, 4)), EVERYTHING)
     np.testing.assert_allclose(actual.numpy(), x, rtol=0, atol=1e-4)
 
 
 def test_without_draws_nothing_is_augmented() -> None:
     features = cpprune.log_mel("seed128")
     wave = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 8000))).float()
-    x = augmented(features, wave, NO_DRAWS, AugmentConfig(), slice(0, 2))
+    x = augmented(features, wave, NO_DRAWS.of_rows(slice(0, 2)), AugmentConfig())
     assert torch.equal(x, features(wave))
 
 
@@ -301,10 +301,11 @@ def test_images_are_not_rolled_and_masked_with_black() -> None:
     images = images.to(torch.uint8)
     config = AugmentConfig(mixstyle_p=0, roll=5)
     drawn = draw(config, None, 0, 0, 0, 3)
-    x = augmented(ScaleImage(), images, drawn, config, slice(0, 3))
+    x = augmented(ScaleImage(), images, drawn.of_rows(slice(0, 3)), config)
     assert torch.equal(x, images / 255)
     config = AugmentConfig(mixstyle_p=0, time_mask=20)
-    x = augmented(ScaleImage(), images, draw(config, None, 0, 0, 0, 3), config, slice(0, 3))
+    drawn = draw(config, None, 0, 0, 0, 3)
+    x = augmented(ScaleImage(), images, drawn.of_rows(slice(0, 3)), config)
     assert (x == 0).any()
     assert torch.equal(x[x > 0], (images / 255)[x > 0])
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import cpprune
 from cpprune import distributed
+from cpprune.batch_norm import use_global_batch_norm
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.sync import prune_on_all_ranks
@@ -176,20 +177,22 @@ def prepare(norm):
     return norm
 
 
-def normalised(parts, training):
+def normalised(parts, training, half=False):
     """Normalise this rank's rows of two batches one after the other."""
     net = nn.Sequential(prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)))
-    distributed.use_global_batch_norm(net)
+    use_global_batch_norm(net)
     net.train(training)
+    dtype = torch.bfloat16 if half else torch.float32
     rank = dist.get_rank()
     start = sum(parts[:rank])
     rows = slice(start, start + parts[rank])
     outputs, gradients = [], []
     for number in range(2):
         x, above = batch(sum(parts), number)
-        own = x[rows].float().requires_grad_()
+        own = x[rows].to(dtype, memory_format=torch.channels_last).requires_grad_()
         y = net(own)
-        y.backward(above[rows].float())
+        assert y.dtype == dtype
+        y.backward(above[rows].to(dtype))
         outputs.append(y.tolist())
         gradients.append(own.grad.tolist())
     return {
@@ -235,7 +238,25 @@ def test_batch_statistics_are_those_of_the_whole_batch(two, three, parts, traini
         assert answer["batches"] == (2 if training else 0)
 
 
+def test_half_precision_is_rounded_only_at_the_ends(two):
+    """bfloat16 in and out; statistics and sums over the batch in float32."""
+    parts, exact = [3, 4], prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)).double()
+    answers = two.call(normalised, parts, True, True)
+    for number in range(2):
+        x, above = (t.bfloat16().double() for t in batch(sum(parts), number))
+        x.requires_grad_()
+        y = exact(x)
+        y.backward(above)
+        found = torch.tensor([row for answer in answers for row in answer["outputs"][number]])
+        torch.testing.assert_close(found.double().view(y.shape), y.detach(), rtol=2**-8, atol=1e-3)
+        found = torch.tensor([row for answer in answers for row in answer["gradients"][number]])
+        torch.testing.assert_close(found.double().view(y.shape), x.grad, rtol=2**-7, atol=2e-3)
+    for answer in answers:
+        close(answer["mean"], exact.running_mean)
+        close(answer["var"], exact.running_var)
+
+
 def test_with_one_process_nothing_is_replaced():
     net = cpprune.build_model("cp_resnet", widths=[4, 6, 8])
-    distributed.use_global_batch_norm(net)
+    use_global_batch_norm(net)
     assert {type(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {nn.BatchNorm2d}

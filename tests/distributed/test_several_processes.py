@@ -224,9 +224,28 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert after == whole[-len(after) :]
     assert before == whole[: len(before)]
     assert 0 < len(after) < len(whole)
+    # One maximum or ReLU that rounding decides otherwise changes a gradient by up to 3 %. The smooth
+    # network below has none of them, and a closer bound at a rate 300 times as large.
     assert difference(weights_of(single("prune", *more)), weights_of(run)) < 5e-4
     one, other = epochs_of(single("prune", *more))[-1], epochs_of(run)[-1]
     assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("begun", ["not begun", "begun by one"])
+def test_a_smooth_network_learns_the_same_on_any_number_of_processes(
+    ranks, cli, stop_at, scenes, tmp_path, begun
+):
+    """Where rounding moves no gradient to another place, weights agree at a full learning rate too."""
+    words = ["prune", *SETTINGS, "--optim.lr", 3e-2, "--model.factory", "networks:smooth"]
+    words += ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.epochs", 3]
+    words += ["--train.checkpoint_steps", 1, "--data.path", scenes, "--run"]
+    assert cli(*words, tmp_path / "alone").status == 0
+    if begun == "begun by one":
+        with stop_at(8):  # 4 steps, validation, two steps after the cut
+            assert cli(*words, tmp_path / "run").status == 130
+    ranks.cpprune(*words, tmp_path / "run")
+    alone, together = (weights_of(tmp_path / name, "model_last") for name in ("alone", "run"))
+    assert difference(alone, together) < 3e-5
 
 
 # --- mistakes -----------------------------------------------------------------------------------------

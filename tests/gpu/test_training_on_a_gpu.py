@@ -5,7 +5,9 @@ import torch
 from run_folder import assert_same_run, epochs_of, weights_of
 
 import cpprune
+from cpprune import stepper
 from cpprune.audio.mel import PRESETS, LogMel
+from cpprune.capture import Captured
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,22 +54,62 @@ def test_a_run_is_that_of_the_cpu(cli, command, tmp_path, monkeypatch):
     assert_close(tmp_path / "cpu", tmp_path / "gpu", 1e-3)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-@pytest.mark.parametrize("compiled", ["auto", "graph"])
-def test_compiling_changes_nothing_and_cuts_go_through(cli, command, tmp_path, compiled, precision):
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let steps be captured from their second on; returns what was captured."""
+    made = []
+    record = Captured._recorded
+
+    def counted(*arguments):
+        made.append(arguments)
+        return record(*arguments)
+
+    monkeypatch.setattr(Captured, "_recorded", counted)
+    monkeypatch.setattr(stepper, "PLAIN_STEPS", 1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("compiled", "precision"),
+    [("auto", "no"), ("auto", "bf16"), ("auto", "fp16"), ("graph", "no"), ("graph", "bf16")],
+)
+def test_compiling_changes_nothing_and_cuts_go_through(
+    cli, command, tmp_path, recorded, compiled, precision
+):
     """Cut before the second epoch, after which everything is compiled anew."""
     more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.precision", precision]
     assert cli(*command, tmp_path / "off", *more).status == 0
     assert cli(*command, tmp_path / "on", *more, "--train.compile", compiled).status == 0
+    assert len(recorded) == (2 if compiled == "graph" else 0)
     assert_close(tmp_path / "off", tmp_path / "on", 1e-3 if precision == "no" else 2e-2)
     sizes = [cpprune.load(tmp_path / run / "model_last").parameters() for run in ("off", "on")]
     counts = [sum(p.numel() for p in parameters) for parameters in sizes]
     assert counts[0] == counts[1] < 2_650
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_captured_steps_are_the_plain_ones_bit_by_bit(
+    cli, command, tmp_path, recorded, monkeypatch, optimizer
+):
+    more = ["--optim.name", optimizer, "--train.compile", "graph", "--train.precision", "bf16"]
+    more += ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--augment.mixstyle_p", 0.5]
+    more += ["--augment.mixup_alpha", 0.3, "--augment.roll", 900, "--augment.freq_mask", 9]
+    more += ["--augment.time_mask", 9, "--train.ema_decay", 0.9, "--train.micro_batch_size", 3]
+    more += ["--train.clip_norm", 0.5, "--prune.sparsity", "growing", "--train.epochs", 5]
+    assert cli(*command, tmp_path / "captured", *more).status == 0
+    captured = len(recorded)
+    assert captured >= 2
+    monkeypatch.setattr(stepper, "PLAIN_STEPS", 10**6)
+    assert cli(*command, tmp_path / "plain", *more).status == 0
+    assert len(recorded) == captured
+    assert_same_run(tmp_path / "captured", tmp_path / "plain")
+
+
 @pytest.mark.parametrize("resident", ["device", "host", "off"])
-@pytest.mark.parametrize("compiled", ["off", "graph"])
-def test_a_stopped_run_ends_with_the_same_bits(cli, command, tmp_path, compiled, resident):
+@pytest.mark.parametrize("compiled", ["off", "auto", "graph"])
+def test_a_stopped_run_ends_with_the_same_bits(
+    cli, command, tmp_path, recorded, compiled, resident
+):
     more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.compile", compiled]
     more += ["--train.checkpoint_steps", 1, "--data.resident", resident]
     assert cli(*command, tmp_path / "whole", *more).status == 0
@@ -76,4 +118,5 @@ def test_a_stopped_run_ends_with_the_same_bits(cli, command, tmp_path, compiled,
     outcome = cli(*command, tmp_path / "stopped", *more)
     assert outcome.status == 0
     assert "goes on from" in outcome.err
+    assert bool(recorded) == (compiled == "graph")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")

@@ -9,6 +9,7 @@ from torch import nn
 from cpprune.pruning.sparsity import Penalty
 
 SHAPE = (1, 64, 32)
+BEGIN = torch.tensor(0.0)  # the first epoch
 Groups = list[tuple[list[str], list[str], list[str]]]
 Make = Callable[..., nn.Module]
 
@@ -39,7 +40,7 @@ def test_slimming_is_the_sum_of_the_scales_that_can_be_cut(make_network: Make) -
         for name, module in network.named_modules()
         if isinstance(module, nn.BatchNorm2d) and name != "feed_forward.1"
     )
-    found = penalty(network, "slimming")(0)
+    found = penalty(network, "slimming")(BEGIN)
     assert found.item() == pytest.approx(0.5 * expected, rel=1e-6)
     found.backward()
     scale = network.get_parameter("stage2.block1.bn1.weight")
@@ -62,7 +63,7 @@ def test_the_weaker_a_channel_the_more_it_is_pulled(
         pull = weakness * grown if grown else 2 ** (4 * weakness)
         pulls[group[0][0]] = pull
         expected += 0.5 * float((pull * squares).sum())
-    found = penalty(network, kind)(epoch)
+    found = penalty(network, kind)(torch.tensor(float(epoch)))
     assert found.item() == pytest.approx(0.5 * expected, rel=1e-5)
     found.backward()
     # The pull does not depend on the weights as far as the gradient is concerned.
@@ -76,7 +77,7 @@ def test_equal_channels_are_pulled_alike(make_network: Make) -> None:
     for parameter in network.parameters():
         nn.init.ones_(parameter)
     for kind in ("group_norm", "growing"):
-        value = penalty(network, kind)(0)
+        value = penalty(network, kind)(BEGIN)
         assert torch.isfinite(value)
         value.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -86,7 +87,7 @@ def test_grouped_convolutions(make_network: Make) -> None:
     """Every weight that a cut takes away is in the penalty once, also where blocks are cut alike."""
     network = make_network(widths=[4, 8, 8], groups=[1, 2, 1])
     pulled = penalty(network, "group_norm")
-    pulled(0).backward()
+    pulled(BEGIN).backward()
     untouched = {name for name, p in network.named_parameters() if p.grad is None}
     # All but what makes the classes' own outputs.
     assert untouched == {"feed_forward.1.weight", "feed_forward.1.bias"}
