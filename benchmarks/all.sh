@@ -8,7 +8,7 @@ trap 'rm -f "$errors"' EXIT
 PYTHON="${1:-python}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-for script in startup frontend frontend_dali step baseline epoch reader build scaling checkpoints; do
+for script in startup frontend frontend_dali compiled step baseline epoch reader build scaling checkpoints; do
     printf '\n## benchmarks/%s.py\n\n' "$script"
     begin=$SECONDS
     timeout 400 "$PYTHON" "benchmarks/$script.py" 2>"$errors" || tail -3 "$errors"

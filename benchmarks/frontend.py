@@ -16,7 +16,7 @@ import limits
 import torch
 from torch import Tensor
 
-from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, filter_bank
+from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, compiled, filter_bank
 
 
 def plain(spec: MelSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -106,6 +106,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(-8000, 8000, (arguments.batch, samples), generator=generator)
     clips = clips.to(torch.int16).to(device)
+    edges = torch.tensor([spec.fmin, spec.fmax], device=device)
     dense = plain(spec, device)
     calls: dict[str, Callable[[], object]] = {
         "torch.stft + dense bank": lambda: dense(clips),
@@ -114,8 +115,12 @@ def main() -> None:
     }
     torchaudio = with_torchaudio(spec, device)
     if device.type == "cuda":
-        compiled = torch.compile(ours)
-        calls["ours, compiled"] = lambda: compiled(clips)
+        fused = compiled(ours)
+        calls["ours, compiled"] = lambda: fused(clips)
+        calls["ours, compiled, edges moved"] = lambda: fused(clips, edges)
+        for parts in (1, 4, 8, 32):
+            other = compiled(LogMel(spec, parts).to(device))
+            calls[f"ours, compiled, {parts} parts"] = lambda other=other: other(clips)
     if importlib.util.find_spec("nnAudio"):
         nnaudio = with_nnaudio(spec, device)
         calls["nnAudio"] = lambda: nnaudio(clips)

@@ -57,12 +57,12 @@ class Given(torch.nn.Module):
 
 def network_seconds(stepper: Stepper, batch: Batch, rounds: int) -> float:
     """Return the time of forward, backward and update on spectrograms that lie on the device."""
-    model, features, config = stepper.model, stepper.model.features, stepper.config
+    model, features, config = stepper.model, stepper.features, stepper.config
     x = torch.randn((len(batch.ids), *model.input_shape), device=stepper.device)
-    model.features = Given(x)  # type: ignore[assignment]
+    stepper.features = Given(x)  # type: ignore[assignment]
     stepper.config = replace(config, augment=AugmentConfig(mixstyle_p=0))
     seconds = step_seconds(stepper, batch, rounds)
-    model.features, stepper.config = features, config
+    stepper.features, stepper.config = features, config
     stepper.wrap(stepper.moments())
     return seconds
 

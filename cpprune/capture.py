@@ -36,7 +36,9 @@ def recorder(compiled: str, device: torch.device) -> Record | None:
     if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
         # Nothing can be recorded on the default stream, and what takes part in a graph, such as the
         # hooks of DistributedDataParallel, has to have been made on the stream that is recorded.
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        own.wait_stream(torch.cuda.current_stream(device))
+        torch.cuda.set_stream(own)
     # A few steps are taken before one is recorded: the optimizer need not wonder.
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     pool = torch.cuda.graph_pool_handle()

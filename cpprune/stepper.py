@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cpprune import capture, distributed, zero
 from cpprune.artifact import Model
 from cpprune.audio.augment import augmented, draw
-from cpprune.audio.mel import LogMel
+from cpprune.audio.mel import LogMel, compiled
 from cpprune.average import Average
 from cpprune.batch_norm import use_global_batch_norm
 from cpprune.config import RunConfig
@@ -48,7 +48,9 @@ class Forward(nn.Module):
     def __init__(self, network: nn.Module, compiled: str, precision: str) -> None:
         super().__init__()
         self.network = network
-        self.call = network if compiled == "off" else _compile(network)
+        # SyncBatchNorm looks at a value on the host, unless it is called while a step is captured.
+        synced = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+        self.call = network if compiled == "off" or synced else _compile(network)
         self.dtype = distributed.AUTOCAST[precision]
 
     def forward(self, x_BCFT: Tensor) -> Tensor:
@@ -153,8 +155,13 @@ class Stepper:
         if not parameters:
             raise InputError("every parameter of the network is frozen: there is nothing to train")
         train, deepspeed = self.config.train, zero.asked_for()
-        compiled = train.compile if self.device.type == "cuda" else "off"
-        shell = Forward(network, compiled, train.precision)
+        how = train.compile if self.device.type == "cuda" else "off"
+        if how != "off":
+            torch.compiler.reset()  # or code would be made for the first few cuts only
+        shell = Forward(network, how, train.precision)
+        self.features = features = self.model.features
+        if how != "off" and type(features) is LogMel:  # DALI's is compiled as it is
+            self.features = compiled(features)
         record = capture.recorder(train.compile, self.device)
         optimizer = build_optimizer(
             self.config.optim, parameters, fused=not deepspeed, capturable=record is not None
@@ -236,7 +243,7 @@ class Stepper:
         """
         train = self.config.train
         x = augmented(
-            self.model.features,
+            self.features,
             inputs["clips"],
             inputs,
             self.config.augment,

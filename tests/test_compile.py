@@ -1,9 +1,10 @@
-"""A compiled network in a training step, on the CPU, where Inductor writes C++ instead of Triton."""
+"""What is compiled in a training step, on the CPU, where Inductor writes C++ instead of Triton."""
 
 import pytest
 import torch
 
 import cpprune
+from cpprune.audio.mel import PRESETS, LogMel, compiled
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
@@ -12,6 +13,20 @@ from cpprune.stepper import Forward
 pytestmark = pytest.mark.slow  # half a minute of a C++ compiler
 
 SHAPE = (1, 64, 44)
+
+
+@pytest.mark.parametrize("preset", ["seed256", "dcase24"])
+def test_a_compiled_front_end_computes_the_same(preset):
+    features = LogMel(PRESETS[preset])
+    generator = torch.Generator().manual_seed(0)
+    fused = compiled(features)
+    for rows in (5, 2):
+        clips = torch.randint(-8000, 8000, (rows, 32_000), generator=generator).to(torch.int16)
+        for edges in (None, torch.tensor([3.0, 15_200.0])):
+            torch.testing.assert_close(
+                fused(clips, edges), features(clips, edges), rtol=0, atol=2e-5
+            )
+    assert features.windowed == LogMel.windowed.__get__(features), "the plain one stays plain"
 
 
 def gradients(shell, x):

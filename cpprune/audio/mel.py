@@ -10,6 +10,7 @@ edges can move from batch to batch without a copy or a synchronisation.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
@@ -179,7 +180,7 @@ def filter_bank(spec: MelSpec, fmin: Tensor, fmax: Tensor) -> Tensor:
     return bank.float()
 
 
-def bands(spec: MelSpec) -> list[tuple[slice, slice]]:
+def bands(spec: MelSpec, number: int = BANDS) -> list[tuple[slice, slice]]:
     """Cut the filter bank [F, K] into parts outside of which it is zero, wherever its edges move to.
 
     Multiplying part by part leaves out nearly all of the zeros: a twelfth of the products remain
@@ -193,7 +194,7 @@ def bands(spec: MelSpec) -> list[tuple[slice, slice]]:
     edges = [band_edges_mel(spec, torch.tensor(a), torch.tensor(b)) for a, b in ends]
     low, high = (700.0 * torch.expm1(mel / 1127.0) for mel in edges)
     width, last = spec.sample_rate / spec.n_fft, spec.n_fft // 2 + 1
-    size = -(-spec.n_mels // BANDS)
+    size = -(-spec.n_mels // number)
     parts = []
     for begin in range(0, spec.n_mels, size):
         end = min(begin + size, spec.n_mels)
@@ -207,19 +208,23 @@ class LogMel(nn.Module):
     """Waveforms → normalised log-mel spectrograms, always in float32.
 
     int16 samples are read as fractions of full scale, so audio comes straight from its shards.
+
+    Args:
+        spec: its numbers.
+        parts: into which the filter bank is cut; changes nothing but the speed.
     """
 
     eval_bank: Tensor
     hann: Tensor
     cpu_clips = 4  # at once on a CPU, so that what lies between the steps stays in its cache
 
-    def __init__(self, spec: MelSpec) -> None:
+    def __init__(self, spec: MelSpec, parts: int = BANDS) -> None:
         super().__init__()
         self.spec = spec
         bank = filter_bank(spec, torch.tensor(spec.fmin), torch.tensor(spec.fmax))
         self.register_buffer("eval_bank", bank, persistent=False)
         hann = torch.hann_window(spec.window, periodic=spec.periodic_window, dtype=torch.float64)
-        self.bands = bands(spec)
+        self.bands = bands(spec, parts)
         margin = spec.n_fft - spec.window  # a shorter window stands in the middle of its transform
         hann = functional.pad(hann, (margin // 2, margin - margin // 2))
         self.register_buffer("hann", hann.float(), persistent=False)
@@ -252,28 +257,45 @@ class LogMel(nn.Module):
 
     def log_mel(self, wave_BT: Tensor, band_edges: Tensor | None = None) -> Tensor:
         """[B, T] → log-mel spectrogram [B, F, N] before normalisation."""
-        edges = band_edges
-        bank = self.eval_bank if edges is None else filter_bank(self.spec, edges[0], edges[1])
+        bank = self.eval_bank if band_edges is None else self.bank(band_edges)
         at_once = self.cpu_clips if wave_BT.device.type == "cpu" else len(wave_BT)
         parts = torch.split(wave_BT, at_once)
-        mel_BNF = torch.cat([self.filtered(self.power(part), bank) for part in parts])
-        return torch.log(mel_BNF.transpose(1, 2).contiguous() + LOG_OFFSET)
+        return self.log(torch.cat([self.filtered(self.power(part), bank) for part in parts]))
 
     def power(self, wave_BT: Tensor) -> Tensor:
         """[B, T] → power spectrogram [B, N, K] of the pre-emphasised waveform."""
+        return self.squared(torch.view_as_real(torch.fft.rfft(self.windowed(wave_BT))))
+
+    # What lies between the Fourier transform and the matrix products, for `compiled` to fuse.
+
+    def bank(self, band_edges: Tensor) -> Tensor:
+        """[2] in Hz → filter bank [F, K]."""
+        return filter_bank(self.spec, band_edges[0], band_edges[1])
+
+    def windowed(self, wave_BT: Tensor) -> Tensor:
+        """[B, T] → pre-emphasised frames under the window [B, N, n_fft].
+
+        The same as torch.stft(center=True, pad_mode="reflect"), laid out frame by frame, so that the
+        filter bank is one matrix product over all frames of the batch.
+        """
         spec = self.spec
         wave = wave_BT.float()
         if wave_BT.dtype == torch.int16:
             wave = wave / 32768.0
         if spec.pre_emphasis:
             wave = wave[:, 1:] - spec.pre_emphasis * wave[:, :-1]
-        # The same as torch.stft(center=True, pad_mode="reflect"), laid out frame by frame, so that the
-        # filter bank is one matrix product over all frames of the batch.
         half = spec.n_fft // 2
         padded = functional.pad(wave.unsqueeze(1), (half, half), mode="reflect").squeeze(1)
-        spectrum_BNK = torch.fft.rfft(padded.unfold(1, spec.n_fft, spec.hop) * self.hann)
-        power: Tensor = spectrum_BNK.real.square().addcmul_(spectrum_BNK.imag, spectrum_BNK.imag)
-        return power
+        return padded.unfold(1, spec.n_fft, spec.hop) * self.hann
+
+    def squared(self, spectrum_BNK2: Tensor) -> Tensor:
+        """Real and imaginary parts [B, N, K, 2] → power [B, N, K]."""
+        real, imaginary = spectrum_BNK2.unbind(-1)
+        return real.square().addcmul_(imaginary, imaginary)
+
+    def log(self, mel_BNF: Tensor) -> Tensor:
+        """[B, N, F] → log-mel [B, F, N]."""
+        return torch.log(mel_BNF.transpose(1, 2).contiguous() + LOG_OFFSET)
 
     def filtered(self, power_BNK: Tensor, bank_FK: Tensor) -> Tensor:
         """[B, N, K] → mel spectrogram [B, N, F], through the parts of the bank that are not zero."""
@@ -282,6 +304,17 @@ class LogMel(nn.Module):
     def normalise(self, log_mel: Values) -> Values:
         """Shift and scale to about [−1, 1], as the networks of these presets expect."""
         return (log_mel + 4.5) / 5.0 if self.spec.normalise else log_mel
+
+
+def compiled(features: LogMel) -> LogMel:
+    """Return a front end over the same tensors whose steps are fused by torch.compile.
+
+    Those that it cannot take, the Fourier transform and the matrix products, are called as they are.
+    """
+    twin = copy.copy(features)
+    for name in ("bank", "windowed", "squared", "log"):
+        setattr(twin, name, torch.compile(getattr(features, name), dynamic=False))
+    return twin
 
 
 class ScaleImage(nn.Module):

@@ -87,6 +87,14 @@ def test_compiling_changes_nothing_and_cuts_go_through(
     assert counts[0] == counts[1] < 2_650
 
 
+@pytest.mark.parametrize("compiled", ["auto", "graph"])
+def test_code_is_made_anew_after_any_number_of_cuts(cli, command, tmp_path, recorded, compiled):
+    more = ["--prune.ratio", 0.5, "--prune.steps", 10, "--train.epochs", 10]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        assert cli(*command, tmp_path / "run", *more, "--train.compile", compiled).status == 0
+    assert len(recorded) == (10 if compiled == "graph" else 0)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_captured_steps_are_the_plain_ones_bit_by_bit(
     cli, command, tmp_path, recorded, monkeypatch, optimizer

@@ -1,0 +1,65 @@
+"""What compiling the network brings: forward, backward and update of CP-ResNet big, eager and compiled.
+
+    python benchmarks/compiled.py [--batch 64] [--precision no bf16]
+
+On a CPU `train.compile` does nothing; the figures say why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import limits
+import torch
+from torch.nn import functional
+
+import cpprune
+from cpprune.stepper import Forward
+
+SHAPE = (1, 256, 44)
+
+
+def make(compiled: str, precision: str, batch: int, device: torch.device) -> Callable[[], None]:
+    """Return a training step on spectrograms that lie on the device."""
+    network = cpprune.build_model("cp_resnet").to(device, memory_format=torch.channels_last)
+    shell = Forward(network, compiled, precision)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    x = torch.randn(batch, *SHAPE, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,), device=device)
+
+    def step() -> None:
+        functional.cross_entropy(shell(x).float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 1024] if cuda else [64])
+    parser.add_argument("--precision", nargs="+", default=["no", "bf16"])
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if cuda else "cpu")
+    limits.report(device)
+    print("| precision | batch | network | first step, s | ms | ratio |\n|---|---|---|---|---|---|")
+    for precision in arguments.precision:
+        for batch in arguments.batch:
+            steps = {how: make(how, precision, batch, device) for how in ("off", "auto")}
+            first = {}
+            for how, step in steps.items():
+                begin = time.perf_counter()
+                step()
+                limits.wait(device)
+                first[how] = time.perf_counter() - begin
+            took = limits.side_by_side(steps, device, rounds=15)
+            for how, name in (("off", "eager"), ("auto", "compiled")):
+                row = f"{precision} | {batch} | {name} | {first[how]:.1f} | {took[how] * 1e3:.1f}"
+                print(f"| {row} | {took['off'] / took[how]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
