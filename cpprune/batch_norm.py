@@ -1,13 +1,10 @@
 """Batch normalisation over the batches of all processes.
 
-With it the number of processes does not change what is learned. torch.nn.SyncBatchNorm does the same,
-but on GPUs only; on CPUs it is made here of torch's own kernels, so that it costs what BatchNorm2d costs
-and two short messages.
+With it the number of processes does not change what is learned. torch.nn.SyncBatchNorm does the same on
+GPUs, but not where a process has no rows, in half precision or in a captured step. Here it is made of
+the kernels of torch's own batch normalisation and two short messages, the same on CPUs and GPUs, in
+operators that compilers call as they are.
 """
-
-from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,55 +13,59 @@ from torch import Tensor, nn
 from cpprune.distributed import world_size
 
 
-class _Normalise(torch.autograd.Function):
+@torch.library.custom_op("cpprune::normalise", mutates_args=())
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, weight, bias → y, and mean, variance and number of values a channel, over all ranks.
 
-    A rank may hold no rows. x may be of half precision; statistics and gradients' sums are float32.
+    A rank may hold no rows. x may be of half precision; statistics are float32.
     """
+    channels = len(weight)
+    own = weight.new_zeros(2 * channels + 1)
+    if x.numel():
+        # Given statistics to move, by nothing, it returns float32 for half precision too.
+        still = own[:channels], own[channels:-1]
+        mean, variance = torch.batch_norm_update_stats(x, still[0], still[1], 0.0)
+        own = torch.cat((mean, variance, mean.new_full((1,), x.numel() / channels)))
+    ranks = own.new_empty((world_size(), len(own)))
+    dist.all_gather(list(ranks), own)
+    means, variances, counts = ranks[:, :channels], ranks[:, channels:-1], ranks[:, -1:]
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    # Chan, Golub and LeVeque's way of joining variances: no difference of large numbers.
+    variance = (counts * (variances + (means - mean).square())).sum(0) / count
+    return _scaled(x, mean, variance, weight, bias, eps), mean, variance, count
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        channels = len(weight)
-        own = weight.new_zeros(2 * channels + 1)
-        if x.numel():
-            # Given statistics to move, by nothing, it returns float32 for half precision too.
-            still = own[:channels], own[channels:-1]
-            mean, variance = torch.batch_norm_update_stats(x, still[0], still[1], 0.0)
-            own = torch.cat((mean, variance, mean.new_tensor([x.numel() / channels])))
-        rows = [torch.empty_like(own) for _ in range(world_size())]
-        dist.all_gather(rows, own)
-        ranks = torch.stack(rows)
-        means, variances, counts = ranks[:, :channels], ranks[:, channels:-1], ranks[:, -1:]
-        count = counts.sum()
-        mean = (counts * means).sum(0) / count
-        # Chan, Golub and LeVeque's way of joining variances: no difference of large numbers.
-        variance = (counts * (variances + (means - mean).square())).sum(0) / count
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance, count)
-        return _scaled(x, mean, variance, weight, bias, eps), mean, variance, count
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        x, weight, mean, variance, count = ctx.saved_tensors
-        dx, sums = torch.empty_like(x), weight.new_zeros(2 * len(weight))
-        if x.numel():
-            # As if mean and variance were constants.
-            dx, *own = torch.ops.aten.native_batch_norm_backward(
-                *(gradients[0], x, weight, mean, variance, None, None, False, ctx.eps),
-                [True, True, True],
-            )
-            sums = torch.cat(own)
-        d_weight, d_bias = sums.chunk(2)
-        total = sums.clone()
-        dist.all_reduce(total)
-        # What they add as functions of x is affine in x, as y is.
-        scale = weight * torch.rsqrt(variance + ctx.eps) / count
-        slope, offset = (scale * part for part in total.chunk(2))
-        dx.sub_(_scaled(x, mean, variance, slope, offset, ctx.eps))
-        return dx, d_weight, d_bias, None
+@torch.library.custom_op("cpprune::normalise_backward", mutates_args=())
+def _normalise_backward(
+    d_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    count: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of x, and this rank's part of those of weight and bias."""
+    deviation = torch.sqrt(variance + eps)
+    d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+    rows = max(x.numel() / len(weight), 1.0)
+    if x.numel():
+        # As if the mean of what it sums over the batch were that of this rank's rows.
+        d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            *(_laid_out_as(d_y, x), x, weight, mean, variance, mean, 1 / deviation, True, eps),
+            [True, True, True],
+        )
+    own = torch.cat((d_weight, d_bias))
+    total = own.clone()
+    dist.all_reduce(total)
+    # What is missing is affine in x, as y is; and small, where ranks are alike.
+    slope, offset = (total / count - own / rows).chunk(2)
+    scale = weight / deviation
+    d_x.sub_(_scaled(x, mean, variance, scale * slope, scale * offset, eps))
+    return d_x, d_weight, d_bias
 
 
 def _scaled(
@@ -75,24 +76,62 @@ def _scaled(
     return nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
 
+def _laid_out_as(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return a gradient in the order in memory of x: else its sums are rounded to its precision."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return gradient.contiguous(memory_format=order)
+
+
+@_normalise.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *(torch.empty_like(weight) for _ in range(2)), weight.new_empty(())
+
+
+@_normalise_backward.register_fake
+def _(d_y: Tensor, x: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, _, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, *output[1:])
+
+
+def _backward(ctx, d_y, *_):  # type: ignore[no-untyped-def]
+    return *torch.ops.cpprune.normalise_backward(d_y, *ctx.saved_tensors, ctx.eps), None
+
+
+_normalise.register_autograd(_backward, setup_context=_keep)
+
+
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of the global batch, on CPUs."""
+    """Batch normalisation whose statistics are those of the global batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, C, F, T] → the same shape, normalised over the rows of all ranks."""
         if not self.training or world_size() == 1:
             return super().forward(x)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if not self.affine:
+            weight = torch.ones(self.num_features, device=x.device)
+            bias = torch.zeros_like(weight)
+        y, mean, variance, count = _normalise(x, weight, bias, self.eps)
+        if self.running_mean is not None:
+            self._move(mean.detach(), (variance * count / (count - 1)).detach())
+        normalised: Tensor = y
+        return normalised
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        normalised: Tensor = y
-        return normalised
+        self.num_batches_tracked.add_(1)
+        part = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            running.lerp_(now, part)
 
 
 def use_global_batch_norm(network: nn.Module) -> None:
@@ -104,17 +143,11 @@ def use_global_batch_norm(network: nn.Module) -> None:
         return
     for name, child in list(network.named_children()):
         if type(child) is nn.BatchNorm2d:
-            new: nn.Module
-            if next(child.parameters()).is_cuda:
-                new = nn.SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
-            else:
-                new = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
-            new.to(child.weight.device)
+            settings = child.eps, child.momentum, child.affine, child.track_running_stats
+            new = GlobalBatchNorm2d(child.num_features, *settings)
             new.train(child.training)
-            for key, parameter in child._parameters.items():
-                new._parameters[key] = parameter
-            for key, buffer in child._buffers.items():
-                new._buffers[key] = buffer
+            new._parameters.update(child._parameters)
+            new._buffers.update(child._buffers)
             setattr(network, name, new)
         else:
             use_global_batch_norm(child)

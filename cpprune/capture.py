@@ -53,11 +53,14 @@ def recorder(compiled: str, device: torch.device) -> Record | None:
             with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
                 outputs = run()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            cause = error.__context__ or error  # the end of a failed capture fails too
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            reason = str(cause).strip().splitlines()[0]
             raise InputError(
                 f"train.compile=graph: a step of this network cannot be captured ({reason}); use "
                 "train.compile=auto"
-            ) from None
+            ) from error
         return graph.replay, outputs
 
     return record
@@ -96,6 +99,13 @@ class Captured:
     def recorded(self) -> int:
         """Return how many kinds of call are replayed by now."""
         return len(self._recordings)
+
+    def forget(self) -> None:
+        """Let go of what was recorded: NCCL does not leave a group that a graph still speaks to."""
+        if self._recordings and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._recordings.clear()
+        self._calls.clear()
 
     def __call__(self, inputs: Tensors, number: int) -> tuple[Tensor, ...]:
         """Return what the function returns, in memory of its own."""

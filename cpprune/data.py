@@ -278,6 +278,7 @@ class TrainingBatches:
         self._workers = 0 if self.resident else self.config.workers
         if device.type == "cuda" and not self._workers:
             self._feed = self._make_feed()
+        self.validation()  # now: what does not fit is refused before anything was trained
         self._loaded = True
 
     def _make_feed(self) -> Feed:

@@ -78,6 +78,8 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     cpu = not torch.cuda.is_available()
     # Some of cuDNN's convolutions add in any order; a run that goes on has to find the same bits.
     torch.backends.cudnn.deterministic = True
+    # Nor may NCCL sum in another order where a collective is part of a CUDA graph.
+    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
     timeout = timedelta(seconds=timeout_seconds())
     # Accelerate finds the backend by itself, but not for DeepSpeed.
     backend = "gloo" if cpu and plugin is not None else None

@@ -74,9 +74,13 @@ def build_optimizer(
     """
     lr = torch.tensor(config.lr, device=parameters[0].device) if capturable else config.lr
     if config.name == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             parameters, lr=lr, momentum=0.9, weight_decay=config.weight_decay, fused=fused
         )
+        for parameter in parameters if fused else []:
+            # Fused, a first step that is skipped would leave a momentum of whatever lay there.
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(
         parameters, lr=lr, weight_decay=config.weight_decay, fused=fused, capturable=capturable

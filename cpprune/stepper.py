@@ -48,9 +48,7 @@ class Forward(nn.Module):
     def __init__(self, network: nn.Module, compiled: str, precision: str) -> None:
         super().__init__()
         self.network = network
-        # SyncBatchNorm looks at a value on the host, unless it is called while a step is captured.
-        synced = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
-        self.call = network if compiled == "off" or synced else _compile(network)
+        self.call = network if compiled == "off" else _compile(network)
         self.dtype = distributed.AUTOCAST[precision]
 
     def forward(self, x_BCFT: Tensor) -> Tensor:
@@ -121,6 +119,13 @@ class Stepper:
         self.average: Average | None = None
         self.penalty: Penalty | None = None
 
+        self.run: capture.Captured | None = None
+
+    def close(self) -> None:
+        """Let go of captured steps, before the process group is left."""
+        if self.run is not None:
+            self.run.forget()
+
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer without Accelerate's wrapper."""
@@ -166,6 +171,7 @@ class Stepper:
         optimizer = build_optimizer(
             self.config.optim, parameters, fused=not deepspeed, capturable=record is not None
         )
+        self.close()
         self.accelerator.free_memory()
         with redirect_stdout(sys.stderr):  # DeepSpeed prints
             self.wrapped, self.optimizer = self.accelerator.prepare(shell, optimizer)
@@ -213,8 +219,9 @@ class Stepper:
             number: of this step in the run, from 0.
 
         Returns:
-            What came of it, on the device: nothing here waits for it.
+            What came of it, on the device. Nothing here asks for it.
         """
+        assert self.run is not None, "wrap first"
         return Stepped(*self.run(self.inputs(epoch, batch, number), len(batch.ids)))
 
     def inputs(self, epoch: int, batch: Batch, number: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     """
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
-        with trainer.stopping, trainer.watchdog, trainer.journal:
+        with trainer.stopping, trainer.watchdog, trainer.journal, closing(trainer.stepper):
             trainer.begin()
             for epoch in range(trainer.progress.epoch, config.train.epochs):
                 trainer.prune_if_due(epoch)

@@ -1,17 +1,19 @@
 """A stand-in for a CUDA graph on a CPU: records the operations of a call, and does them again.
 
 As a graph, it knows nothing of the host: what was a number in Python stays that number, and operations
-read and write the memory that they did when they were recorded. Asking a tensor for its value fails.
+read and write the memory that they did when they were recorded. What needs the host fails.
 """
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-ASKING = {
+# What a graph cannot hold: asking a tensor for its value, and making one of the host's values.
+HOST = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.equal.default,
+    torch.ops.aten.lift_fresh.default,
 }
 
 
@@ -26,7 +28,7 @@ class Tape(TorchDispatchMode):
         self.known = {}  # storages by identity: as they were before, or None where made here
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert operation not in ASKING, f"{operation}: the host waits for the device"
+        assert operation not in HOST, f"{operation}: needs the host"
         kwargs = kwargs or {}
         for storage in map(torch.Tensor.untyped_storage, tensors_of((args, kwargs))):
             if storage._cdata not in self.known:

@@ -176,7 +176,7 @@ def filter_bank(spec: MelSpec, fmin: Tensor, fmax: Tensor) -> Tensor:
     down = (right - grid) / (right - centre)
     bank = torch.minimum(up, down).clamp(min=0)
     if spec.mel == "kaldi":
-        bank[:, -1] = 0  # Kaldi's bank ends before the Nyquist frequency
+        bank[:, -1].zero_()  # Kaldi's bank ends before the Nyquist frequency
     return bank.float()
 
 

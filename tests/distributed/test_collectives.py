@@ -171,15 +171,20 @@ def batch(rows, number):
 
 
 def prepare(norm):
+    if not norm.affine:
+        return norm
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([0.5, -2.0, 1.5]))
         norm.bias.copy_(torch.tensor([1.0, 0.0, -3.0]))
     return norm
 
 
-def normalised(parts, training, half=False):
+USUAL = {"eps": 1e-3, "momentum": 0.2}
+
+
+def normalised(parts, training, settings=USUAL, half=False):
     """Normalise this rank's rows of two batches one after the other."""
-    net = nn.Sequential(prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)))
+    net = nn.Sequential(prepare(nn.BatchNorm2d(CHANNELS, **settings)))
     use_global_batch_norm(net)
     net.train(training)
     dtype = torch.bfloat16 if half else torch.float32
@@ -189,6 +194,7 @@ def normalised(parts, training, half=False):
     outputs, gradients = [], []
     for number in range(2):
         x, above = batch(sum(parts), number)
+        above = above + 5 if half else above
         own = x[rows].to(dtype, memory_format=torch.channels_last).requires_grad_()
         y = net(own)
         assert y.dtype == dtype
@@ -200,11 +206,9 @@ def normalised(parts, training, half=False):
         "names": list(net.state_dict()),
         "outputs": outputs,
         "gradients": gradients,
-        "weight": net[0].weight.grad.tolist(),
-        "bias": net[0].bias.grad.tolist(),
-        "mean": net[0].running_mean.tolist(),
-        "var": net[0].running_var.tolist(),
-        "batches": int(net[0].num_batches_tracked),
+        "weight": net[0].weight.grad.tolist() if net[0].affine else None,
+        "bias": net[0].bias.grad.tolist() if net[0].affine else None,
+        **{name: buffer.tolist() for name, buffer in net[0].named_buffers()},
     }
 
 
@@ -233,27 +237,48 @@ def test_batch_statistics_are_those_of_the_whole_batch(two, three, parts, traini
     for answer in answers:
         assert answer["kind"] == "GlobalBatchNorm2d"
         assert answer["names"] == [f"0.{name}" for name in reference.state_dict()]
-        close(answer["mean"], reference.running_mean)
-        close(answer["var"], reference.running_var)
-        assert answer["batches"] == (2 if training else 0)
+        close(answer["running_mean"], reference.running_mean)
+        close(answer["running_var"], reference.running_var)
+        assert answer["num_batches_tracked"] == (2 if training else 0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
+)
+def test_any_batch_norm_can_be_that_of_the_whole_batch(two, settings):
+    answers = two.call(normalised, [3, 4], True, settings)
+    reference = prepare(nn.BatchNorm2d(CHANNELS, **settings)).double()
+    for number in range(2):
+        x, above = batch(7, number)
+        x.requires_grad_()
+        y = reference(x)
+        y.backward(above)
+        close([row for answer in answers for row in answer["outputs"][number]], y.detach())
+        close([row for answer in answers for row in answer["gradients"][number]], x.grad)
+    for answer in answers:
+        assert answer["kind"] == "GlobalBatchNorm2d"
+        for name, buffer in reference.named_buffers():
+            close(answer[name], buffer.double())
 
 
 def test_half_precision_is_rounded_only_at_the_ends(two):
-    """bfloat16 in and out; statistics and sums over the batch in float32."""
-    parts, exact = [3, 4], prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)).double()
-    answers = two.call(normalised, parts, True, True)
+    """bfloat16 in and out; statistics and sums over the batch in float32, also of a common part."""
+    exact = prepare(nn.BatchNorm2d(CHANNELS, **USUAL)).double()
+    answers = two.call(normalised, [3, 4], True, USUAL, True)
     for number in range(2):
-        x, above = (t.bfloat16().double() for t in batch(sum(parts), number))
-        x.requires_grad_()
+        x, above = batch(7, number)
+        x, above = x.bfloat16().double().requires_grad_(), (above + 5).bfloat16().double()
         y = exact(x)
         y.backward(above)
-        found = torch.tensor([row for answer in answers for row in answer["outputs"][number]])
-        torch.testing.assert_close(found.double().view(y.shape), y.detach(), rtol=2**-8, atol=1e-3)
-        found = torch.tensor([row for answer in answers for row in answer["gradients"][number]])
-        torch.testing.assert_close(found.double().view(y.shape), x.grad, rtol=2**-7, atol=2e-3)
+        for key, expected in (("outputs", y.detach()), ("gradients", x.grad)):
+            found = torch.tensor([row for answer in answers for row in answer[key][number]])
+            difference = (found.double().view(y.shape) - expected).abs().max()
+            assert difference < 2**-7 * expected.abs().max()
+    for name, parameter in exact.named_parameters():
+        close(torch.tensor([answer[name] for answer in answers]).sum(0), parameter.grad)
     for answer in answers:
-        close(answer["mean"], exact.running_mean)
-        close(answer["var"], exact.running_var)
+        close(answer["running_mean"], exact.running_mean)
+        close(answer["running_var"], exact.running_var)
 
 
 def test_with_one_process_nothing_is_replaced():
