@@ -245,7 +245,9 @@ def test_a_smooth_network_learns_the_same_on_any_number_of_processes(
             assert cli(*words, tmp_path / "run").status == 130
     ranks.cpprune(*words, tmp_path / "run")
     alone, together = (weights_of(tmp_path / name, "model_last") for name in ("alone", "run"))
-    assert difference(alone, together) < 3e-5
+    for name, tensor in alone.items():  # some begin at zero and stay near it
+        distance = (tensor.double() - together[name].double()).norm()
+        assert distance < 1e-5 * max(1, tensor.double().norm()), name
 
 
 # --- mistakes -----------------------------------------------------------------------------------------
