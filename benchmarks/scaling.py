@@ -8,13 +8,16 @@ The all-reduce is then fitted by latency and bandwidth of a ring,
     seconds(n, bytes) = 2 (n − 1) · latency + 2 (n − 1) / n · bytes / bandwidth,
 
 and the table below says what the step of a batch would take where each process computes as fast as one
-does here and the network between them is this machine's: a model, not a measurement.
+does here and the network between them is this machine's: a model, not a measurement. A step sends the
+gradient once, and where batch statistics are those of all processes two short messages a layer. The last
+column is what a node of eight has to read where clips are not kept in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +33,7 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     """Run as one of the processes: measure, and print from rank 0."""
     import torch
     import torch.distributed as dist
+    from torch import nn
 
     from cpprune import distributed
     from cpprune.complexity import count_parameters
@@ -52,7 +56,11 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     begin = time.perf_counter()
     trainer.train_epoch(1)
     found: dict[str, Any] = {"step": (time.perf_counter() - begin) / len(trainer.batches)}
-    found["parameters"] = count_parameters(trainer.model.network)
+    network = trainer.model.network
+    found["parameters"] = count_parameters(network)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    found["messages"] = 0 if own_statistics else 2 * norms
+    found["clip_bytes"] = trainer.dataset.dtype.itemsize * math.prod(trainer.dataset.shape)
     found["all_reduce"] = []
     for size in SIZES if distributed.world_size() > 1 else []:
         values = torch.ones(size, device=accelerator.device)
@@ -118,6 +126,9 @@ def main() -> None:
     from reader import make_dataset
 
     limits.report(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if torch.cuda.is_available():
+        there = torch.cuda.device_count()
+        arguments.processes = [n for n in arguments.processes if n <= there]
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder, "dataset")
         make_dataset(dataset, arguments.clips, arguments.clips, validation=64)
@@ -133,16 +144,19 @@ def main() -> None:
     if not rows or 1 not in found:
         return
     latency, bandwidth = fit(rows)
-    gradient = 4 * found[1]["parameters"]
-    print(f"\nall-reduce: latency {latency * 1e6:.0f} µs, bandwidth {bandwidth / 1e9:.2f} GB/s")
-    print(
-        "\n| processes | modelled step, ms | of which all-reduce | efficiency |\n|---|---|---|---|"
-    )
+    print(f"\nall-reduce: latency {latency * 1e6:.0f} µs, bandwidth {bandwidth / 1e9:.2f} GB/s\n")
+    print("| processes | modelled step, ms | gradient | statistics | efficiency | GB/s a node |")
+    print("|---|---|---|---|---|---|")
+    one_alone = found[1]
     for n in (8, 16, 64, 256, 1024):
-        talk = 2 * (n - 1) * latency + 2 * (n - 1) / n * gradient / bandwidth
+        hop = 2 * (n - 1) * latency
+        gradient = hop + 2 * (n - 1) / n * 4 * one_alone["parameters"] / bandwidth
+        statistics = one_alone["messages"] * hop
         # The batch grows with the processes: each keeps its rows.
-        step = first + talk
-        print(f"| {n} | {step * 1e3:.1f} | {talk / step:.1%} | {first / step:.1%} |")
+        step = first + gradient + statistics
+        read = 8 * arguments.batch * one_alone["clip_bytes"] / step / 1e9
+        row = f"{n} | {step * 1e3:.1f} | {gradient / step:.1%} | {statistics / step:.1%}"
+        print(f"| {row} | {first / step:.1%} | {read:.2f} |")
 
 
 if __name__ == "__main__":

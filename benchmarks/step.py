@@ -101,7 +101,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 1024, 4096] if cuda else [64])
-    parser.add_argument("--precision", nargs="+", default=["no", "bf16"])
+    parser.add_argument("--precision", nargs="+", default=["bf16"] if cuda else ["no", "bf16"])
     parser.add_argument(
         "--compile", nargs="+", default=["off", "auto", "graph"] if cuda else ["off"]
     )

@@ -28,14 +28,13 @@ class Slice:
     Attributes:
         parameter: its name.
         axis: the axis that is cut.
-        entries: places along that axis, int64 [n].
-        units: the unit of the group that each of them belongs to, int64 [n].
+        of_unit: [units, size of the axis], 1 where an entry belongs to a unit. A product with it adds in
+            one order; `index_add` on a GPU would not.
     """
 
     parameter: str
     axis: int
-    entries: Tensor
-    units: Tensor
+    of_unit: Tensor
 
 
 class Penalty:
@@ -92,7 +91,7 @@ class Penalty:
         for part in slices:
             weight = self.parameters[part.parameter].float().movedim(part.axis, 0)
             along = weight.flatten(1).square().sum(1) if weight.ndim > 1 else weight.square()
-            squares = squares.index_add(0, part.units, along[part.entries])
+            squares = squares + part.of_unit @ along
         norm = squares.detach().sqrt()
         spread = norm.max() - norm.min()
         weakness = torch.where(spread > 0, (norm.max() - norm) / spread.clamp_min(1e-12), 0.0)
@@ -126,6 +125,8 @@ def _slices(graph: Graph, network: nn.Module, group: ChannelGroup) -> list[Slice
             size = parameter.shape[axis]
             places = zip(item.idxs, item.root_idxs, strict=True)
             pairs = sorted({(place % size, root % length) for place, root in places})
-            entries, units = torch.tensor(pairs, device=parameter.device).T
-            found.append(Slice(name, axis, entries, units))
+            entries, units = torch.tensor(pairs).T
+            of_unit = torch.zeros(length, size)
+            of_unit[units, entries] = 1
+            found.append(Slice(name, axis, of_unit.to(parameter.device)))
     return found

@@ -120,6 +120,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
 ):
     more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.compile", compiled]
     more += ["--train.checkpoint_steps", 1, "--data.resident", resident]
+    more += ["--prune.sparsity", "group_norm"]
     assert cli(*command, tmp_path / "whole", *more).status == 0
     stop = ["--train.time_limit_minutes", 1e-9]
     assert cli(*command, tmp_path / "stopped", *more, *stop).status == 0
