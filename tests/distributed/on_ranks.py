@@ -108,6 +108,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     module, name = job["function"].split(":")
     if job["group"]:
         dist.init_process_group("gloo")
+        dist.barrier()  # none may leave while another is still joining
     try:
         return {"result": getattr(importlib.import_module(module), name)(*job["arguments"])}
     finally:
