@@ -57,8 +57,9 @@ class TrainConfig:
     time_limit_minutes: float = 0.0
     """save and stop after this long, to go on later with the same command; 0 is no limit"""
     compile: str = "off"
-    """where there is a GPU: auto compiles network and front end (torch.compile), graph also captures the
-    whole step, from clips to updated weights, as a CUDA graph; off does neither. Cuts do it anew"""
+    """where there is a GPU: auto compiles network and front end (torch.compile); graph also captures the
+    whole step, from clips to updated weights, as a CUDA graph; off does neither. After a cut it is
+    all made anew"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "keep_checkpoints"):
