@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Other ranks than the first say which they are.
         number = os.environ.get("RANK", "0")
         where = "" if number == "0" else f" (rank {number})"
-        print(f"cpprune: error{where}: {error}", file=sys.stderr)
+        # In one piece: launchers start Python unbuffered, and other ranks write to the same terminal.
+        sys.stderr.write(f"cpprune: error{where}: {error}\n")
         return 2
     except BrokenPipeError:
         sys.stderr.close()

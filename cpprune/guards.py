@@ -141,11 +141,10 @@ class Watchdog:
         behind = [r for r in steps if steps[r] == min(steps.values())]
         ranks, state = (silent, "does not run") if silent else (behind, "is the furthest behind")
         with suppress(OSError):
-            print(
+            sys.stderr.write(
                 f"cpprune: error (rank {rank()}): no step for {waited:.0f} s: rank "
                 f"{', '.join(map(str, ranks))} {state}; the same command goes on from the last "
-                "checkpoint",
-                file=sys.stderr,
-                flush=True,
+                "checkpoint\n"
             )
+            sys.stderr.flush()
         os._exit(1)
