@@ -104,6 +104,33 @@ def test_too_many_clips_are_refused_by_name(dataset, monkeypatch, where):
         load_resident(dataset, rows, where, CPU)
 
 
+def test_validation_clips_without_room_are_refused_before_anything_is_trained(
+    cli, scenes, tmp_path, monkeypatch
+):
+    free = iter([10**9, 10])  # for 32 clips to train on, then for 22 to validate
+    monkeypatch.setattr(resident, "available_memory", lambda: next(free))
+    command = ["prune", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
+    outcome = cli(*command, "--data.resident", "host")
+    assert outcome.status == 2
+    assert "data.resident=host: 0.0 GB of clips do not fit" in outcome.err
+    assert not (tmp_path / "run/ids").exists()
+
+
+@pytest.mark.parametrize(("where", "reads"), [("host", 2), ("off", 2 + 2 * (4 + 1))])
+def test_nothing_is_read_again_once_it_is_kept(cli, scenes, tmp_path, monkeypatch, where, reads):
+    """Two epochs of four batches, each with a validation of one; the report reads twice in the end."""
+    counted, fetch = [], shards.reader.Dataset.fetch
+
+    def count(self, *arguments):
+        counted.append(arguments)
+        return fetch(self, *arguments)
+
+    monkeypatch.setattr(shards.reader.Dataset, "fetch", count)
+    command = ["prune", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
+    assert cli(*command, "--data.resident", where).status == 0
+    assert len(counted) == reads
+
+
 def test_a_run_ends_the_same_and_goes_on_in_another_mode(
     cli, stop_at, scenes, tmp_path, monkeypatch
 ):
