@@ -16,7 +16,7 @@ import limits
 import torch
 from torch import Tensor
 
-from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, compiled, filter_bank
+from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, bands, compiled, filter_bank
 
 
 def plain(spec: MelSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -119,7 +119,8 @@ def main() -> None:
         calls["ours, compiled"] = lambda: fused(clips)
         calls["ours, compiled, edges moved"] = lambda: fused(clips, edges)
         for parts in (1, 4, 8, 32):
-            other = compiled(LogMel(spec, parts).to(device))
+            other = compiled(ours)
+            other.bands = bands(spec, parts)
             calls[f"ours, compiled, {parts} parts"] = lambda other=other: other(clips)
     if importlib.util.find_spec("nnAudio"):
         nnaudio = with_nnaudio(spec, device)

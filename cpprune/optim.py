@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("lambda", "reduce_on_plateau", "cosine", "constant")
@@ -85,15 +85,6 @@ def build_optimizer(
     return kind(
         parameters, lr=lr, weight_decay=config.weight_decay, fused=fused, capturable=capturable
     )
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter, in place where it is a tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
 
 
 def warmup(epoch: float, epochs: int) -> float:

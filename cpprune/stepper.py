@@ -25,7 +25,7 @@ from cpprune.batch_norm import use_global_batch_norm
 from cpprune.config import RunConfig
 from cpprune.data import Batch
 from cpprune.moments import read_moments, write_moments
-from cpprune.optim import build_optimizer, set_lr
+from cpprune.optim import build_optimizer
 from cpprune.pruning.plan import Plan
 from cpprune.pruning.sparsity import Penalty
 from cpprune.pruning.surgery import apply_plan
@@ -118,13 +118,11 @@ class Stepper:
         self.layout = torch.contiguous_format if zero.asked_for() else torch.channels_last
         self.average: Average | None = None
         self.penalty: Penalty | None = None
-
-        self.run: capture.Captured | None = None
+        self.run = capture.Captured(self._step, self.device, None, 0)
 
     def close(self) -> None:
         """Let go of captured steps, before the process group is left."""
-        if self.run is not None:
-            self.run.forget()
+        self.run.forget()
 
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
@@ -205,7 +203,11 @@ class Stepper:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter."""
-        set_lr(self.inner_optimizer, lr)
+        for group in self.inner_optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)  # a captured step reads it there
+            else:
+                group["lr"] = lr
 
     def step(self, epoch: int, batch: Batch, number: int) -> Stepped:
         """Take one optimizer step on a global batch.
@@ -221,7 +223,6 @@ class Stepper:
         Returns:
             What came of it, on the device. Nothing here asks for it.
         """
-        assert self.run is not None, "wrap first"
         return Stepped(*self.run(self.inputs(epoch, batch, number), len(batch.ids)))
 
     def inputs(self, epoch: int, batch: Batch, number: int) -> dict[str, Tensor]:

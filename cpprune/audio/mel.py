@@ -208,23 +208,19 @@ class LogMel(nn.Module):
     """Waveforms → normalised log-mel spectrograms, always in float32.
 
     int16 samples are read as fractions of full scale, so audio comes straight from its shards.
-
-    Args:
-        spec: its numbers.
-        parts: into which the filter bank is cut; changes nothing but the speed.
     """
 
     eval_bank: Tensor
     hann: Tensor
     cpu_clips = 4  # at once on a CPU, so that what lies between the steps stays in its cache
 
-    def __init__(self, spec: MelSpec, parts: int = BANDS) -> None:
+    def __init__(self, spec: MelSpec) -> None:
         super().__init__()
         self.spec = spec
         bank = filter_bank(spec, torch.tensor(spec.fmin), torch.tensor(spec.fmax))
         self.register_buffer("eval_bank", bank, persistent=False)
         hann = torch.hann_window(spec.window, periodic=spec.periodic_window, dtype=torch.float64)
-        self.bands = bands(spec, parts)
+        self.bands = bands(spec)
         margin = spec.n_fft - spec.window  # a shorter window stands in the middle of its transform
         hann = functional.pad(hann, (margin // 2, margin - margin // 2))
         self.register_buffer("hann", hann.float(), persistent=False)
