@@ -200,7 +200,8 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from shards.build import build_dataset, refuse_foreign
+    from shards.build import build_dataset
+    from shards.dataset_folder import claim_dataset
     from shards.plan import BuildOptions, make_plan
     from shards.summary import plan_lines, plan_summary
     from shards.workers import cpu_count
@@ -209,7 +210,7 @@ def _build(arguments: argparse.Namespace) -> int:
     names = BuildOptions.__dataclass_fields__
     options = BuildOptions(**{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
-        refuse_foreign(arguments.out.absolute())
+        claim_dataset(arguments.out.absolute())
         plan = plan_summary(make_plan(options, workers or cpu_count(), show=True))
         _say(json.dumps(plan) if arguments.json else "\n".join(plan_lines(plan)))
         return 0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import BadFile, Clips, count_clips, cut, encode, load
-from shards.durable import replace_file, sync, temporary_name
+from shards.durable import replace_file, sync, temporary_name, unfinished
 from shards.manifest import WORK_NAME, sha256_of_file
 from shards.plan import BuildOptions, Clip
 from shards.spool import Spooled, read_spooled
@@ -52,7 +52,7 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
     temporary = work / temporary_name(job.name)
     rows: list[list[Any]] = []
     rejected: dict[str, str] = {}
-    with temporary.open("wb", buffering=1 << 20) as file:
+    with unfinished(temporary), temporary.open("wb", buffering=1 << 20) as file:
         offset = 0
         for clip, payload in _payloads(job, rejected):
             if rejected and job.options.on_error == "stop":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shards.audio import BadFile, Clips, count_clips, cut, load
-from shards.durable import publish, replace_file, temporary_name
+from shards.durable import publish, replace_file, temporary_name, unfinished
 from shards.plan import Bad, BuildOptions, Plan, bad_file_error
 from shards.progress import progress
 from shards.workers import run_jobs
@@ -109,7 +109,7 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
     temporary = job.work / temporary_name(target.name)
     recordings: list[tuple[str, int, int]] = []
     bad: list[tuple[str, str]] = []
-    with temporary.open("wb") as file:
+    with unfinished(temporary), temporary.open("wb") as file:
         for name, path in job.recordings:
             try:
                 samples = load(path, job.sample_rate)

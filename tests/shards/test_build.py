@@ -119,7 +119,7 @@ def test_sources_that_change_in_between(
     options = BuildOptions(kind="tau2022", source=tmp_path / "s")
     with monkeypatch.context() as patch:
         patch.setattr(shards.build, "write_index", lambda *_: os.abort)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(InputError, match="cannot be written"):
             build_dataset(options, tmp_path / "d", workers=1)
     clip = next((tmp_path / "s" / "audio").iterdir())
     data = clip.read_bytes()
