@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_debug(parser)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _add_download(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +102,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     add("--clips", type=int, required=True, help="one-second clips in all, 200 or more")
     add("--seed", type=int, default=0, help="another seed, other clips (default 0)")
     add("--workers", type=int, help="processes (default: one for each CPU)")
+    _add_debug(parser)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
