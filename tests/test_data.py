@@ -209,7 +209,7 @@ def test_a_worker_says_what_it_cannot_read_in_one_line(
     source = batches(shards.open_dataset(copy), workers=workers)
     for shard in copy.glob("train-*.tar"):
         shard.unlink()
-    with pytest.raises(InputError, match="train-.*tar") as caught:
+    with pytest.raises(InputError, match=r"train-.*tar") as caught:
         list(source.epoch(0))
     assert "\n" not in str(caught.value)
 
