@@ -134,6 +134,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add("--sample-rate", type=int, default=32000, help="Hz (default 32000)")
     add("--encoding", choices=("wav", "flac"), default="wav", help="default wav")
     add("--short", choices=("pad", "drop"), default="pad", help="what is shorter than a clip")
+    add(
+        "--min-sound",
+        type=float,
+        default=0.5,
+        metavar="FRACTION",
+        help="with --short pad: drop the rest of a longer recording if it fills less of a clip "
+        "(default 0.5)",
+    )
     add("--shard-size", type=int, default=4096, help="clips a shard, about (default 4096)")
     add("--seed", type=int, default=0, help="of the splits and the shuffle (default 0)")
     add("--workers", type=int, help="processes (default: one for each CPU)")

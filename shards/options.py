@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.clips import MIN_SOUND, count_clips
 from shards.errors import InputError
 
 KINDS = ("tau2022", "folder", "table", "mnist")
@@ -24,6 +25,7 @@ class BuildOptions:
         sample_rate: Hz.
         encoding: "wav" or "flac".
         short: "pad" or "drop" what is shorter than a clip.
+        min_sound: the part of its last clip that the rest of a longer recording has to fill.
         shard_size: clips a shard, about.
         seed: of the splits and of the shuffle.
         on_error: "stop" at the first bad file or "skip" bad files.
@@ -39,6 +41,7 @@ class BuildOptions:
     sample_rate: int = 32000
     encoding: str = "wav"
     short: str = "pad"
+    min_sound: float = MIN_SOUND
     shard_size: int = 4096
     seed: int = 0
     on_error: str = "stop"
@@ -63,6 +66,7 @@ class BuildOptions:
             "sample_rate": (1000 <= self.sample_rate <= 384000, "1000 to 384000 Hz"),
             "encoding": (self.encoding in ("wav", "flac"), "wav or flac"),
             "short": (self.short in ("pad", "drop"), "pad or drop"),
+            "min_sound": (0 <= self.min_sound <= 1, "a number from 0 to 1"),
             "shard_size": (self.shard_size >= 1, "a whole number above 0"),
             "seed": (self.seed >= 0, "a whole number, 0 or more"),
             "on_error": (self.on_error in ("stop", "skip"), "stop or skip"),
@@ -80,6 +84,10 @@ class BuildOptions:
     def length(self) -> int:
         """Samples of one clip."""
         return max(1, round(self.seconds * self.sample_rate))
+
+    def count_clips(self, samples: int) -> int:
+        """Returns how many clips are cut from a recording of so many samples."""
+        return count_clips(samples, self.length, self.short, self.min_sound)
 
     def arguments(self) -> dict[str, Any]:
         """Returns what decides the bytes of the dataset, beside its inputs."""

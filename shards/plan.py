@@ -70,7 +70,11 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
     record = _sample_bytes(source, options)
     # Where the files lie is left out: a copy elsewhere gives the same dataset.
     placed = [[name, *clip._replace(file="")] for name, _, clips in shards for clip in clips]
-    decisive = [FORMAT, options.arguments(), source.kind, source.classes, source.groups]
+    arguments = options.arguments()
+    # It decides nothing but which clips there are, and those are listed below: a dataset of a version
+    # without this option is the same if none of its clips would now be dropped.
+    del arguments["min_sound"]
+    decisive = [FORMAT, arguments, source.kind, source.classes, source.groups]
     inputs = [sorted(source.lists.items()), [size for size, _ in stats], bad]
     text = json.dumps([decisive, inputs, placed])
     return Plan(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from shards.audio import BadFile, count_clips, measure
+from shards.audio import BadFile, measure
 from shards.options import BuildOptions
 from shards.progress import progress
 from shards.sources.source import Item, Source
@@ -50,7 +50,7 @@ def scan(
         if isinstance(length, str):
             bad.append(Bad(item.name, length))
             continue
-        clips = 1 if source.one_clip else count_clips(length, options.length, options.short)
+        clips = 1 if source.one_clip else options.count_clips(length)
         if clips:
             items.append(item)
             clips_of.append(clips)
