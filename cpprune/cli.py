@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from shards.command_line import run_command
 from shards.errors import InputError
 
 SECONDS_FOR_RANK_0 = 3.0
@@ -56,23 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpprune {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
-    try:
-        return command(name)(rest)
-    except InputError as error:
-        if "--debug" in rest:
-            raise
-        # Other ranks than the first say which they are.
-        number = os.environ.get("RANK", "0")
-        where = "" if number == "0" else f" (rank {number})"
-        # In one piece: launchers start Python unbuffered, and other ranks write to the same terminal.
-        sys.stderr.write(f"cpprune: error{where}: {error}\n")
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
-    except KeyboardInterrupt:
-        print("cpprune: interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: command(name)(rest), debug="--debug" in rest)
 
 
 def command(name: str) -> Callable[[list[str]], int]:

@@ -190,7 +190,7 @@ def test_mistakes(small: RemoteDataset, server: Server, tmp_path: Path) -> None:
         download(small, small.files([], server.url), tmp_path / "file")
     del server.files["audio.1.zip"]
     with pytest.raises(InputError, match=r"audio\.1\.zip: the server says 404"):
-        download(small, small.files([], server.url), tmp_path)
+        download(small, small.files([], server.url), tmp_path / "new")
     assert tree(tmp_path).keys() == {"file"}
 
 
