@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,22 @@ from torch import Tensor, nn
 from cpprune.audio.mel import LogMel, ScaleImage, build_features, spec_from_json, spec_to_json
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
+from shards.durable import write_bytes
 from shards.errors import InputError
+from shards.ownership import Kind, claim, read_mark, replaced_folder
 
 FORMAT = 1
+FILES = ("model.safetensors", "model.json")
+
+
+def _is_model(folder: Path) -> bool:
+    description = read_mark(folder / "model.json")
+    weights = description.get("weights")
+    named = {"format", "architecture", "config", "classes"} <= description.keys()
+    return named and isinstance(weights, dict) and "sha256" in weights
+
+
+MODEL = Kind(name="a model", parts=FILES, made=_is_model, replaced=True)
 
 
 class Model(nn.Module):
@@ -80,13 +91,17 @@ class Model(nn.Module):
 
 
 def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model folder, whole or not at all; an older one there is replaced.
+    """Write the model folder, whole or not at all; an older model there is replaced.
 
     Args:
         model: what to write.
-        folder: where.
+        folder: where. What else lies beside an older model in it stays.
         weights: state dict to write instead of the network's own.
+
+    Raises:
+        InputError: the folder holds anything but a model.
     """
+    claim(folder, MODEL)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in (weights or model.network.state_dict()).items()
@@ -109,7 +124,7 @@ def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = N
         },
         **model.about,
     }
-    with replaced_folder(folder) as new:
+    with replaced_folder(folder, FILES) as new:
         write_bytes(new / "model.safetensors", payload)
         write_bytes(new / "model.json", (json.dumps(description, indent=2) + "\n").encode())
 
@@ -204,40 +219,3 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path}: has format {description.get('format')!r}, this version reads format {FORMAT}"
         )
     return description
-
-
-class replaced_folder:  # noqa: N801 - reads as the statement it is used in
-    """Context: a temporary folder that takes the place of `folder` when all went well."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        for kind in ("new", "old"):  # left by a process that was killed
-            for stale in self.folder.parent.glob(f".{self.folder.name}.{kind}-*"):
-                shutil.rmtree(stale, ignore_errors=True)
-        self.new.mkdir()
-        return self.new
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.new, ignore_errors=True)
-            return
-        old = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
-        if self.folder.exists():
-            self.folder.rename(old)
-        self.new.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def write_bytes(path: Path, payload: bytes) -> None:
-    """Write and flush to disk; an OSError names the file."""
-    try:
-        with path.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from shards.durable import check_output, writing
 from shards.errors import InputError
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
@@ -27,6 +28,8 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
     parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
     arguments = parser.parse_args(argv)
+    if arguments.predictions:
+        check_output(arguments.predictions, "--predictions")
 
     from cpprune import artifact, distributed
     from cpprune.complexity import complexity
@@ -92,6 +95,8 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
     arguments = parser.parse_args(argv)
+    if arguments.predictions:
+        check_output(arguments.predictions, "--predictions")
 
     import numpy as np
 
@@ -203,8 +208,11 @@ def info(argv: list[str]) -> int:
 
 def import_weights(argv: list[str]) -> int:
     """Turn a state dict of the seed project, or of CP-JKU's code, into a model folder."""
+    from cpprune.artifact import MODEL
     from cpprune.audio.mel import PRESETS
     from cpprune.foreign import import_state_dict
+    from shards.locks import locked
+    from shards.ownership import claim
 
     parser = OneLineParser(
         "cpprune import",
@@ -222,7 +230,11 @@ def import_weights(argv: list[str]) -> int:
     parser.add_argument("--rho", type=int, default=4, help="receptive-field parameter (default: 4)")
     arguments = parser.parse_args(argv)
     names = arguments.classes.split(",") if arguments.classes else None
-    model = import_state_dict(arguments.file, arguments.out, arguments.preset, names, arguments.rho)
+    out: Path = arguments.out
+    claim(out, MODEL, "--out")
+    busy = f"{out}: another import writes it"
+    with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
+        model = import_state_dict(arguments.file, out, arguments.preset, names, arguments.rho)
     parameters = sum(p.numel() for p in model.network.parameters())
     print(
         f"{arguments.out}: {parameters:,} parameters, {len(model.classes)} classes", file=sys.stderr

@@ -26,6 +26,18 @@ from cpprune.sweeps.definition import EarlyTermination, Sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
 from shards.durable import replace_file
 from shards.errors import InputError
+from shards.ownership import Kind, claim, read_mark
+
+# Its journal is made before anything is drawn, and `sweep.json` before that.
+SWEEP = Kind(
+    name="a sweep",
+    parts=("sweep.json", "journal.log", "results.csv", "sweep.png", "locks/"),
+    made=lambda folder: (
+        {"method", "metric", "goal", "parameters", "program", "command", "settings"}
+        <= read_mark(folder / "sweep.json").keys()
+    ),
+    early=frozenset({"locks"}),
+)
 
 ERROR = "error"  # attribute of a trial that failed: its last error line
 
@@ -85,6 +97,7 @@ class Board:
             raise InputError("cpprune sweep draws with Optuna: pip install 'cpprune[sweep]'")
         self.folder, self.sweep = folder, sweep
         self.varied = [p.name for p in sweep.parameters if p.distribution != "constant"]
+        claim(folder, SWEEP, "--out")
         (folder / "locks").mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / "locks/journal")
         self.journal = folder / "journal.log"
