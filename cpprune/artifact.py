@@ -90,18 +90,26 @@ class Model(nn.Module):
         return self.features.spec.sample_rate if isinstance(self.features, LogMel) else None
 
 
-def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+def save(
+    model: Model,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    claimed: bool = False,
+) -> None:
     """Write the model folder, whole or not at all; an older model there is replaced.
 
     Args:
         model: what to write.
         folder: where. What else lies beside an older model in it stays.
         weights: state dict to write instead of the network's own.
+        claimed: whether it lies in a folder that the caller has claimed, such as a run's.
 
     Raises:
         InputError: the folder holds anything but a model.
     """
-    claim(folder, MODEL)
+    if not claimed:
+        claim(folder, MODEL)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in (weights or model.network.state_dict()).items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cpprune import artifact, checkpoint, tracking
@@ -62,6 +63,10 @@ RUN = Kind(
 )
 
 
+# In a run's folder these names are the run's, whatever else a user has put there.
+_MODEL_OF_A_RUN = replace(artifact.MODEL, made=lambda folder: True)
+
+
 def claim_run(folder: Path) -> None:
     """Check that a run may write into a folder; touch nothing.
 
@@ -70,7 +75,7 @@ def claim_run(folder: Path) -> None:
     """
     claim(folder, RUN, "--run")
     for name in MODELS:
-        claim(folder / name, artifact.MODEL, "--run")
+        claim(folder / name, _MODEL_OF_A_RUN, "--run")
 
 
 @contextmanager

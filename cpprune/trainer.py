@@ -287,7 +287,7 @@ class Trainer:
         weights = self.stepper.evaluated.state_dict()
         for name in ["model_last", "model"] if best else ["model_last"]:
             folder = self.folder / name
-            write = partial(artifact.save, self.model, folder, weights=weights)
+            write = partial(artifact.save, self.model, folder, weights=weights, claimed=True)
             distributed.on_rank_0(write, self.device)
         self.watchdog.progress(progress.step)
         self.journal.say(
