@@ -310,6 +310,7 @@ def _finish(
         index={
             "name": INDEX_NAME,
             "sha256": sha256_of_file(folder / INDEX_NAME),
+            "bytes": (folder / INDEX_NAME).stat().st_size,
             "rows": len(columns["key"]),
         },
         rejected=rejected,

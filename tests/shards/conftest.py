@@ -40,6 +40,6 @@ def make_audio() -> Callable[..., Path]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A web server on this machine, and no pauses between tries."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("shards.web_file.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.transfer.PAUSES", (0.0, 0.0))
     with serving() as started:
         yield started
