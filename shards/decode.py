@@ -10,14 +10,12 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Wave = NDArray[np.float32]
+from shards.ffmpeg import opened_by_ffmpeg
+from shards.formats import decoder_of
+from shards.sound import BadFile, Sound, Wave
 
 BLOCK_SAMPLES = 1 << 18
 # libsndfile notes a data chunk that is longer than the file: "data : 132300 (should be 66106)".
@@ -28,28 +26,9 @@ _UNKNOWN_LENGTHS = range(0x7FFFF000, 0x100000000)
 _UNKNOWN_FRAMES = 2**63 - 1
 
 
-class BadFile(Exception):  # noqa: N818 (it is no error of the program)
-    """A source file that cannot be used; the text is the reason, without the file's name."""
-
-
-@dataclass(frozen=True)
-class Sound:
-    """An opened file.
-
-    Attributes:
-        rate: Hz.
-        frames: samples a channel, if the header says so and the file bears it out; else None.
-        blocks: float32 [samples, channels] of the whole file; an iterator that raises BadFile.
-    """
-
-    rate: int
-    frames: int | None
-    blocks: Iterator[Wave]
-
-
 @contextmanager
 def opened(file: str | Path) -> Iterator[Sound]:
-    """Opens a file of any format that libsndfile knows by its content.
+    """Opens a file of any format that libsndfile knows by its content, or ffmpeg by its ending.
 
     Raises:
         BadFile: if it is no audio, or is cut short.
@@ -58,7 +37,9 @@ def opened(file: str | Path) -> Iterator[Sound]:
         try:
             sound = _open(file, stack)
         except _errors() as error:
-            raise BadFile(_reason(error)) from error
+            if decoder_of(Path(file).name) != "ffmpeg":
+                raise BadFile(_reason(error)) from error
+            sound = stack.enter_context(opened_by_ffmpeg(file))
         yield sound
 
 
