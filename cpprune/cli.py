@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from shards.errors import InputError
+from shards.launcher import of_several, process_rank
 
 SECONDS_FOR_RANK_0 = 3.0
 
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in rest:
             raise
         # Other ranks than the first say which they are.
-        number = os.environ.get("RANK", "0")
-        where = "" if number == "0" else f" (rank {number})"
+        number = process_rank()
+        where = f" (rank {number})" if number else ""
         # In one piece: launchers start Python unbuffered, and other ranks write to the same terminal.
         sys.stderr.write(f"cpprune: error{where}: {error}\n")
         return 2
@@ -110,8 +111,8 @@ def usage() -> str:
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
     status = main(argv)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        if status == 2 and os.environ.get("RANK", "0") != "0":
+    if of_several():
+        if status == 2 and process_rank():
             # A launcher ends all when one has ended: not before the first has said why.
             time.sleep(SECONDS_FOR_RANK_0)
         # Gloo's threads outlive the process group; while the interpreter shuts down they abort it.

@@ -12,6 +12,7 @@ from shards.cache import Cache, unwritable
 from shards.durable import replace_file
 from shards.errors import InputError
 from shards.fetch import fetch_bytes, fetch_file
+from shards.launcher import process_rank
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -117,7 +118,7 @@ def open_remote(url: str, cache: Cache) -> RemoteFolder:
 
 
 def _note(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if process_rank() == 0:
         print(f"cpprune: {text}", file=sys.stderr)
 
 
