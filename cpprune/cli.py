@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from shards.command_line import run_command
 from shards.errors import InputError
 from shards.launcher import of_several, process_rank
 
 SECONDS_FOR_RANK_0 = 3.0
+# Turns of a waiting OpenMP thread before it sleeps; see benchmarks/busy.py and docs/performance.md.
+SPIN_COUNT = "1000"
 
 # command → (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -57,23 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpprune {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
-    try:
-        return command(name)(rest)
-    except InputError as error:
-        if "--debug" in rest:
-            raise
-        # Other ranks than the first say which they are.
-        number = process_rank()
-        where = f" (rank {number})" if number else ""
-        # In one piece: launchers start Python unbuffered, and other ranks write to the same terminal.
-        sys.stderr.write(f"cpprune: error{where}: {error}\n")
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
-    except KeyboardInterrupt:
-        print("cpprune: interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: command(name)(rest), debug="--debug" in rest)
 
 
 def command(name: str) -> Callable[[list[str]], int]:
@@ -108,8 +95,19 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
+    """Bound how long OpenMP's threads spin while they wait, unless the user has said how they wait.
+
+    A spinning thread keeps its CPU from the very thread that it waits for when other processes want
+    the CPUs too. The runtime reads this when torch is loaded; child processes inherit it.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
+    let_waiting_threads_sleep(os.environ)
     status = main(argv)
     if of_several():
         if status == 2 and process_rank():

@@ -261,7 +261,10 @@ class TrainingBatches:
             yield from self._feed.batches(own)
         elif self._workers:
             self._batches.plan = [self.rows[positions] for positions in own]
-            yield from self._loader
+            for found in self._loader:
+                if isinstance(found, Exception):
+                    raise found
+                yield found
         else:
             for positions in own:
                 yield self._fetch(positions)
@@ -323,14 +326,17 @@ def _copy_positions(positions: NDArray[np.int64], out: Tensor) -> None:
     out.copy_(torch.from_numpy(positions))
 
 
-class _WholeBatches(torch.utils.data.Dataset[Tensor]):
+class _WholeBatches(torch.utils.data.Dataset[Tensor | Exception]):
     """What a worker does: read the batch that it is told to."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, ids: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.dataset.fetch(ids))
+    def __getitem__(self, ids: NDArray[np.int64]) -> Tensor | Exception:
+        try:
+            return torch.from_numpy(self.dataset.fetch(ids))
+        except (InputError, OSError) as error:
+            return error  # what a loader raises again holds a worker's traceback as its message
 
 
 class _PlannedBatches(torch.utils.data.Sampler[NDArray[np.int64]]):

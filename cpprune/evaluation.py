@@ -111,26 +111,32 @@ def submission_names(split: Split) -> list[str]:
 def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
     """Return the mean probabilities [K] over an audio file's clips, and how many those are.
 
-    The file is read as the shard builder reads it: any format, rate and number of channels.
+    The file is read and cut as the shard builder does it: any format, rate and number of channels;
+    the rest of a longer file is a clip if it fills half of one. A clip counts by how much of it is
+    sound.
 
     Raises:
         InputError: the file cannot be read, or the model is not for audio.
     """
     from shards import audio
+    from shards.clips import MIN_SOUND, count_clips, cut
 
     if model.sample_rate is None:
         raise InputError(
             f"{path}: the model takes images of shape {list(model.clip_shape)}, not audio"
         )
     try:
-        samples = audio.load(path, model.sample_rate)
+        samples = audio.load(path, model.sample_rate).samples
     except audio.BadFile as error:
         raise InputError(f"{path}: {error}") from None
     length = model.clip_shape[0]
-    number = audio.count_clips(len(samples), length, "pad")
-    clips = np.stack([audio.cut(samples, i, length) for i in range(number)])
+    number = count_clips(len(samples), length, "pad", MIN_SOUND)
+    parts = []
     with torch.no_grad():
-        logits = torch.cat(
-            [model(torch.from_numpy(clips[i : i + CHUNK])) for i in range(0, number, CHUNK)]
-        )
-    return np.exp(metrics.log_softmax(logits.numpy())).mean(0), number
+        for begin in range(0, number, CHUNK):
+            places = range(begin, min(begin + CHUNK, number))
+            clips = np.stack([cut(samples, place, length) for place in places])
+            parts.append(model(torch.from_numpy(clips)))
+    probabilities = np.exp(metrics.log_softmax(torch.cat(parts).numpy()))
+    sound = np.minimum(length, len(samples) - length * np.arange(number))
+    return np.average(probabilities, axis=0, weights=sound), number

@@ -3,13 +3,7 @@
 import sys
 
 from shards.cli import main
-from shards.errors import InputError
+from shards.command_line import run_command
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"cpprune: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_command(lambda: main(sys.argv[1:]), debug="--debug" in sys.argv))

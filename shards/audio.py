@@ -1,25 +1,67 @@
-"""From an audio file to clips of int16 samples, and from clips to the bytes in a shard."""
+"""From an audio file to int16 samples: mono, at one rate, and only samples that are in the file."""
 
-import io
-import re
-import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-Wave = NDArray[np.float32]
+from shards.decode import opened
+from shards.sound import BadFile, Wave
+
 Clips = NDArray[np.int16]
 
-BLOCK_FRAMES = 1 << 20
-# libsndfile notes a data chunk that is longer than the file: "data : 132300 (should be 66106)".
-_CUT_SHORT = re.compile(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", re.MULTILINE)
-# Programs that write to a pipe cannot know the length and leave one of these.
-_UNKNOWN_LENGTHS = range(0x7FFFF000, 0x100000000)
+__all__ = [
+    "BadFile",
+    "Clips",
+    "Heard",
+    "Recording",
+    "blocks",
+    "load",
+    "measure",
+    "output_length",
+    "quantise",
+]
 
 
-class BadFile(Exception):  # noqa: N818 (it is no error of the program)
-    """A source file that cannot be used; the text is the reason, without the file's name."""
+@dataclass(frozen=True)
+class Recording:
+    """What was decoded of a file, or of a part of it.
+
+    Attributes:
+        samples: int16 [samples], mono.
+        clipped: how many of them were louder than full scale, and were set to it.
+    """
+
+    samples: Clips
+    clipped: int
+
+    @property
+    def silent(self) -> bool:
+        """Whether all samples are 0."""
+        return not self.samples.any()
+
+
+@dataclass
+class Heard:
+    """What is known of a recording whose parts are not kept.
+
+    Attributes:
+        samples: how many there were.
+        clipped: of them, louder than full scale.
+        silent: whether all were 0.
+    """
+
+    samples: int = 0
+    clipped: int = 0
+    silent: bool = True
+
+    def add(self, part: Recording) -> None:
+        """Counts one more part."""
+        self.samples += len(part.samples)
+        self.clipped += part.clipped
+        self.silent = self.silent and part.silent
 
 
 def output_length(frames: int, rate: int, sample_rate: int) -> int:
@@ -27,120 +69,93 @@ def output_length(frames: int, rate: int, sample_rate: int) -> int:
     return (2 * frames * sample_rate + rate) // (2 * rate)
 
 
-def count_clips(samples: int, length: int, short: str) -> int:
-    """Returns how many clips of `length` samples are cut from `samples`.
-
-    With `short` "pad" the rest is padded to a clip of its own, with "drop" it is left out.
-    """
-    return -(-samples // length) if short == "pad" else samples // length
-
-
 def measure(file: str | Path, sample_rate: int) -> int:
-    """Returns the length of a file in samples at `sample_rate`, from its header alone.
+    """Returns the length of a file in samples at `sample_rate`.
+
+    The header is believed where the file bears it out; otherwise the file is decoded.
 
     Raises:
         BadFile: if it is no audio, is cut short, or is empty.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(str(file)) as sound:
-            _refuse_damage(sound.frames, sound.extra_info)
-            return output_length(sound.frames, sound.samplerate, sample_rate)
-    except soundfile.LibsndfileError as error:
-        raise BadFile(_reason(file, error)) from error
+    with opened(file) as sound:
+        frames = sound.frames
+        if frames is None:
+            frames = sum(len(block) for block in sound.blocks)
+        return output_length(_some(frames), sound.rate, sample_rate)
 
 
-def load(file: str | Path, sample_rate: int) -> Clips:
-    """Decodes a file to mono at `sample_rate`: the mean of the channels, resampled once.
-
-    Returns:
-        int16 [samples]: round(clip(32768 x)) of the float samples x in [-1, 1).
+def load(file: str | Path, sample_rate: int) -> Recording:
+    """Decodes a file to mono at `sample_rate`: the mean of the channels, resampled.
 
     Raises:
         BadFile: if it cannot be decoded to its end, is empty, or has samples that are not finite.
     """
-    import soundfile
+    # Grown in place: the parts of a long recording are never held twice.
+    data = bytearray()
+    clipped = 0
+    for block in blocks(file, sample_rate):
+        data += block.samples.data
+        clipped += block.clipped
+    return Recording(np.frombuffer(data, dtype=np.int16), clipped)
+
+
+def blocks(file: str | Path, sample_rate: int) -> Iterator[Recording]:
+    """Yields what `load` returns bit by bit, in memory that does not grow with the file.
+
+    Raises:
+        BadFile: as `load`; what was yielded before is of no use then.
+    """
     import soxr
 
-    try:
-        with soundfile.SoundFile(str(file)) as sound:
-            _refuse_damage(sound.frames, sound.extra_info)
-            blocks = [
-                _mono(block)
-                for block in sound.blocks(BLOCK_FRAMES, dtype="float32", always_2d=True)
-            ]
-            rate, frames, form = sound.samplerate, sound.frames, sound.format
-    except soundfile.LibsndfileError as error:
-        raise BadFile(_reason(file, error)) from error
-    wave = np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
-    # The length in the header of an MP3 may be an estimate.
-    if len(wave) == 0 or (len(wave) < frames and form != "MP3"):
-        raise BadFile(f"only {len(wave)} of {frames} samples can be decoded")
-    if not np.isfinite(wave).all():
-        raise BadFile("samples that are not finite")
-    if rate != sample_rate:
-        wanted = output_length(len(wave), rate, sample_rate)
-        wave = soxr.resample(wave, rate, sample_rate, quality="HQ")[:wanted]
-        wave = np.pad(wave, (0, wanted - len(wave)))
-    return quantise(wave)
+    with opened(file) as sound:
+        resampler = None
+        if sound.rate != sample_rate:
+            try:
+                resampler = soxr.ResampleStream(sound.rate, sample_rate, 1, "float32", "HQ")
+            except (RuntimeError, ValueError) as error:
+                raise BadFile(f"a sample rate of {sound.rate} Hz: {error}") from error
+        heard = made = 0
+        for block in sound.blocks:
+            wave = _mono(block)
+            if not np.isfinite(wave).all():
+                raise BadFile("samples that are not finite")
+            heard += len(wave)
+            if resampler is not None:
+                wave = resampler.resample_chunk(wave)
+            made += len(wave)
+            yield _quantised(wave)
+        if sound.frames is not None and heard != sound.frames:
+            raise BadFile(f"only {heard} of {sound.frames} samples can be decoded")
+        _some(heard)
+        if resampler is not None:
+            rest = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+            missing = output_length(heard, sound.rate, sample_rate) - made
+            rest = rest[:missing]
+            yield _quantised(np.pad(rest, (0, missing - len(rest))))
 
 
 def quantise(wave: Wave) -> Clips:
-    """Returns float samples in [-1, 1) as int16; louder ones are clipped."""
+    """Returns float samples in [-1, 1) as int16, round(clip(32768 x)); louder ones are clipped."""
+    return _quantised(wave).samples
+
+
+def _quantised(wave: Wave) -> Recording:
     scaled = wave * np.float32(32768)
+    clipped = int(np.count_nonzero(np.abs(scaled) > 32768))
     np.rint(scaled, out=scaled)
     np.clip(scaled, -32768, 32767, out=scaled)
-    return scaled.astype(np.int16)
-
-
-def cut(samples: Clips, start: int, length: int) -> Clips:
-    """Returns clip number `start` of a recording, zero-padded at its end to `length` samples."""
-    clip = samples[start * length : (start + 1) * length]
-    return np.pad(clip, (0, length - len(clip))) if len(clip) < length else clip
-
-
-def wav_header(samples: int, sample_rate: int) -> bytes:
-    """Returns the canonical 44-byte header of a mono 16-bit PCM WAV file."""
-    size = 2 * samples
-    riff = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE")
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    return riff + form + struct.pack("<4sI", b"data", size)
-
-
-def encode(clip: Clips, sample_rate: int, encoding: str) -> bytes:
-    """Returns the bytes of a clip as a "wav" or "flac" file."""
-    if encoding == "wav":
-        return wav_header(len(clip), sample_rate) + clip.astype("<i2").tobytes()
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, clip, sample_rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    return Recording(scaled.astype(np.int16), clipped)
 
 
 def _mono(block_TC: Wave) -> Wave:
     if block_TC.shape[1] == 1:
-        return block_TC[:, 0].copy()
+        return block_TC[:, 0]
     with np.errstate(invalid="ignore", over="ignore"):  # reported as a bad file
         mean: Wave = block_TC.mean(axis=1, dtype=np.float32)
     return mean
 
 
-def _refuse_damage(frames: int, log: str) -> None:
-    cut_short = _CUT_SHORT.search(log)
-    if cut_short and int(cut_short[1]) not in _UNKNOWN_LENGTHS:
-        promised, there = int(cut_short[1]), int(cut_short[2])
-        if promised > there > 0:
-            raise BadFile(f"cut short: {there} of {promised} bytes of samples are there")
+def _some(frames: int) -> int:
     if frames <= 0:
         raise BadFile("no samples")
-
-
-def _reason(file: str | Path, error: Exception) -> str:
-    if not Path(file).is_file():
-        return "no such file"
-    if Path(file).stat().st_size == 0:
-        return "the file is empty"
-    text = str(getattr(error, "error_string", error)).strip().rstrip(".")
-    return f"not readable as audio: {text}"
+    return frames

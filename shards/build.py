@@ -8,15 +8,25 @@ build after them only has to join what they made.
 
 import csv
 import io
-import json
+import os
 import shutil
 from collections import Counter
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shards.durable import locked, publish, replace_file
+from shards.dataset_folder import (
+    PLAN_NAME,
+    WORK_FILES,
+    claim_dataset,
+    delete_dataset,
+    is_half_deleted,
+    records_of,
+)
+from shards.durable import publish, replace_file, writing
 from shards.errors import InputError
+from shards.locks import locked
 from shards.manifest import (
     INDEX_NAME,
     INDEX_TYPES,
@@ -33,13 +43,12 @@ from shards.manifest import (
     sha256_of_file,
     write_index,
 )
+from shards.ownership import read_mark, remove
 from shards.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shape_of
 from shards.progress import progress
 from shards.shard_job import ShardJob, make_shard
 from shards.spool import Spooled, needs_spool, spool
 from shards.workers import cpu_count, run_jobs
-
-PLAN_NAME = "plan.json"
 
 
 def build_dataset(
@@ -56,7 +65,7 @@ def build_dataset(
         options: what to build from what.
         out: the folder; it may be missing, empty, or a build with the same options.
         workers: processes; the CPUs of this machine if None. The bytes do not depend on it.
-        overwrite: delete another dataset that is there.
+        overwrite: delete another dataset that is there, as far as its manifest lists it.
         show: show progress on standard error.
 
     Returns:
@@ -68,21 +77,25 @@ def build_dataset(
     """
     folder = Path(out).absolute()
     workers = cpu_count() if workers is None else workers
-    refuse_foreign(folder)
+    claim_dataset(folder)
     plan = make_plan(options, workers, show=show)
-    if (folder / MANIFEST_NAME).exists() and not overwrite:
-        return _finished(folder, plan)
     work = folder / WORK_NAME
-    if overwrite and (work.is_dir() or (folder / MANIFEST_NAME).exists()):
-        _delete(folder)
+    if (folder / MANIFEST_NAME).exists() and not overwrite and not work.exists():
+        return _finished(folder, plan)
     _refuse_small_disk(folder, plan)
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(work / "lock"):
+    with _at_work(folder), writing(folder, "--out"):
+        claim_dataset(folder)  # another build may have been there since
+        if overwrite or is_half_deleted(folder):
+            delete_dataset(folder)
+        elif (folder / MANIFEST_NAME).exists():
+            manifest = _finished(folder, plan)
+            remove(work, WORK_FILES)
+            return manifest
         _claim(work, plan)
         spooled, bad = spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [])
         records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers, show=show)
         manifest = _finish(plan, folder, records, bad)
-    shutil.rmtree(work)
+        remove(work, WORK_FILES)
     return manifest
 
 
@@ -118,41 +131,25 @@ def build_part(
         raise InputError(f"--part {number} --of {of}: use --part 1 to --part {of}")
     folder = Path(out).absolute()
     workers = cpu_count() if workers is None else workers
-    refuse_foreign(folder)
+    claim_dataset(folder)
     plan = make_plan(options, workers, show=show)
+    work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists():
         _finished(folder, plan)
         return True
     _refuse_small_disk(folder, plan)
-    work = folder / WORK_NAME
-    work.mkdir(parents=True, exist_ok=True)
     share = slice(number - 1, None, of)
-    own = work / f"part-{number}-of-{of}.lock"
-    with _locked(work / "lock", shared=True), _locked(own):
+    with _at_work(folder, part=f"part-{number}-of-{of}"), writing(folder, "--out"):
+        claim_dataset(folder)
+        if (folder / MANIFEST_NAME).exists():
+            _finished(folder, plan)
+            return True
         _claim(work, plan)
         if needs_spool(plan):
             spool(plan, work, workers, show=show, share=share)
         else:
             _make_shards(plan, _shard_jobs(plan, folder, None)[share], workers, show=show)
     return False
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Checks that a build may write to the folder.
-
-    Raises:
-        InputError: if it is a file, or a folder with anything but a dataset in it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; name a folder")
-    if not folder.is_dir() or (folder / WORK_NAME).is_dir() or (folder / MANIFEST_NAME).exists():
-        return
-    for other in folder.iterdir():
-        if other.name == WORK_NAME:
-            return  # another part of the same build has just begun
-        raise InputError(
-            f"--out {folder} is not a dataset and not empty (it has {other.name}); name another"
-        )
 
 
 def _finished(folder: Path, plan: Plan) -> Manifest:
@@ -169,23 +166,7 @@ def _finished(folder: Path, plan: Plan) -> Manifest:
                 f"{folder} is finished but {shard.name} is missing or cut short; "
                 "copy it again, or use --overwrite to build it again"
             )
-    if (folder / WORK_NAME).is_dir():
-        shutil.rmtree(folder / WORK_NAME)
     return manifest
-
-
-def _delete(folder: Path) -> None:
-    ours = {MANIFEST_NAME, INDEX_NAME, REJECTED_NAME, WORK_NAME}
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        shard = path.suffix == ".tar" and path.name.partition("-")[0] in SPLITS
-        if path.name not in ours and not shard:
-            raise InputError(f"--overwrite: {path} is no part of a dataset; move it away")
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _refuse_small_disk(folder: Path, plan: Plan) -> None:
@@ -201,9 +182,23 @@ def _refuse_small_disk(folder: Path, plan: Plan) -> None:
         )
 
 
-def _locked(file: Path, *, shared: bool = False) -> AbstractContextManager[None]:
-    busy = f"{file.parent.parent}: another build is at work there"
-    return locked(file, busy, shared=shared)
+@contextmanager
+def _at_work(folder: Path, part: str = "") -> Iterator[None]:
+    """Holds the work folder: alone, or beside those who do other parts."""
+    work, busy = folder / WORK_NAME, f"{folder}: another build is at work there"
+    there = folder.is_dir()
+    try:
+        with locked(work / "lock", busy, shared=bool(part)):
+            if part:
+                with locked(work / f"{part}.lock", busy):
+                    yield
+            else:
+                yield
+    finally:
+        with suppress(OSError):  # something is left to do, or is not ours
+            work.rmdir()
+            if not there:
+                folder.rmdir()
 
 
 def _claim(work: Path, plan: Plan) -> None:
@@ -214,7 +209,7 @@ def _claim(work: Path, plan: Plan) -> None:
     if not path.is_file():
         replace_file(path, work, canonical(mine))
         return
-    theirs = json.loads(path.read_bytes())
+    theirs = read_mark(path)
     if theirs == mine:
         return
     changed = [
@@ -252,6 +247,10 @@ def _make_shards(
     plan: Plan, jobs: list[ShardJob], workers: int, *, show: bool
 ) -> list[dict[str, Any]]:
     """Returns the record of every shard, in their order."""
+    made = records_of(jobs[0].out) if jobs else set()
+    for job in jobs:
+        if os.path.lexists(job.out / job.name) and job.name not in made:
+            raise InputError(f"{job.out / job.name} is no shard of this build; move it away")
     records: dict[int, dict[str, Any]] = {}
     clips = sum(len(job.clips) for job in jobs)
     with progress("Writing clips", clips, show=show) as advance:

@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_debug(parser)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _add_download(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +102,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     add("--clips", type=int, required=True, help="one-second clips in all, 200 or more")
     add("--seed", type=int, default=0, help="another seed, other clips (default 0)")
     add("--workers", type=int, help="processes (default: one for each CPU)")
+    _add_debug(parser)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +134,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add("--sample-rate", type=int, default=32000, help="Hz (default 32000)")
     add("--encoding", choices=("wav", "flac"), default="wav", help="default wav")
     add("--short", choices=("pad", "drop"), default="pad", help="what is shorter than a clip")
+    add(
+        "--min-sound",
+        type=float,
+        default=0.5,
+        metavar="FRACTION",
+        help="with --short pad: drop the rest of a longer recording if it fills less of a clip "
+        "(default 0.5)",
+    )
     add("--shard-size", type=int, default=4096, help="clips a shard, about (default 4096)")
     add("--seed", type=int, default=0, help="of the splits and the shuffle (default 0)")
     add("--workers", type=int, help="processes (default: one for each CPU)")
@@ -200,7 +214,8 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from shards.build import build_dataset, refuse_foreign
+    from shards.build import build_dataset
+    from shards.dataset_folder import claim_dataset
     from shards.plan import BuildOptions, make_plan
     from shards.summary import plan_lines, plan_summary
     from shards.workers import cpu_count
@@ -209,7 +224,7 @@ def _build(arguments: argparse.Namespace) -> int:
     names = BuildOptions.__dataclass_fields__
     options = BuildOptions(**{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
-        refuse_foreign(arguments.out.absolute())
+        claim_dataset(arguments.out.absolute())
         plan = plan_summary(make_plan(options, workers or cpu_count(), show=True))
         _say(json.dumps(plan) if arguments.json else "\n".join(plan_lines(plan)))
         return 0

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.durable import locked, replace_file
+from shards.durable import replace_file, writing
 from shards.errors import InputError
+from shards.locks import locked
+from shards.ownership import Kind, claim, read_mark
 from shards.progress import progress
 from shards.unzip import unpack
 from shards.web_file import fetch, remote_size
@@ -17,6 +19,21 @@ from shards.web_file import fetch, remote_size
 # What is unfinished, and notes of what is finished.
 WORK = ".download"
 _MB = 10**6
+
+
+def _is_download(folder: Path) -> bool:
+    """Says whether it has a work folder with nothing in it but what a download writes."""
+    work = folder / WORK
+    names = [path.name for path in work.iterdir()] if work.is_dir() else []
+    notes = [name for name in names if name.endswith(".json")]
+    return (
+        "lock" in names
+        and all(name == "lock" or name.endswith((".part", ".json", ".tmp")) for name in names)
+        and all({"md5", "files"} <= read_mark(work / name).keys() for name in notes)
+    )
+
+
+DOWNLOAD = Kind(name="a download", parts=(f"{WORK}/",), made=_is_download)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +180,11 @@ def download(
     Raises:
         InputError: a file cannot be had, is damaged twice, or the disk is too small.
     """
+    claim(out, DOWNLOAD, "--out")
     work = out / WORK
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror})") from error
-    with locked(work / "lock", f"{out}: another download is at work there"):
+    busy = f"{out}: another download is at work there"
+    # The lock stays: with it the folder is known again.
+    with locked(work / "lock", busy, keep=True), writing(out, "--out"):
         missing = [file for file in files if not _is_there(file, out)]
         sizes = [remote_size(file.url) or 0 for file in missing]
         have = [_size(work / f"{file.name}.part") for file in missing]

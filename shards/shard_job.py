@@ -3,17 +3,17 @@
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.audio import BadFile, Clips, count_clips, cut, encode, load
-from shards.durable import replace_file, sync, temporary_name
+from shards.audio import BadFile, Clips, load
+from shards.clips import cut, encode
+from shards.durable import replace_file, sync, temporary_name, unfinished
 from shards.manifest import WORK_NAME, sha256_of_file
 from shards.plan import BuildOptions, Clip
 from shards.spool import Spooled, read_spooled
@@ -36,12 +36,29 @@ class ShardJob:
     images: NDArray[np.uint8] | None
 
 
+@dataclass
+class Found:
+    """What was found out about the files of a shard.
+
+    Attributes:
+        rejected: name of a bad file to the reason.
+        clipped: name to samples louder than full scale.
+        silent: names of files whose samples are all 0.
+    """
+
+    rejected: dict[str, str] = field(default_factory=dict)
+    clipped: dict[str, int] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+
+
 def make_shard(job: ShardJob) -> dict[str, Any]:
     """Writes one shard, unless it is there already.
 
     Returns:
         Its record: name, split, bytes, sha256, rows (one list a sample, in the order of the index's
-        columns) and rejected files; or only `bad`, if a file is bad and the build is to stop.
+        columns), clipped (file name to samples louder than full scale), silent (file names) and
+        rejected files; or only `bad`, if a file is bad and the build is to stop. What comes from
+        spooled recordings is clipped and silent in their records.
     """
     work = job.out / WORK_NAME
     target, record_path = job.out / job.name, work / f"{job.name}.json"
@@ -51,10 +68,11 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
             return record
     temporary = work / temporary_name(job.name)
     rows: list[list[Any]] = []
-    rejected: dict[str, str] = {}
-    with temporary.open("wb", buffering=1 << 20) as file:
+    found = Found()
+    rejected = found.rejected
+    with unfinished(temporary), temporary.open("wb", buffering=1 << 20) as file:
         offset = 0
-        for clip, payload in _payloads(job, rejected):
+        for clip, payload in _payloads(job, found):
             if rejected and job.options.on_error == "stop":
                 break
             groups = dict(zip(job.groups, clip.groups, strict=True))
@@ -81,6 +99,8 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
         "bytes": offset + len(END_OF_ARCHIVE),
         "sha256": sha256_of_file(temporary),
         "rows": rows,
+        "clipped": found.clipped,
+        "silent": found.silent,
         "rejected": list(rejected.items()),
     }
     replace_file(record_path, work, json.dumps(record).encode())
@@ -89,15 +109,15 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
     return record
 
 
-def _payloads(job: ShardJob, rejected: dict[str, str]) -> Iterator[tuple[Clip, bytes]]:
-    """Yields the clips that can be made, as bytes; notes the files that are bad."""
+def _payloads(job: ShardJob, found: Found) -> Iterator[tuple[Clip, bytes]]:
+    """Yields the clips that can be made, as bytes; notes what is found out about their files."""
     options = job.options
     if job.images is not None:
         header = _npy_header(job.images.shape[1:])
         for clip, image in zip(job.clips, job.images, strict=True):
             yield clip, header + image.tobytes()
         return
-    clips = _from_files(job, rejected) if job.spooled is None else _from_spool(job, job.spooled)
+    clips = _from_files(job, found) if job.spooled is None else _from_spool(job, job.spooled)
     for clip, samples in clips:
         yield clip, encode(samples, options.sample_rate, options.encoding)
 
@@ -110,37 +130,31 @@ def _from_spool(job: ShardJob, spooled: Spooled) -> Iterator[tuple[Clip, Clips]]
                 yield clip, samples
 
 
-def _from_files(job: ShardJob, rejected: dict[str, str]) -> Iterator[tuple[Clip, Clips]]:
+def _from_files(job: ShardJob, found: Found) -> Iterator[tuple[Clip, Clips]]:
+    # Here every file has one clip: longer recordings are spooled.
     options = job.options
-    uses = Counter(clip.name for clip in job.clips)
-    kept: dict[str, Clips] = {}
     for clip in job.clips:
-        if clip.name in rejected:
+        try:
+            recording = load(clip.file, options.sample_rate)
+            _refuse_longer(len(recording.samples), job)
+        except BadFile as reason:
+            found.rejected[clip.name] = str(reason)
+            if options.on_error == "stop":
+                return
             continue
-        samples = kept.get(clip.name)
-        if samples is None:
-            try:
-                samples = _checked(load(clip.file, options.sample_rate), job)
-            except BadFile as reason:
-                rejected[clip.name] = str(reason)
-                if options.on_error == "stop":
-                    return
-                continue
-        uses[clip.name] -= 1
-        if uses[clip.name]:
-            kept[clip.name] = samples
-        else:
-            kept.pop(clip.name, None)
-        if clip.start < count_clips(len(samples), options.length, options.short):
-            yield clip, cut(samples, clip.start, options.length)
+        if recording.clipped:
+            found.clipped[clip.name] = recording.clipped
+        if recording.silent:
+            found.silent.append(clip.name)
+        if options.count_clips(len(recording.samples)):
+            yield clip, cut(recording.samples, 0, options.length)
 
 
-def _checked(samples: Clips, job: ShardJob) -> Clips:
+def _refuse_longer(samples: int, job: ShardJob) -> None:
     # A file of a source of single clips may be a sample or two longer, not more.
-    if job.one_clip and len(samples) > 1.01 * job.options.length:
-        seconds = len(samples) / job.options.sample_rate
+    if job.one_clip and samples > 1.01 * job.options.length:
+        seconds = samples / job.options.sample_rate
         raise BadFile(f"it lasts {seconds:.2f} s and not {job.options.seconds:g} s")
-    return samples
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

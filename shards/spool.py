@@ -1,7 +1,7 @@
 """Long recordings, decoded once.
 
-The clips of a recording are spread over many shards. So that each shard need not decode it again,
-recordings are first written as plain samples to the work folder, many to a file.
+The clips of a recording are spread over the shards. So that no process decodes it again, or holds
+all of it in memory, recordings are first written as plain samples to the work folder, many to a file.
 """
 
 import json
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.audio import BadFile, Clips, count_clips, cut, load
-from shards.durable import publish, replace_file, temporary_name
+from shards.audio import BadFile, Clips, Heard, blocks
+from shards.clips import cut
+from shards.durable import publish, replace_file, temporary_name, unfinished
 from shards.plan import Bad, BuildOptions, Plan, bad_file_error
 from shards.progress import progress
 from shards.workers import run_jobs
@@ -37,12 +38,9 @@ class SpoolJob:
 
 
 def needs_spool(plan: Plan) -> bool:
-    """Tells whether a file would be decoded for more than one shard."""
-    shards = Counter(split for _, split, _ in plan.shards)
-    return (
-        plan.source.images is None
-        and max(shards.values()) > 1
-        and any(clip.start for _, _, clips in plan.shards for clip in clips)
+    """Tells whether a file has more than one clip."""
+    return plan.source.images is None and any(
+        clip.start for _, _, clips in plan.shards for clip in clips
     )
 
 
@@ -98,7 +96,8 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
     """Decodes some recordings into one file, unless that was done already.
 
     Returns:
-        Its record: file, recordings (name, first byte, samples) and bad (name, reason).
+        Its record: file, bytes, recordings (name, first byte, samples), clipped (name to samples
+        louder than full scale), silent (names) and bad (name, reason).
     """
     target = job.work / f"spool-{job.number:06d}.pcm"
     record_path = job.work / f"{target.name}.json"
@@ -108,20 +107,38 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
             return record
     temporary = job.work / temporary_name(target.name)
     recordings: list[tuple[str, int, int]] = []
+    clipped: dict[str, int] = {}
+    silent: list[str] = []
     bad: list[tuple[str, str]] = []
-    with temporary.open("wb") as file:
+    with unfinished(temporary), temporary.open("wb") as file:
+        size = 0
         for name, path in job.recordings:
+            heard = Heard()
             try:
-                samples = load(path, job.sample_rate)
+                for block in blocks(path, job.sample_rate):
+                    heard.add(block)
+                    file.write(block.samples.data)
             except BadFile as reason:
                 bad.append((name, str(reason)))
                 if job.stop:
                     break
+                file.seek(size)
+                file.truncate()
                 continue
-            recordings.append((name, file.tell(), len(samples)))
-            file.write(samples.tobytes())
-        size = file.tell()
-    record = {"file": target.name, "bytes": size, "recordings": recordings, "bad": bad}
+            recordings.append((name, size, heard.samples))
+            size += 2 * heard.samples
+            if heard.clipped:
+                clipped[name] = heard.clipped
+            if heard.silent:
+                silent.append(name)
+    record = {
+        "file": target.name,
+        "bytes": size,
+        "recordings": recordings,
+        "clipped": clipped,
+        "silent": silent,
+        "bad": bad,
+    }
     if bad and job.stop:
         temporary.unlink()
         return record
@@ -133,7 +150,7 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
 def read_spooled(place: tuple[str, int, int], start: int, options: BuildOptions) -> Clips | None:
     """Returns clip number `start` of a spooled recording, or None if it has fewer."""
     file, offset, samples = place
-    if start >= count_clips(samples, options.length, options.short):
+    if start >= options.count_clips(samples):
         return None
     first = start * options.length
     count = min(options.length, samples - first)

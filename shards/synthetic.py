@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.durable import writing
 from shards.errors import InputError
+from shards.ownership import Kind, claim, remove
 from shards.progress import progress
 from shards.sound_world import CITIES, DEVICES, RATE, render
 from shards.sources.tau2022 import LABELS, META, TEST, TRAIN
@@ -26,6 +28,13 @@ TEST_SHARE = 0.25
 MAIN_DEVICE_SHARE = 0.732
 TRAIN_DEVICES = DEVICES[:6]
 LONGEST_SEGMENT = 10
+
+
+FOLD_TEST = "evaluation_setup/fold1_test.csv"
+LISTS = (META, TRAIN, TEST, FOLD_TEST)
+
+# Nothing marks it: it is written into a new or empty folder only.
+SYNTHETIC = Kind(name="a new folder", parts=(), made=lambda folder: False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +75,19 @@ def synthesise(
         raise InputError(f"--clips is {clips}; use {FEWEST_CLIPS} or more")
     if seed < 0:
         raise InputError(f"--seed is {seed}; use a whole number, 0 or more")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {folder} is there and not empty; name another or remove it")
+    claim(folder, SYNTHETIC, "--out")
     segments = lay_out(clips)
-    (folder / "audio").mkdir(parents=True)
     jobs = [(folder, seed, part) for part in _parts(segments, 20)]
-    with progress("Making clips", clips, show=show) as advance:
-        for number, _ in run_jobs(_write_segments, jobs, workers or cpu_count()):
-            advance(sum(len(segment.devices) for segment in jobs[number][2]))
-    _write_lists(folder, segments)
+    try:
+        with writing(folder, "--out"):
+            (folder / "audio").mkdir(parents=True)
+            with progress("Making clips", clips, show=show) as advance:
+                for number, _ in run_jobs(_write_segments, jobs, workers or cpu_count()):
+                    advance(sum(len(segment.devices) for segment in jobs[number][2]))
+            _write_lists(folder, segments)
+    except BaseException:
+        remove(folder, ("audio/*.wav", *LISTS))  # half of it would be in the way of the next
+        raise
 
 
 def lay_out(clips: int) -> list[Segment]:
@@ -157,7 +170,7 @@ def _write_lists(folder: Path, segments: Sequence[Segment]) -> None:
         META: meta,
         TRAIN: lines["train"],
         TEST: lines["test"],
-        "evaluation_setup/fold1_test.csv": names,
+        FOLD_TEST: names,
     }
     for name, rows in lists.items():
         path = folder / name

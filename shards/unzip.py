@@ -33,6 +33,7 @@ def unpack(archive: Path, out: Path, top: str) -> dict[str, int]:
             _refuse_flood(archive, out, sizes)
             for place, member in zip(places, members, strict=True):
                 target = out / place
+                _refuse_links(out, target)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 # Never more than the size that the archive names; its crc32 is checked.
                 with zipped.open(member) as packed, target.open("wb") as file:
@@ -58,6 +59,15 @@ def _place(member: zipfile.ZipInfo, archive: Path, top: str) -> str:
             raise InputError(f"{archive}: {name!r} {reason}; nothing was unpacked")
     parts = path.parts[1:] if path.parts[0] == top else path.parts
     return "/".join(parts)
+
+
+def _refuse_links(out: Path, target: Path) -> None:
+    """A link that lies in the folder already may lead out of it."""
+    for path in (target, *target.parents):
+        if path == out:
+            return
+        if path.is_symlink():
+            raise InputError(f"{path} is a link, which is not written through; move it away")
 
 
 def _refuse_flood(archive: Path, out: Path, sizes: dict[str, int]) -> None:

@@ -200,6 +200,20 @@ def test_a_worker_reads_the_same(dataset: Dataset) -> None:
     assert same(list(source.epoch(3)), list(plain.epoch(3)))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_says_what_it_cannot_read_in_one_line(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    copy = tmp_path / "dataset"
+    shutil.copytree(folder, copy)
+    source = batches(shards.open_dataset(copy), workers=workers)
+    for shard in copy.glob("train-*.tar"):
+        shard.unlink()
+    with pytest.raises(InputError, match=r"train-.*tar") as caught:
+        list(source.epoch(0))
+    assert "\n" not in str(caught.value)
+
+
 def test_ids_are_recorded(dataset: Dataset, tmp_path: Path) -> None:
     file = tmp_path / "ids" / "rank-1.jsonl"
     source = batches(dataset, rank=1, world=2, ids_file=file)

@@ -4,17 +4,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards.audio import (
-    BadFile,
-    count_clips,
-    cut,
-    encode,
-    load,
-    measure,
-    output_length,
-    quantise,
-    wav_header,
-)
+from shards import audio
+from shards.audio import BadFile, Clips, measure, output_length, quantise
+from shards.clips import count_clips, cut, encode, wav_header
+
+
+def load(file: Path, sample_rate: int) -> Clips:
+    return audio.load(file, sample_rate).samples
 
 
 def test_quantising_is_rounding_and_clipping() -> None:
@@ -66,8 +62,8 @@ def test_the_planned_length_is_the_real_one(rate: int, frames: int, tmp_path: Pa
 
 def test_cutting() -> None:
     samples = np.arange(1, 26, dtype=np.int16)
-    assert count_clips(25, 10, "pad") == 3
-    assert count_clips(25, 10, "drop") == 2
+    assert count_clips(25, 10, "pad", 0.5) == 3
+    assert count_clips(25, 10, "drop", 0.5) == 2
     assert cut(samples, 1, 10).tolist() == list(range(11, 21))
     assert cut(samples, 2, 10).tolist() == [21, 22, 23, 24, 25, 0, 0, 0, 0, 0]
 

@@ -186,11 +186,11 @@ def test_mistakes(small: RemoteDataset, server: Server, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["download", "tau2022", "--out", str(tmp_path), "--splits", "five"])
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="is a file; name a folder"):
         download(small, small.files([], server.url), tmp_path / "file")
     del server.files["audio.1.zip"]
     with pytest.raises(InputError, match=r"audio\.1\.zip: the server says 404"):
-        download(small, small.files([], server.url), tmp_path)
+        download(small, small.files([], server.url), tmp_path / "new")
     assert tree(tmp_path).keys() == {"file"}
 
 

@@ -85,6 +85,7 @@ def test_parts_run_side_by_side_but_not_twice_nor_beside_the_join(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "d"
+    monkeypatch.setattr("shards.locks.PATIENCE", 0.1)
     at_work, go_on = threading.Event(), threading.Event()
     make = shards.build._make_shards
 

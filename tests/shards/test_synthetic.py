@@ -92,5 +92,5 @@ def test_what_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--seed is -1"):
         synthesise(tmp_path / "a", 200, seed=-1)
     (tmp_path / "b").write_text("")
-    with pytest.raises(InputError, match="is there and not empty"):
+    with pytest.raises(InputError, match="is not a new folder and not empty"):
         synthesise(tmp_path, 200)

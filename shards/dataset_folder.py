@@ -1,0 +1,110 @@
+"""The folder of a dataset: whose it is, and what of it is deleted when another takes its place.
+
+`dataset.json` marks a finished dataset, and lists all of it; `.build/plan.json` marks a build that is
+under way, beside which lie the records of its shards.
+"""
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, WORK_NAME
+from shards.ownership import Kind, claim, read_mark, remove
+
+PLAN_NAME = "plan.json"
+# The manifest of a dataset that is being deleted: it has to list it to the end.
+REPLACED_NAME = "replaced.json"
+# All that a build writes into its work folder, but its lock.
+WORK_FILES = (
+    *(PLAN_NAME, REPLACED_NAME, "*.tar.json", "spool-*.pcm", "spool-*.pcm.json"),
+    *("part-*-of-*.lock", "*.tmp"),
+)
+_SHARD = re.compile(r"(train|val|test)-\d{6,}\.tar")
+
+
+def _is_dataset(folder: Path) -> bool:
+    work = folder / WORK_NAME
+    return any(map(_is_manifest, _manifests(folder))) or _is_plan(read_mark(work / PLAN_NAME))
+
+
+def _manifests(folder: Path) -> Iterator[dict[str, Any]]:
+    yield read_mark(folder / MANIFEST_NAME)
+    yield read_mark(folder / WORK_NAME / REPLACED_NAME)
+
+
+def _is_manifest(found: dict[str, Any]) -> bool:
+    return str(found.get("format")).startswith("cpprune-shards/") and "shards" in found
+
+
+def _is_plan(found: dict[str, Any]) -> bool:
+    return found.keys() == {"plan", "inputs", "arguments"}
+
+
+DATASET = Kind(
+    name="a dataset",
+    parts=(MANIFEST_NAME, INDEX_NAME, REJECTED_NAME, f"{WORK_NAME}/"),
+    made=_is_dataset,
+    # Another part of the same build may have just begun; what is in it is looked at below.
+    early=frozenset({WORK_NAME}),
+)
+
+
+def claim_dataset(folder: Path) -> None:
+    """Checks that a build may write to the folder. Touches nothing.
+
+    Raises:
+        InputError: it holds anything but a dataset, or a work folder that no build made.
+    """
+    claim(folder, DATASET, "--out")
+    work = folder / WORK_NAME
+    if not work.is_dir() or _is_plan(read_mark(work / PLAN_NAME)):
+        return
+    known = ("lock", *WORK_FILES)
+    for path in sorted(work.iterdir()):
+        if not any(fnmatchcase(path.name, pattern) for pattern in known):
+            raise InputError(
+                f"--out {folder}: no build made {WORK_NAME} in it (it has {path.name}); move it away or "
+                "name another folder"
+            )
+
+
+def records_of(folder: Path) -> set[str]:
+    """Returns the names of the shards that an unfinished build has made."""
+    return {path.name.removesuffix(".json") for path in (folder / WORK_NAME).glob("*.tar.json")}
+
+
+def is_half_deleted(folder: Path) -> bool:
+    """Says whether `delete_dataset` was interrupted there."""
+    return _is_manifest(read_mark(folder / WORK_NAME / REPLACED_NAME))
+
+
+def delete_dataset(folder: Path) -> None:
+    """Deletes what the manifest lists, or an unfinished build has made, and nothing else.
+
+    The caller has claimed the folder and holds its lock.
+
+    Raises:
+        InputError: something lies there that is not listed. Nothing is deleted then.
+    """
+    listed = records_of(folder) | {MANIFEST_NAME, WORK_NAME}
+    work = folder / WORK_NAME
+    if _is_plan(read_mark(work / PLAN_NAME)):
+        listed |= {INDEX_NAME, REJECTED_NAME}
+    for manifest in filter(_is_manifest, _manifests(folder)):
+        listed |= {INDEX_NAME} | ({REJECTED_NAME} if manifest.get("rejected") else set())
+        shards = manifest["shards"] if isinstance(manifest["shards"], list) else []
+        names = {str(shard.get("name")) for shard in shards if isinstance(shard, dict)}
+        listed |= {name for name in names if _SHARD.fullmatch(name)}
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name not in listed:
+            raise InputError(f"--overwrite: {path} is no part of a dataset; move it away")
+    if (folder / MANIFEST_NAME).exists():
+        (folder / MANIFEST_NAME).rename(work / REPLACED_NAME)
+    remove(folder, sorted(listed - {MANIFEST_NAME, WORK_NAME}))
+    remove(work, [name for name in WORK_FILES if name != REPLACED_NAME])
+    remove(work, [REPLACED_NAME])

@@ -1,0 +1,74 @@
+"""A look at every source file: its size, and from its header its length."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from shards.audio import BadFile, measure
+from shards.options import BuildOptions
+from shards.progress import progress
+from shards.sources.source import Item, Source
+from shards.workers import run_jobs
+
+FILES_PER_JOB = 256
+
+
+class Bad(NamedTuple):
+    """A source file that cannot be used, and why."""
+
+    filename: str
+    reason: str
+
+
+def scan(
+    source: Source, options: BuildOptions, workers: int, *, show: bool
+) -> tuple[list[Item], list[int], list[tuple[int, int]], list[Bad]]:
+    """Looks at all files.
+
+    Returns:
+        The items that have clips, how many clips each has, (bytes, time in ns) of every item of the
+        source, and the bad ones.
+    """
+    if source.images is not None:
+        return source.items, [1] * len(source.items), [], []
+    files = [item.file for item in source.items]
+    jobs = [files[i : i + FILES_PER_JOB] for i in range(0, len(files), FILES_PER_JOB)]
+    look = partial(_look, sample_rate=None if source.one_clip else options.sample_rate)
+    found: dict[int, list[tuple[int, int, int | str]]] = {}
+    with progress("Looking at files", len(files), show=show) as advance:
+        for number, result in run_jobs(look, jobs, 1 if source.one_clip else workers):
+            found[number] = result
+            advance(len(result))
+    items: list[Item] = []
+    clips_of: list[int] = []
+    stats: list[tuple[int, int]] = []
+    bad: list[Bad] = []
+    looks = [look for number in range(len(jobs)) for look in found[number]]
+    for item, (size, time, length) in zip(source.items, looks, strict=True):
+        stats.append((size, time))
+        if isinstance(length, str):
+            bad.append(Bad(item.name, length))
+            continue
+        clips = 1 if source.one_clip else options.count_clips(length)
+        if clips:
+            items.append(item)
+            clips_of.append(clips)
+    return items, clips_of, stats, bad
+
+
+def _look(files: Sequence[str], sample_rate: int | None) -> list[tuple[int, int, int | str]]:
+    """Returns (bytes, time in ns, samples or the reason why it is bad) of each file."""
+    looks: list[tuple[int, int, int | str]] = []
+    for file in files:
+        try:
+            status = os.stat(file)  # noqa: PTH116 (230,000 of them)
+        except OSError:
+            looks.append((0, 0, "no such file"))
+            continue
+        size, time = status.st_size, status.st_mtime_ns
+        try:
+            looks.append((size, time, measure(file, sample_rate) if sample_rate else 0))
+        except BadFile as reason:
+            looks.append((size, time, str(reason)))
+    return looks
