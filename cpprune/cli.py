@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from shards.command_line import run_command
 from shards.errors import InputError
+from shards.launcher import of_several, process_rank
 
 SECONDS_FOR_RANK_0 = 3.0
 # Turns of a waiting OpenMP thread before it sleeps; see benchmarks/busy.py and docs/performance.md.
@@ -108,8 +109,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
     let_waiting_threads_sleep(os.environ)
     status = main(argv)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        if status == 2 and os.environ.get("RANK", "0") != "0":
+    if of_several():
+        if status == 2 and process_rank():
             # A launcher ends all when one has ended: not before the first has said why.
             time.sleep(SECONDS_FOR_RANK_0)
         # Gloo's threads outlive the process group; while the interpreter shuts down they abort it.

@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 from shards.durable import publish, sync, temporary_name
 from shards.errors import InputError
+from shards.launcher import process_rank
 from shards.manifest import Shard
 
 VARIABLE = "CPPRUNE_CACHE"
@@ -274,7 +275,7 @@ def unwritable(root: Path, error: OSError) -> InputError:
 
 def note(text: str) -> None:
     """Prints a line on standard error, once for all processes of a run."""
-    if os.environ.get("RANK", "0") == "0":
+    if process_rank() == 0:
         print(f"cpprune: {text}", file=sys.stderr)
 
 
