@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.audio.mel import LogMel, MelSpec, spec_to_json
 from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, all_keys, flatten
 from shards import draws
+from shards.documents import read_yaml
 from shards.errors import InputError
 from shards.reader import Dataset
 
@@ -105,9 +104,8 @@ def settings_then(
         keys: those that are asked for.
     """
     try:
-        tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        told = flatten(tree) if isinstance(tree, dict) else {}
-    except (OSError, ValueError, yaml.YAMLError):
+        told = flatten(read_yaml(run / "config.yaml", dict[str, Any]))
+    except InputError:
         told = {}
     for key in FILE_KEYS:
         told.pop(key, None)  # a path; here it is of what the file holds

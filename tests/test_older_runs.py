@@ -13,7 +13,7 @@ SETTINGS = ["--data.split_fraction", "0.25", "--train.epochs", "2", "--train.mic
 
 @pytest.fixture(scope="module")
 def begun(call, tiny, scenes, tmp_path_factory):
-    """The folder of a run whose second epoch is still to come."""
+    """The folder of a run that was stopped after its first step."""
     run = tmp_path_factory.mktemp("older") / "run"
     settings = [*tiny, *SETTINGS, "--data.path", scenes, "--run", run]
     assert call("train", *settings, "--train.time_limit_minutes", 1e-9) == 0
@@ -95,11 +95,10 @@ def test_micro_batches_of_a_run_whose_checkpoints_do_not_name_them(run, goes_on)
 
 
 def test_micro_batches_change_what_is_learned(run, goes_on):
-    before = (run / "metrics.jsonl").read_bytes()
     outcome = goes_on("--train.micro_batch_size", 4)
     assert outcome.status == 2
     assert "train.micro_batch_size: 0 then, 4 now" in outcome.err
-    assert (run / "metrics.jsonl").read_bytes() == before
+    assert not (run / "metrics.jsonl").exists()
 
 
 def test_a_setting_that_is_no_more(run, goes_on):
@@ -113,7 +112,6 @@ def test_a_setting_that_is_no_more(run, goes_on):
 def test_a_number_of_the_front_end_that_came_later(run, goes_on):
     change(run, lambda state: state["identity"]["features"].pop("periodic_window"))
     assert goes_on().status == 0
-    change(run, lambda state: state["identity"]["features"].update(hop=1))
 
 
 def test_another_front_end_is_refused(run, goes_on):
