@@ -197,15 +197,19 @@ def _yaml_loader() -> type[Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        aliases = 0
-        merged = 0
+        aliases = merged = depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 self.aliases += 1
                 if self.aliases > MOST_ALIASES:
                     raise DocumentError(f"holds more than {MOST_ALIASES:,} aliases")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > MOST_DEPTH + 1:
+                raise DocumentError(f"is nested more than {MOST_DEPTH} deep")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
