@@ -79,7 +79,10 @@ def test_it_is_trained_pruned_and_evaluated(cli, scenes, nets):
     assert report["parameters"] == result["parameters"]
     assert 0 <= report["macro_accuracy"] <= 1
     with torch.no_grad():
-        assert cpprune.load("narrow/model", trust=["own_nets"])(torch.zeros(2, 32_000)).shape == (2, 10)
+        assert cpprune.load("narrow/model", trust=["own_nets"])(torch.zeros(2, 32_000)).shape == (
+            2,
+            10,
+        )
 
 
 def test_a_stopped_run_goes_on_with_what_is_left(cli, scenes, stop_at, nets):
