@@ -1,0 +1,182 @@
+"""What a user should know of a plan before anything is decoded: how it was read, and what is wrong."""
+
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shards.manifest import SPLITS
+from shards.options import BuildOptions
+from shards.scan import Scan
+from shards.sources.source import Item, Source
+
+# Shares that are further from those asked for than this are told.
+FAR = 0.05
+MOST_NAMES = 5
+# rec00_0.wav, rec00_1.wav: what is before the last number has a number too.
+_PIECE = re.compile(r"(.*\d.*?)[-_. ]+\d+\.[^./]*")
+PIECES = r"(.+)[-_. ]\d+\.\w+$"
+
+
+class Remarks(NamedTuple):
+    """Notes say how the source was read; warnings what is wrong with it, and what to do."""
+
+    notes: list[str]
+    warnings: list[str]
+
+
+def remarks(
+    items: Sequence[Item],
+    units: Sequence[str],
+    found: Scan,
+    source: Source,
+    options: BuildOptions,
+    *,
+    drawn: bool,
+    lost: Sequence[str],
+) -> Remarks:
+    """Looks at a plan.
+
+    Args:
+        items: with their splits.
+        units: of each item: what is not parted.
+        found: the look at the files.
+        source: of the items.
+        options: what was asked for.
+        drawn: whether the splits were drawn, and not given.
+        lost: the classes that were left out.
+    """
+    notes = list(source.notes)
+    warnings: list[str] = []
+    if lost:
+        warnings.append(f"left out, for nothing of them can be used: {_names(lost, 'class')}")
+    clips = Counter[tuple[str, int]]()
+    for item, count in zip(items, found.clips_of, strict=True):
+        clips[item.split, item.label] += count
+    splits = [split for split in SPLITS if any(of == split for of, _ in clips)]
+    if drawn:
+        notes.append(f"the splits were drawn by {source.unit}, seed {options.seed}")
+        warnings += _far_from(items, units, found.clips_of, options)
+    elif "val" in splits and not any(item.split == "val" for item in found.items):
+        notes.append(f"val was carved out of train by {source.unit}, seed {options.seed}")
+    warnings += _missing(clips, splits, source, drawn=drawn)
+    warnings += _copies(items, found.copies, source)
+    if source.unit == "file":
+        warnings += _pieces(items, source, options) if options.kind in ("folder", "table") else []
+    else:
+        unknown = sum(not item.together for item in items)
+        if unknown:
+            notes.append(f"{unknown:,} files have no {source.unit}; each of them is on its own")
+    return Remarks(notes, warnings)
+
+
+def _far_from(
+    items: Sequence[Item], units: Sequence[str], clips_of: Sequence[int], options: BuildOptions
+) -> list[str]:
+    total = sum(clips_of)
+    have = Counter[str]()
+    weight = Counter[str]()
+    for item, unit, count in zip(items, units, clips_of, strict=True):
+        have[item.split] += count
+        weight[unit] += count
+    shares = [have[split] / total for split in SPLITS]
+    if max(abs(a - b) for a, b in zip(shares, options.fractions, strict=True)) <= FAR:
+        return []
+    asked, got = (
+        "/".join(f"{100 * share:.0f}" for share in of) for of in (options.fractions, shares)
+    )
+    largest, most = max(weight.items(), key=lambda pair: (pair[1], pair[0]))
+    why = (
+        f"{largest} alone is {most / total:.0%} of all clips"
+        if most > FAR * total
+        else "some classes have too few units to divide"
+    )
+    return [f"train/val/test are {got} % of the clips, not {asked} %: {why}"]
+
+
+def _missing(
+    clips: Counter[tuple[str, int]], splits: Sequence[str], source: Source, *, drawn: bool
+) -> list[str]:
+    lines = []
+    if len(source.classes) == 1:
+        lines.append(
+            f"there is one class, {source.classes[0]}: a network has nothing to tell apart; add a class"
+        )
+    without = {
+        "train": "nothing can be trained on it",
+        "val": "training cannot tell which epoch is best",
+        "test": "nothing can be measured on clips that were not used before",
+    }
+    for split, consequence in without.items():
+        if split not in splits:
+            share = (
+                "--fractions" if drawn else "--val-fraction" if split == "val" else f"{split} clips"
+            )
+            lines.append(f"there is no {split} split: {consequence}; add recordings or {share}")
+            continue
+        absent = [name for label, name in enumerate(source.classes) if not clips[split, label]]
+        if absent:
+            lines.append(f"{split} has no clips of {_names(absent, 'class')}; add recordings of it")
+    return lines
+
+
+def _copies(items: Sequence[Item], copies: Sequence[Sequence[int]], source: Source) -> list[str]:
+    lines = []
+    parted = [same for same in copies if len({items[place].split for place in same}) > 1]
+    if parted:
+        one, other = _differ([(items[place].split, items[place].name) for place in parted[0]])
+        lines.append(
+            f"{len(parted):,} {'files have copies' if len(parted) > 1 else 'file has copies'} in several "
+            f"splits, so that what is measured there was trained on: {one[1]} ({one[0]}) and {other[1]} "
+            f"({other[0]}) hold the same bytes; remove one of each"
+        )
+    named = [same for same in copies if len({items[place].label for place in same}) > 1]
+    if named:
+        labels = [(source.classes[items[place].label], items[place].name) for place in named[0]]
+        one, other = _differ(labels)
+        lines.append(
+            f"{len(named):,} {'files have copies' if len(named) > 1 else 'file has a copy'} in another "
+            f"class: {one[1]} ({one[0]}) and {other[1]} ({other[0]}) hold the same bytes; one label is "
+            "wrong"
+        )
+    return lines
+
+
+def _differ(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Returns the first pair and the first that differs from it in what comes first."""
+    return pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
+
+
+def _pieces(items: Sequence[Item], source: Source, options: BuildOptions) -> list[str]:
+    """Returns a warning if many names look like pieces of recordings that were cut up before."""
+    of_stem: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        match = _PIECE.fullmatch(item.name)
+        if match:
+            of_stem[match[1]].append(item)
+    several = [same for same in of_stem.values() if len(same) > 1]
+    pieces = sum(map(len, several))
+    if len(several) < 2 or 2 * pieces < len(items):
+        return []
+    example = next((same for same in several if len({item.split for item in same}) > 1), several[0])
+    one, other = (
+        _differ([(item.split, item.name) for item in example])
+        if len({item.split for item in example}) > 1
+        else ((example[0].split, example[0].name), (example[1].split, example[1].name))
+    )
+    how = (
+        f"--keep-together {shlex.quote(PIECES)}"
+        if options.kind == "folder"
+        else "--keep-together and a column that names the recording"
+    )
+    return [
+        f"{pieces:,} names look like pieces of one recording, such as {one[1]} ({one[0]}) and {other[1]} "
+        f"({other[0]}), and nothing keeps them in one split; if they are, use {how}"
+    ]
+
+
+def _names(names: Sequence[str], what: str) -> str:
+    listed = ", ".join(names[:MOST_NAMES])
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"the {what}{'es' if len(names) > 1 else ''} {listed}{more}"

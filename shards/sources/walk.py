@@ -1,0 +1,162 @@
+"""All files below a folder: those that are used, and those that are left aside, counted by reason."""
+
+import os
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.errors import InputError
+from shards.sources.names import printable
+
+# Endings in use beside the names libsndfile gives to its formats.
+_MORE_ENDINGS = {"aif", "aifc", "snd", "oga", "opus", "mp3"}
+# Audio, or films with audio, that libsndfile does not read.
+_OTHER_AUDIO = {
+    *("3gp", "aac", "ac3", "alac", "amr", "ape", "dff", "dsf", "dts", "eac3", "m4a", "m4b", "m4r"),
+    *(
+        "mka",
+        "mkv",
+        "mov",
+        "mp2",
+        "mp4",
+        "mpc",
+        "ra",
+        "shn",
+        "spx",
+        "tta",
+        "weba",
+        "webm",
+        "wma",
+        "wv",
+    ),
+}
+LONGEST_ENDING = 12
+
+
+@dataclass
+class Found:
+    """What is below a folder.
+
+    Attributes:
+        files: the files with an ending that is wanted, in a fixed order.
+        aside: reason to number of the other files.
+        links: linked folders that were followed.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)
+    links: int = 0
+
+
+def endings() -> frozenset[str]:
+    """Returns the file name endings, without a dot, that count as audio."""
+    import soundfile
+
+    formats = {name.lower() for name in soundfile.available_formats()}
+    # A raw file says neither its rate nor its type.
+    return frozenset((formats | _MORE_ENDINGS) - {"raw"})
+
+
+def audio_files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
+    """Returns the files at any depth whose ending is one of `known`, and the number of the others."""
+    found = walk(folder, known)
+    return found.files, found.aside.total()
+
+
+def walk(folder: Path, known: frozenset[str]) -> Found:
+    """Lists a folder to any depth; a folder that links lead to is listed once.
+
+    Raises:
+        InputError: if a folder cannot be listed.
+    """
+    found = Found()
+    seen: set[tuple[int, int]] = set()
+    links = deque([folder])
+    while links:
+        link = links.popleft()
+        status = link.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            found.aside["link to a folder that is listed already"] += 1
+            continue
+        found.links += link != folder
+        links.extend(_list(link, known, seen, found))
+    found.files.sort()
+    return found
+
+
+def folders(folder: Path) -> list[str]:
+    """Returns the names of the sub-folders that are not hidden, links included.
+
+    Raises:
+        InputError: if the folder cannot be listed.
+    """
+    return sorted(
+        entry.name
+        for entry in _listed(folder)
+        if _is_folder(entry) and not entry.name.startswith(".")
+    )
+
+
+def beside(folder: Path, known: frozenset[str]) -> Counter[str]:
+    """Returns reason to number of what lies in a folder itself and not in its sub-folders."""
+    reasons: Counter[str] = Counter()
+    for entry in _listed(folder):
+        if entry.name.startswith("."):
+            reasons["hidden folder" if _is_folder(entry) else "hidden"] += 1
+        elif not _is_folder(entry):
+            reasons[left_aside(entry.name, known) or "in no class folder"] += 1
+    return reasons
+
+
+def left_aside(name: str, known: frozenset[str]) -> str:
+    """Returns why a file is not used, by its name alone, or "" if it is."""
+    if name.startswith("."):
+        return "hidden"
+    ending = name.rpartition(".")[2].lower() if "." in name else ""
+    if ending in known:
+        return ""
+    shown = f".{printable(ending)}" if 0 < len(ending) <= LONGEST_ENDING else "no ending"
+    return (
+        f"audio of a kind that is not read ({shown})"
+        if ending in _OTHER_AUDIO
+        else f"not audio ({shown})"
+    )
+
+
+def _list(
+    folder: Path, known: frozenset[str], seen: set[tuple[int, int]], found: Found
+) -> list[Path]:
+    """Adds the files of a folder and of those below it; returns the links to other folders."""
+    links: list[Path] = []
+    below = [folder]
+    while below:
+        here = below.pop()
+        status = here.stat()
+        seen.add((status.st_dev, status.st_ino))
+        for entry in _listed(here):
+            if not _is_folder(entry):
+                reason = left_aside(entry.name, known)
+                if reason:
+                    found.aside[reason] += 1
+                else:
+                    found.files.append(here / entry.name)
+            elif entry.name.startswith("."):
+                found.aside["hidden folder"] += 1
+            else:
+                (links if entry.is_symlink() else below).append(here / entry.name)
+    return sorted(links)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads nowhere: whoever opens it says so
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{printable(str(folder))} cannot be listed: {error.strerror}") from error
