@@ -1,6 +1,5 @@
 """What a user should know of a plan before anything is decoded: how it was read, and what is wrong."""
 
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ from shards.manifest import SPLITS
 from shards.options import BuildOptions
 from shards.scan import Scan
 from shards.sources.source import Item, Source
+from shards.sources.walk import NO_CLASS, NO_SPLIT, NOT_READ
 
 # Shares that are further from those asked for than this are told.
 FAR = 0.05
+DIGITS = "0123456789"
 MOST_NAMES = 5
-# rec00_0.wav, rec00_1.wav: what is before the last number has a number too.
-_PIECE = re.compile(r"(.*\d.*?)[-_. ]+\d+\.[^./]*")
 PIECES = r"(.+)[-_. ]\d+\.\w+$"
 
 
@@ -51,6 +50,7 @@ def remarks(
     warnings: list[str] = []
     if lost:
         warnings.append(f"left out, for nothing of them can be used: {_names(lost, 'class')}")
+    warnings += _unused(source)
     clips = Counter[tuple[str, int]]()
     for item, count in zip(items, found.clips_of, strict=True):
         clips[item.split, item.label] += count
@@ -69,6 +69,21 @@ def remarks(
         if unknown:
             notes.append(f"{unknown:,} files have no {source.unit}; each of them is on its own")
     return Remarks(notes, warnings)
+
+
+def _unused(source: Source) -> list[str]:
+    lines = []
+    kinds = {reason: n for reason, n in source.aside.items() if reason.startswith(NOT_READ)}
+    if kinds:
+        endings = ", ".join(sorted(reason[len(NOT_READ) :].strip(" ()") for reason in kinds))
+        lines.append(
+            f"{_count(sum(kinds.values()), 'audio file')} left aside, of kinds that are not read "
+            f"({endings}); convert them to WAV or FLAC"
+        )
+    for reason in (NO_CLASS, NO_SPLIT):
+        if source.aside.get(reason):
+            lines.append(f"{_count(source.aside[reason], 'audio file')} left aside: {reason}")
+    return lines
 
 
 def _far_from(
@@ -127,18 +142,17 @@ def _copies(items: Sequence[Item], copies: Sequence[Sequence[int]], source: Sour
     if parted:
         one, other = _differ([(items[place].split, items[place].name) for place in parted[0]])
         lines.append(
-            f"{len(parted):,} {'files have copies' if len(parted) > 1 else 'file has copies'} in several "
-            f"splits, so that what is measured there was trained on: {one[1]} ({one[0]}) and {other[1]} "
-            f"({other[0]}) hold the same bytes; remove one of each"
+            f"{_count(len(parted), 'file')} with copies in several splits, so that figures look better "
+            f"than they are: {one[1]} ({one[0]}) and {other[1]} ({other[0]}) hold the same "
+            "bytes; remove one"
         )
     named = [same for same in copies if len({items[place].label for place in same}) > 1]
     if named:
         labels = [(source.classes[items[place].label], items[place].name) for place in named[0]]
         one, other = _differ(labels)
         lines.append(
-            f"{len(named):,} {'files have copies' if len(named) > 1 else 'file has a copy'} in another "
-            f"class: {one[1]} ({one[0]}) and {other[1]} ({other[0]}) hold the same bytes; one label is "
-            "wrong"
+            f"{_count(len(named), 'file')} with a copy in another class: {one[1]} ({one[0]}) and "
+            f"{other[1]} ({other[0]}) hold the same bytes, so one label is wrong; remove one"
         )
     return lines
 
@@ -152,28 +166,41 @@ def _pieces(items: Sequence[Item], source: Source, options: BuildOptions) -> lis
     """Returns a warning if many names look like pieces of recordings that were cut up before."""
     of_stem: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        match = _PIECE.fullmatch(item.name)
-        if match:
-            of_stem[match[1]].append(item)
+        whole = _whole(item.name)
+        if whole:
+            of_stem[whole].append(item)
     several = [same for same in of_stem.values() if len(same) > 1]
     pieces = sum(map(len, several))
-    if len(several) < 2 or 2 * pieces < len(items):
+    if len(several) < 2 or 10 * pieces < len(items):
         return []
     example = next((same for same in several if len({item.split for item in same}) > 1), several[0])
-    one, other = (
-        _differ([(item.split, item.name) for item in example])
-        if len({item.split for item in example}) > 1
-        else ((example[0].split, example[0].name), (example[1].split, example[1].name))
-    )
+    # Best shown by two that were parted.
+    parted = [same for same in several if len({item.split for item in same}) > 1]
+    example = (parted or several)[0]
+    one = example[0]
+    other = next((item for item in example if item.split != one.split), example[1])
     how = (
         f"--keep-together {shlex.quote(PIECES)}"
         if options.kind == "folder"
         else "--keep-together and a column that names the recording"
     )
     return [
-        f"{pieces:,} names look like pieces of one recording, such as {one[1]} ({one[0]}) and {other[1]} "
-        f"({other[0]}), and nothing keeps them in one split; if they are, use {how}"
+        f"{pieces:,} names look like pieces of recordings, such as {one.name} (in {one.split}) and "
+        f"{other.name} (in {other.split}), and nothing keeps those of one together; use {how}"
     ]
+
+
+def _whole(name: str) -> str:
+    """Returns rec00 of rec00_0.wav: what is before the last number, if that has a number too, or ""."""
+    stem = name.rpartition(".")[0]
+    head = stem.rstrip(DIGITS)
+    whole = head.rstrip("-_. ")
+    base = whole.rpartition("/")[2]
+    return whole if stem != head != whole and any(sign in DIGITS for sign in base) else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _names(names: Sequence[str], what: str) -> str:

@@ -4,11 +4,15 @@ A unit never parts: all its clips are in one split.
 """
 
 import hashlib
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 
 from shards.errors import InputError
 from shards.manifest import SPLITS
+
+MOST_SWAPS = 100
 
 
 def shuffled(units: Iterable[str], seed: int) -> list[str]:
@@ -154,6 +158,7 @@ def _deal(
         split = max(wanted, key=lambda name: round(lacking[name], 6))
         got[split].append(place)
         lacking[split] -= weights[place]
+    _even_out(weights, lacking, got)
     for split in ("train", "test", "val"):
         if split not in wanted or got[split] or have[split]:
             continue
@@ -170,6 +175,50 @@ def _deal(
         number[split][weight] -= 1
         dealt[place] = split
     return dealt
+
+
+def _even_out(weights: Sequence[int], lacking: dict[str, float], got: dict[str, list[int]]) -> None:
+    """Moves a unit between two splits, or swaps two, while that brings both nearer to their shares."""
+    for _ in range(MOST_SWAPS):
+        best: tuple[float, str, str, int, int | None] | None = None
+        for rich, poor in permutations(got, 2):
+            much = (lacking[poor] - lacking[rich]) / 2
+            if much <= 0:
+                continue
+            # One place of each weight is enough; None: nothing comes back.
+            back = {0: None} | {weights[place]: place for place in reversed(got[poor])}
+            known = sorted(back)
+            for weight, place in {weights[p]: p for p in reversed(got[rich])}.items():
+                for other in _nearest(known, weight - much):
+                    moved = weight - other
+                    gain = moved * (2 * much - moved)  # half of what the sum of squares loses
+                    if gain > 1e-6 and (best is None or gain > best[0] + 1e-6):
+                        best = gain, rich, poor, place, back[other]
+        if best is None:
+            return
+        _, rich, poor, place, returned = best
+        _move(place, rich, poor, weights, lacking, got)
+        if returned is not None:
+            _move(returned, poor, rich, weights, lacking, got)
+
+
+def _move(
+    place: int,
+    source: str,
+    target: str,
+    weights: Sequence[int],
+    lacking: dict[str, float],
+    got: dict[str, list[int]],
+) -> None:
+    got[source].remove(place)
+    got[target].append(place)
+    lacking[source] += weights[place]
+    lacking[target] -= weights[place]
+
+
+def _nearest(known: Sequence[int], value: float) -> Sequence[int]:
+    place = bisect(known, value)
+    return known[max(0, place - 1) : place + 1]
 
 
 def _clips_of(

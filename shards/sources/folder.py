@@ -8,7 +8,16 @@ from shards.errors import InputError
 from shards.sources.names import printable
 from shards.sources.source import Item, Source
 from shards.sources.split_names import split_names
-from shards.sources.walk import audio_files, beside, endings, folders, walk
+from shards.sources.walk import (
+    FOLLOWED,
+    NO_SPLIT,
+    Found,
+    audio_files,
+    beside,
+    endings,
+    folders,
+    walk,
+)
 
 __all__ = ["audio_files", "endings", "read"]
 
@@ -30,8 +39,8 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
     if not root.is_dir():
         raise InputError(f"{root} does not exist or is not a folder")
     known = endings()
-    aside = beside(root, known)
-    splits = {} if layout == "classes" else _splits(root, layout, known, aside)
+    all_found = beside(root, known)
+    splits = {} if layout == "classes" else _splits(root, layout, known, all_found)
     parts = {split: root / name for name, split in splits.items()} or {"": root}
     if splits and "train" not in parts:
         raise InputError(f"{root} has {', '.join(sorted(splits))} but no train folder")
@@ -41,13 +50,13 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
         raise InputError(_no_classes(root, known, list(parts.values()), layout))
     items: list[Item] = []
     empty: dict[str, str] = {}
-    links = 0
     for split, folder in parts.items():
-        aside += beside(folder, known) if split else Counter()
+        if split:
+            all_found.add(beside(folder, known))
         for name in names[split]:
             found = walk(folder / name, known)
-            aside += found.aside
-            links += found.links + (folder / name).is_symlink()
+            all_found.add(found)
+            all_found.folders[FOLLOWED] += (folder / name).is_symlink()
             if not found.files:
                 empty[printable(str(folder / name))] = _listed(found.aside)
             for file in found.files:
@@ -66,14 +75,14 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
         groups=(),
         unit="file" if together is None else "match of --keep-together",
         items=items if together is None else _together(items, together),
-        aside=aside,
-        links=links,
+        aside=all_found.aside,
+        folders=all_found.folders + Counter({"empty classes": len(empty)}),
         empty=empty,
         notes=tuple(notes),
     )
 
 
-def _splits(root: Path, layout: str, known: frozenset[str], aside: Counter[str]) -> dict[str, str]:
+def _splits(root: Path, layout: str, known: frozenset[str], all_found: Found) -> dict[str, str]:
     """Returns the sub-folders that are splits, with their splits; none if they are classes."""
     names = folders(root)
     splits = dict(split_names(names, f"--source {root}"))
@@ -88,12 +97,12 @@ def _splits(root: Path, layout: str, known: frozenset[str], aside: Counter[str])
         if found.files and layout == "auto":
             given = ", ".join(sorted(splits))
             raise InputError(
-                f"{root} has {given}, which may be splits, beside {printable(name)} with audio, which is "
-                "none: move it away, or say --layout splits (others are left aside) or --layout classes"
+                f"{root} has {given}, which may be splits, beside {printable(name)} with audio, which "
+                "is none: move it away, or use --layout splits (to leave it aside) or --layout classes"
             )
-        aside += found.aside
+        all_found.add(found)
         if found.files:
-            aside["in no split folder"] += len(found.files)
+            all_found.aside[NO_SPLIT] += len(found.files)
     return splits
 
 

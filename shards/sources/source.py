@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Source:
         lists: file name to SHA-256 of the lists read.
         fixed_classes: the classes are those of the task, whether or not there are clips of each.
         aside: reason to number of the files that were left aside.
-        links: linked folders that were followed.
+        folders: kind to number of the folders that are not simply listed, such as hidden ones.
         empty: class folder without a file that is used to what is in it.
         notes: how the source was read, where that is not evident.
         images: uint8 [items, ...] for images.
@@ -66,7 +66,7 @@ class Source:
     lists: Mapping[str, str] = field(default_factory=dict)
     fixed_classes: bool = False
     aside: Mapping[str, int] = field(default_factory=dict)
-    links: int = 0
+    folders: Mapping[str, int] = field(default_factory=dict)
     empty: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     images: NDArray[np.uint8] | None = None

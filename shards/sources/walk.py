@@ -31,6 +31,12 @@ _OTHER_AUDIO = {
     ),
 }
 LONGEST_ENDING = 12
+HIDDEN = "hidden, not looked into"
+FOLLOWED = "links, followed"
+LISTED = "links to what is listed already"
+NOT_READ = "audio of a kind that is not read"
+NO_CLASS = "in no class folder"
+NO_SPLIT = "in no split folder"
 
 
 @dataclass
@@ -40,12 +46,17 @@ class Found:
     Attributes:
         files: the files with an ending that is wanted, in a fixed order.
         aside: reason to number of the other files.
-        links: linked folders that were followed.
+        folders: reason to number of sub-folders that were not just listed.
     """
 
     files: list[Path] = field(default_factory=list)
     aside: Counter[str] = field(default_factory=Counter)
-    links: int = 0
+    folders: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Found") -> None:
+        """Adds the counts of another folder."""
+        self.aside += other.aside
+        self.folders += other.folders
 
 
 def endings() -> frozenset[str]:
@@ -76,9 +87,9 @@ def walk(folder: Path, known: frozenset[str]) -> Found:
         link = links.popleft()
         status = link.stat()
         if (status.st_dev, status.st_ino) in seen:
-            found.aside["link to a folder that is listed already"] += 1
+            found.folders[LISTED] += 1
             continue
-        found.links += link != folder
+        found.folders[FOLLOWED] += link != folder
         links.extend(_list(link, known, seen, found))
     found.files.sort()
     return found
@@ -97,15 +108,15 @@ def folders(folder: Path) -> list[str]:
     )
 
 
-def beside(folder: Path, known: frozenset[str]) -> Counter[str]:
-    """Returns reason to number of what lies in a folder itself and not in its sub-folders."""
-    reasons: Counter[str] = Counter()
+def beside(folder: Path, known: frozenset[str]) -> Found:
+    """Returns what lies in a folder itself and not in its sub-folders: nothing of it is used."""
+    found = Found()
     for entry in _listed(folder):
-        if entry.name.startswith("."):
-            reasons["hidden folder" if _is_folder(entry) else "hidden"] += 1
-        elif not _is_folder(entry):
-            reasons[left_aside(entry.name, known) or "in no class folder"] += 1
-    return reasons
+        if _is_folder(entry):
+            found.folders[HIDDEN] += entry.name.startswith(".")
+        else:
+            found.aside[left_aside(entry.name, known) or NO_CLASS] += 1
+    return found
 
 
 def left_aside(name: str, known: frozenset[str]) -> str:
@@ -116,11 +127,7 @@ def left_aside(name: str, known: frozenset[str]) -> str:
     if ending in known:
         return ""
     shown = f".{printable(ending)}" if 0 < len(ending) <= LONGEST_ENDING else "no ending"
-    return (
-        f"audio of a kind that is not read ({shown})"
-        if ending in _OTHER_AUDIO
-        else f"not audio ({shown})"
-    )
+    return f"{NOT_READ if ending in _OTHER_AUDIO else 'not audio'} ({shown})"
 
 
 def _list(
@@ -141,7 +148,7 @@ def _list(
                 else:
                     found.files.append(here / entry.name)
             elif entry.name.startswith("."):
-                found.aside["hidden folder"] += 1
+                found.folders[HIDDEN] += 1
             else:
                 (links if entry.is_symlink() else below).append(here / entry.name)
     return sorted(links)
