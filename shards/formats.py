@@ -16,7 +16,8 @@ _FFMPEG = (
 INSTALL = "install ffmpeg (apt install ffmpeg), or convert it to FLAC"
 
 Decoder = Literal["libsndfile", "ffmpeg"]
-_DECODERS: dict[str, Decoder] = {
+# Ending to what decodes it.
+DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(_FFMPEG.split(", "), "ffmpeg"),
     **dict.fromkeys(_LIBSNDFILE.split(", "), "libsndfile"),
 }
@@ -24,7 +25,7 @@ _DECODERS: dict[str, Decoder] = {
 
 def decoder_of(name: str) -> Decoder | None:
     """Returns what decodes a file of this name, whether installed or not; None if it is no audio."""
-    return _DECODERS.get(name.rpartition(".")[2].lower())
+    return DECODERS.get(name.rpartition(".")[2].lower())
 
 
 def has_ffmpeg() -> bool:

@@ -5,11 +5,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from shards.formats import INSTALL
 from shards.manifest import SPLITS
 from shards.options import BuildOptions
 from shards.scan import Scan
 from shards.sources.source import Item, Source
-from shards.sources.walk import NO_CLASS, NO_SPLIT, NOT_READ
+from shards.sources.walk import NEEDS_FFMPEG, NO_CLASS, NO_SPLIT
 
 # Shares that are further from those asked for than this are told.
 FAR = 0.05
@@ -56,11 +57,15 @@ def remarks(
         clips[item.split, item.label] += count
     splits = [split for split in SPLITS if any(of == split for of, _ in clips)]
     if drawn:
-        notes.append(f"the splits were drawn by {source.unit}, seed {options.seed}")
-        warnings += _far_from(items, units, found.clips_of, options)
+        got = _shares([item.split for item in items], found.clips_of)
+        notes.append(
+            f"the splits were drawn by {source.unit}, seed {options.seed}: {_percent(got)}"
+        )
+        if max(abs(a - b) for a, b in zip(got, options.fractions, strict=True)) > FAR:
+            warnings.append(_far_from(got, units, found.clips_of, options))
     elif "val" in splits and not any(item.split == "val" for item in found.items):
         notes.append(f"val was carved out of train by {source.unit}, seed {options.seed}")
-    warnings += _missing(clips, splits, source, drawn=drawn)
+    warnings += _missing(clips, splits, source, options, drawn=drawn)
     warnings += _copies(items, found.copies, source)
     if source.unit == "file":
         warnings += _pieces(items, source, options) if options.kind in ("folder", "table") else []
@@ -73,67 +78,76 @@ def remarks(
 
 def _unused(source: Source) -> list[str]:
     lines = []
-    kinds = {reason: n for reason, n in source.aside.items() if reason.startswith(NOT_READ)}
+    kinds = {reason: n for reason, n in source.aside.items() if reason.startswith(NEEDS_FFMPEG)}
     if kinds:
-        endings = ", ".join(sorted(reason[len(NOT_READ) :].strip(" ()") for reason in kinds))
-        lines.append(
-            f"{_count(sum(kinds.values()), 'audio file')} left aside, of kinds that are not read "
-            f"({endings}); convert them to WAV or FLAC"
-        )
+        endings = ", ".join(sorted(reason[len(NEEDS_FFMPEG) :].strip(" ()") for reason in kinds))
+        files = _count(sum(kinds.values()), "audio file")
+        lines.append(f"{files} left aside, for ffmpeg is needed to read {endings}: {INSTALL}")
     for reason in (NO_CLASS, NO_SPLIT):
         if source.aside.get(reason):
             lines.append(f"{_count(source.aside[reason], 'audio file')} left aside: {reason}")
     return lines
 
 
-def _far_from(
-    items: Sequence[Item], units: Sequence[str], clips_of: Sequence[int], options: BuildOptions
-) -> list[str]:
-    total = sum(clips_of)
+def _shares(splits: Sequence[str], clips_of: Sequence[int]) -> list[float]:
     have = Counter[str]()
+    for split, count in zip(splits, clips_of, strict=True):
+        have[split] += count
+    return [have[split] / have.total() for split in SPLITS]
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{'/'.join(f'{100 * share:.0f}' for share in shares)} % of the clips"
+
+
+def _far_from(
+    got: Sequence[float], units: Sequence[str], clips_of: Sequence[int], options: BuildOptions
+) -> str:
     weight = Counter[str]()
-    for item, unit, count in zip(items, units, clips_of, strict=True):
-        have[item.split] += count
+    for unit, count in zip(units, clips_of, strict=True):
         weight[unit] += count
-    shares = [have[split] / total for split in SPLITS]
-    if max(abs(a - b) for a, b in zip(shares, options.fractions, strict=True)) <= FAR:
-        return []
-    asked, got = (
-        "/".join(f"{100 * share:.0f}" for share in of) for of in (options.fractions, shares)
-    )
     largest, most = max(weight.items(), key=lambda pair: (pair[1], pair[0]))
-    why = (
-        f"{largest} alone is {most / total:.0%} of all clips"
-        if most > FAR * total
-        else "some classes have too few units to divide"
-    )
-    return [f"train/val/test are {got} % of the clips, not {asked} %: {why}"]
+    share = most / weight.total()
+    why = f"{largest} alone has {share:.0%}" if share > FAR else "some classes have too few files"
+    asked = "/".join(f"{100 * share:.0f}" for share in options.fractions)
+    return f"train/val/test have {_percent(got)} and not {asked}, for {why}; add recordings"
 
 
 def _missing(
-    clips: Counter[tuple[str, int]], splits: Sequence[str], source: Source, *, drawn: bool
+    clips: Counter[tuple[str, int]],
+    splits: Sequence[str],
+    source: Source,
+    options: BuildOptions,
+    *,
+    drawn: bool,
 ) -> list[str]:
     lines = []
     if len(source.classes) == 1:
         lines.append(
-            f"there is one class, {source.classes[0]}: a network has nothing to tell apart; add a class"
+            f"{source.classes[0]} is the only class: a network has nothing to tell apart; add another"
         )
     without = {
-        "train": "nothing can be trained on it",
+        "train": "nothing can be trained on this dataset",
         "val": "training cannot tell which epoch is best",
-        "test": "nothing can be measured on clips that were not used before",
+        "test": "there is nothing to measure a trained network on",
     }
     for split, consequence in without.items():
-        if split not in splits:
-            share = (
-                "--fractions" if drawn else "--val-fraction" if split == "val" else f"{split} clips"
-            )
-            lines.append(f"there is no {split} split: {consequence}; add recordings or {share}")
-            continue
         absent = [name for label, name in enumerate(source.classes) if not clips[split, label]]
-        if absent:
+        if split not in splits:
+            remedy = _remedy(split, options, drawn=drawn)
+            lines.append(f"there is no {split} split: {consequence}; {remedy}")
+        elif absent:
             lines.append(f"{split} has no clips of {_names(absent, 'class')}; add recordings of it")
     return lines
+
+
+def _remedy(split: str, options: BuildOptions, *, drawn: bool) -> str:
+    if drawn:
+        share = dict(zip(SPLITS, options.fractions, strict=True))[split]
+        return "add recordings" if share else f"give {split} a share in --fractions"
+    if split == "val" and not options.val_fraction:
+        return "raise --val-fraction, or name clips for it"
+    return "add recordings" if split == "val" else f"name clips for {split}"
 
 
 def _copies(items: Sequence[Item], copies: Sequence[Sequence[int]], source: Source) -> list[str]:

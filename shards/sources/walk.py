@@ -6,35 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import InputError
+from shards.formats import DECODERS, has_ffmpeg
 from shards.sources.names import printable
 
-# Endings in use beside the names libsndfile gives to its formats.
-_MORE_ENDINGS = {"aif", "aifc", "snd", "oga", "opus", "mp3"}
-# Audio, or films with audio, that libsndfile does not read.
-_OTHER_AUDIO = {
-    *("3gp", "aac", "ac3", "alac", "amr", "ape", "dff", "dsf", "dts", "eac3", "m4a", "m4b", "m4r"),
-    *(
-        "mka",
-        "mkv",
-        "mov",
-        "mp2",
-        "mp4",
-        "mpc",
-        "ra",
-        "shn",
-        "spx",
-        "tta",
-        "weba",
-        "webm",
-        "wma",
-        "wv",
-    ),
-}
 LONGEST_ENDING = 12
 HIDDEN = "hidden, not looked into"
 FOLLOWED = "links, followed"
 LISTED = "links to what is listed already"
-NOT_READ = "audio of a kind that is not read"
+NEEDS_FFMPEG = "needs ffmpeg, which is not installed"
 NO_CLASS = "in no class folder"
 NO_SPLIT = "in no split folder"
 
@@ -60,12 +39,9 @@ class Found:
 
 
 def endings() -> frozenset[str]:
-    """Returns the file name endings, without a dot, that count as audio."""
-    import soundfile
-
-    formats = {name.lower() for name in soundfile.available_formats()}
-    # A raw file says neither its rate nor its type.
-    return frozenset((formats | _MORE_ENDINGS) - {"raw"})
+    """Returns the file name endings, without a dot, of what can be decoded here."""
+    there = {"libsndfile", "ffmpeg"} if has_ffmpeg() else {"libsndfile"}
+    return frozenset(ending for ending, decoder in DECODERS.items() if decoder in there)
 
 
 def audio_files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
@@ -127,7 +103,7 @@ def left_aside(name: str, known: frozenset[str]) -> str:
     if ending in known:
         return ""
     shown = f".{printable(ending)}" if 0 < len(ending) <= LONGEST_ENDING else "no ending"
-    return f"{NOT_READ if ending in _OTHER_AUDIO else 'not audio'} ({shown})"
+    return f"{NEEDS_FFMPEG if ending in DECODERS else 'not audio'} ({shown})"
 
 
 def _list(
