@@ -2,29 +2,45 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What `cpprune` itself needs, and what its developers need beside it.
+PRODUCT := $(VENV)/.product
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint docs bench clean
+UV := uv==0.13.9
+SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --locked --inexact
+
+.PHONY: help setup demo test test-all lint lock docs bench clean
 
 help:
 	@echo "make demo      set up, then the whole road on a synthetic dataset (about 4 minutes)"
 	@echo "make test      set up, then the tests (under 10 minutes)"
 	@echo "make test-all  set up, then the long tests too"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
+	@echo "make lock      bring uv.lock up to date with pyproject.toml and the newest packages"
 	@echo "make docs      the pages of docs/ as a site, in site/"
 	@echo "make bench     the benchmarks of speed"
 	@echo "make clean     remove the environment and what tools leave behind; runs/ and data/ stay"
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "cpprune needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version`. Try: make PYTHON=python3.11 ..."; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Making $(VENV) and installing uv, which installs the rest …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+
+$(PRODUCT): pyproject.toml uv.lock | $(BIN)/uv
+	@echo "Installing cpprune and what it needs into $(VENV), as pinned by uv.lock: about 3 GB, most of it torch …"
+	@$(SYNC)
 	@touch $@
 
-demo: setup
+$(STAMP): $(PRODUCT)
+	@echo "Installing what developers need beside it: tests, lint, docs, extras …"
+	@$(SYNC) --extra dev
+	@touch $@
+
+demo: $(PRODUCT)
 	$(BIN)/cpprune demo
 
 test: setup
@@ -39,6 +55,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+lock: $(BIN)/uv
+	$(BIN)/uv lock --upgrade
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

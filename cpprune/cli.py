@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from cpprune.models.trust import trusting
 from shards.command_line import run_command
 from shards.errors import InputError
+from shards.launcher import of_several, process_rank
 
 SECONDS_FOR_RANK_0 = 3.0
+# Turns of a waiting OpenMP thread before it sleeps; see benchmarks/busy.py and docs/performance.md.
+SPIN_COUNT = "1000"
 
 # command → (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -57,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpprune {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
-    return run_command(lambda: command(name)(rest), debug="--debug" in rest)
+
+    def run_it() -> int:
+        with trusting(rest) as words:
+            return command(name)(words)
+
+    return run_command(run_it, debug="--debug" in rest)
 
 
 def command(name: str) -> Callable[[list[str]], int]:
@@ -88,15 +97,27 @@ def usage() -> str:
         *(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()),
         "",
         "cpprune COMMAND --help says more about each; --debug shows the traceback of an error.",
+        "--trust MODULE lets models whose network is made by that module be loaded.",
     ]
     return "\n".join(lines)
 
 
+def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
+    """Bound how long OpenMP's threads spin while they wait, unless the user has said how they wait.
+
+    A spinning thread keeps its CPU from the very thread that it waits for when other processes want
+    the CPUs too. The runtime reads this when torch is loaded; child processes inherit it.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
+    let_waiting_threads_sleep(os.environ)
     status = main(argv)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        if status == 2 and os.environ.get("RANK", "0") != "0":
+    if of_several():
+        if status == 2 and process_rank():
             # A launcher ends all when one has ended: not before the first has said why.
             time.sleep(SECONDS_FOR_RANK_0)
         # Gloo's threads outlive the process group; while the interpreter shuts down they abort it.

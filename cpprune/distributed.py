@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cpprune import rendezvous, zero
+from cpprune import accelerate_settings, rendezvous, zero
 from shards.errors import InputError
+from shards.launcher import Launch, only, read_launch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +30,8 @@ AUTOCAST: dict[str, torch.dtype | None] = {
 }
 
 
+YEAR = 366 * 24 * 3600
+
 # What gloo and NCCL say when another process is gone.
 LOST = (
     *("onnection closed by peer", "onnection reset by peer", "onnection refused"),
@@ -36,12 +39,13 @@ LOST = (
 )
 
 
-def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
-    """Join the process group that the environment describes and return the Accelerator.
+def start(launch: Launch, precision: str, clip_norm: float = 0.0) -> Accelerator:
+    """Join the process group that a launcher describes and return the Accelerator.
 
     Without a GPU, several processes talk over gloo.
 
     Args:
+        launch: which process of how many this is; the environment says the same.
         precision: no, bf16 or fp16.
         clip_norm: largest norm of the gradient, which DeepSpeed has to know in advance; 0 is off.
 
@@ -49,22 +53,6 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
         InputError: the environment asks for more processes than there are, or for a precision that
             this device has not.
     """
-    world = _environment_number("WORLD_SIZE", 1)
-    if world < 1:
-        raise InputError(f"WORLD_SIZE={world} in the environment: must be at least 1, or not set")
-    number = _environment_number("RANK", 0)
-    _environment_number("LOCAL_RANK", 0)
-    if world > 1:
-        missing = [
-            n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ
-        ]
-        if missing:
-            raise InputError(
-                f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: start all processes "
-                "with `accelerate launch` or `torchrun`, or unset WORLD_SIZE for a single one"
-            )
-        if number >= world:
-            raise InputError(f"RANK={number} does not fit WORLD_SIZE={world}: it must be below it")
     if precision == "fp16" and not torch.cuda.is_available():
         raise InputError("train.precision=fp16 needs a GPU: use bf16 or no")
 
@@ -72,9 +60,13 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
 
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    zero.refuse_spread_weights()
     with redirect_stdout(sys.stderr):  # DeepSpeed prints
         plugin = zero.make_plugin(precision, clip_norm) if zero.asked_for() else None
+    if plugin is not None and not launch.variables:
+        raise InputError(
+            f"{zero.SWITCH} asks for DeepSpeed, but no launcher has started this process: use "
+            "`accelerate launch --config_file launch/accelerate/deepspeed_zero2.yaml`, or unset it"
+        )
     cpu = not torch.cuda.is_available()
     # Some of cuDNN's convolutions add in any order; a run that goes on has to find the same bits.
     torch.backends.cudnn.deterministic = True
@@ -85,8 +77,8 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     backend = "gloo" if cpu and plugin is not None else None
     group = InitProcessGroupKwargs(backend=backend, timeout=timeout)
     try:
-        if world > 1:
-            rendezvous.join(number, world, timeout)
+        if launch.world_size > 1:
+            rendezvous.join(launch.rank, launch.world_size, timeout)
         with redirect_stdout(sys.stderr):
             accelerator = Accelerator(
                 # Without this, several CPU processes would each believe to be the only one.
@@ -100,12 +92,12 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
     except dist.DistError as error:
         first = str(error).splitlines()[0]
         raise InputError(
-            f"the {world} processes of WORLD_SIZE did not all join ({first}): start all of them with "
-            "`accelerate launch` or `torchrun`"
+            f"the {launch.world_size} processes of WORLD_SIZE did not all join ({first}): start all of "
+            "them with `accelerate launch` or `torchrun`"
         ) from None
-    if accelerator.num_processes != world:
+    if (there := accelerator.num_processes) != launch.world_size:
         raise InputError(
-            f"WORLD_SIZE is {world}, but {accelerator.num_processes} process(es) joined: start with "
+            f"WORLD_SIZE is {launch.world_size}, but {there} process(es) joined: start with "
             "`accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`"
         )
     return accelerator
@@ -113,9 +105,19 @@ def start(precision: str, clip_norm: float = 0.0) -> Accelerator:
 
 @contextmanager
 def joined(precision: str, clip_norm: float = 0.0) -> Iterator[Accelerator]:
-    """Join the process group for the length of a block; see `start`."""
+    """Join the process group for the length of a block; see `start`.
+
+    Libraries find in the environment what the process group is, and nothing that was left over.
+    """
     try:
-        yield start(precision, clip_norm)
+        launch = read_launch()
+        accelerate_settings.refuse_what_cannot_be_had()
+        values = {"train.precision": precision, "train.clip_norm": str(clip_norm)}
+        for note in (launch.note, accelerate_settings.not_taken(values)):
+            if note and launch.rank == 0:
+                print(f"cpprune: {note}", file=sys.stderr)
+        with only(launch), accelerate_settings.hidden():
+            yield start(launch, precision, clip_norm)
         if world_size() > 1:
             dist.barrier()  # nobody leaves while another still waits for its last message
     except (dist.DistError, RuntimeError) as error:
@@ -145,13 +147,6 @@ def rank() -> int:
 def world_size() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _environment_number(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdigit():
-        raise InputError(f"{name}={text!r} in the environment: must be a number")
-    return int(text)
 
 
 def share_json(value: Any, device: torch.device) -> Any:
@@ -272,10 +267,14 @@ def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> st
 
 
 def timeout_seconds() -> int:
-    """Return how long a rank waits for the others, as CPPRUNE_TIMEOUT_SECONDS sets it."""
-    return _environment_number("CPPRUNE_TIMEOUT_SECONDS", 600)
+    """Return how long a rank waits for the others, as CPPRUNE_TIMEOUT_SECONDS sets it.
 
-
-def rank_of_environment() -> int:
-    """Return this process's number as the launcher set it, also outside the process group."""
-    return _environment_number("RANK", 0)
+    Raises:
+        InputError: it is no number of seconds between 1 and a year.
+    """
+    text = os.environ.get("CPPRUNE_TIMEOUT_SECONDS") or "600"
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= YEAR and len(text) < 9):
+        raise InputError(
+            f"CPPRUNE_TIMEOUT_SECONDS={text!r} in the environment: must be a number from 1 to {YEAR}"
+        )
+    return int(text)

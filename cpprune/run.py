@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import resource
@@ -19,44 +18,15 @@ import yaml
 
 import cpprune
 from cpprune import artifact, checkpoint, tracking
-from cpprune.artifact import Model
-from cpprune.audio.mel import LogMel, spec_to_json
 from cpprune.complexity import count_macs, count_parameters
-from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, flatten
+from cpprune.config import RunConfig
 from cpprune.distributed import fingerprint
+from cpprune.identity import check_same
 from cpprune.run_folder import claim_run, clear_run
 from shards.durable import replace_file, writing
 from shards.errors import InputError
-from shards.reader import Dataset
 
 PACKAGES = ("cpprune", "torch", "torchaudio", "torch-pruning", "accelerate", "numpy", "safetensors")
-
-
-def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any]:
-    """Return what a resumed run must share with the one that wrote its checkpoint.
-
-    Raises:
-        InputError: a file that the settings name cannot be read.
-    """
-    settings = {k: v for k, v in flatten(config.to_dict()).items() if k not in FREE_KEYS}
-    # What files hold is pinned by its hash, wherever they lie.
-    for key in FILE_KEYS:
-        settings[key] = settings[key] and f"sha256 {_sha256(Path(settings[key]))}"
-    init = settings.pop("init")
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
-    return {
-        "settings": settings,
-        "init": init and artifact.read_description(Path(init))["weights"]["sha256"],
-        "dataset": dataset.fingerprint,
-        "features": spec_to_json(spec),
-    }
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def provenance(
@@ -70,7 +40,7 @@ def provenance(
 
     Args:
         config: of the run.
-        own_identity: see `identity`.
+        own_identity: see `cpprune.identity`.
         progress: of the run.
         epoch: that the model is of.
         figures: on the validation split.
@@ -166,8 +136,8 @@ def find_checkpoint(
     Args:
         folder: of the run.
         resume: auto, must or never.
-        own_identity: see `identity`.
-        say: tells of a checkpoint that is damaged and passed over.
+        own_identity: see `cpprune.identity`.
+        say: tells of a checkpoint that is damaged and passed over, or of an older version.
 
     Raises:
         InputError: the folder holds a run with other settings or data, only damaged checkpoints, or
@@ -192,32 +162,11 @@ def find_checkpoint(
             continue
         for message in damage:
             say(f"{message}; going on from {path.name} instead")
-        if saved.identity != json.loads(json.dumps(own_identity)):
-            raise InputError(
-                f"{folder}: holds a run with other settings ("
-                f"{_differences(saved.identity, own_identity)}); give the same to resume it, choose "
-                "another --run, or replace it with --resume never"
-            )
+        check_same(folder, saved.identity, own_identity, say)
         return saved
     raise InputError(
         f"{damage[0]}, and there is no whole checkpoint in {folder}: start again with --resume never"
     )
-
-
-def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
-    before, after = saved["settings"], json.loads(json.dumps(now["settings"]))
-    changed = [
-        f"{key}: {before.get(key)} then, {after.get(key)} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    if saved["dataset"] != now["dataset"]:
-        changed.append("data.path: the dataset has other contents")
-    if saved["init"] != now["init"]:
-        changed.append("init: another model")
-    if not changed:
-        changed.append("the front end of the model")
-    return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
 def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from shards import launcher
 from shards.errors import InputError
 
 # kind → packages that it needs
@@ -31,7 +32,7 @@ SECONDS_AT_END = 30.0
 STATE, LOG = "tracking.json", "tracking.log"
 
 # What makes a process one of several. The tracker's is alone.
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI_", "MV2_", "ACCELERATE_")
+RANK_VARIABLES = (*launcher.PREFIXES, "ACCELERATE_")
 
 
 def require(kind: str) -> None:

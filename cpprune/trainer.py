@@ -20,6 +20,7 @@ from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches
 from cpprune.evaluation import predict_split
 from cpprune.guards import SkippedSteps, Watchdog
+from cpprune.identity import identity
 from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
 from cpprune.pruning.plan import make_plan, plan_bytes, read_plan
@@ -29,7 +30,6 @@ from cpprune.run import (
     Journal,
     cut_back_ids,
     find_checkpoint,
-    identity,
     peak_memory_bytes,
     provenance,
     write_result,

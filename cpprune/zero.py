@@ -15,21 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpprune.accelerate_settings import flag
 from shards.errors import InputError
 
-
-def refuse_spread_weights() -> None:
-    """Raise InputError when the launcher asks for a wrapper under which no rank has whole weights."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise InputError(
-            "FSDP spreads each weight over the processes, so channels cannot be cut: launch with "
-            "launch/accelerate/multi_gpu.yaml or deepspeed_zero2.yaml"
-        )
+SWITCH = "ACCELERATE_USE_DEEPSPEED"
 
 
 def asked_for() -> bool:
     """Whether the launcher asks for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return flag(SWITCH)
 
 
 def make_plugin(precision: str, clip_norm: float) -> Any:

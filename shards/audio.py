@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.decode import BadFile, Wave, opened
+from shards.decode import opened
+from shards.sound import BadFile, Wave
 
 Clips = NDArray[np.int16]
 

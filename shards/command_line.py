@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.errors import InputError
+from shards.launcher import process_rank
 
 LONGEST_LINE = 4000
 
@@ -70,8 +71,8 @@ def run_command(command: Callable[[], int], debug: bool) -> int:
         if debug:
             raise
         # Other ranks than the first say which they are.
-        number = os.environ.get("RANK", "0")
-        where = "" if number == "0" else f" (rank {number})"
+        number = process_rank()
+        where = f" (rank {number})" if number else ""
         line = explain(error)
         _drop_output_that_cannot_be_written()
         # In one piece: launchers start Python unbuffered, and other ranks write to the same terminal.

@@ -349,7 +349,8 @@ def open_dataset(
     """
     if is_remote(str(location)):
         root = default_root() if cache is None else Path(cache).expanduser()
-        return _open(open_remote(str(location), Cache(root.absolute(), cache_bytes)))
+        folder = open_remote(str(location), Cache(root.absolute(), cache_bytes))
+        return _reopen(folder, folder.files.name)
     return _open(LocalFolder(Path(location).absolute()))
 
 

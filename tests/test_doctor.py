@@ -180,9 +180,10 @@ def test_gpus(monkeypatch, given, driver, environment, state, says):
     ("environment", "state", "says"),
     [
         ({}, "ok", "one process"),
-        ({"WORLD_SIZE": "2"}, "problem", "WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR"),
-        ({"RANK": "x"}, "problem", "RANK=x is no number"),
-        ({"WORLD_SIZE": "0"}, "problem", "do not fit together"),
+        ({"WORLD_SIZE": "2"}, "problem", "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR"),
+        ({"RANK": "x"}, "problem", "RANK='x' in the environment"),
+        ({"WORLD_SIZE": "0"}, "problem", "WORLD_SIZE=0"),
+        ({"RANK": "3"}, "warning", "RANK=3"),
         ({"ACCELERATE_USE_CPU": "true"}, "ok", "ACCELERATE_USE_CPU=true"),
     ],
 )

@@ -16,6 +16,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from shards.errors import InputError
+from shards.launcher import NAMES, read_launch
+
 GIB = 2**30
 # Seconds for all imports, and for a question to SLURM.
 IMPORT_SECONDS = 120
@@ -256,22 +259,16 @@ def _judge_gpu(number: int, gpu: Mapping[str, Any]) -> Finding:
 
 def check_launcher(environment: Mapping[str, str]) -> list[Finding]:
     """Look for what launchers set, and for leftovers of it, which a training would wait for."""
-    about = "launcher"
-    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    given = {name: environment[name] for name in names if name in environment}
+    given = {name: environment[name] for name in NAMES if name in environment}
     given |= {name: environment[name] for name in environment if name.startswith("ACCELERATE_")}
+    try:
+        note = read_launch(environment).note
+    except InputError as error:
+        return [Finding("problem", "launcher", str(error))]
+    if note:
+        return [Finding("warning", "launcher", note)]
     listed = ", ".join(f"{name}={value}" for name, value in given.items())
-    remedy = "start all processes with `accelerate launch` or `torchrun`, or unset these variables"
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        if not given.get(name, "0").isdigit():
-            return [Finding("problem", about, f"{name}={given[name]} is no number", remedy)]
-    world = int(given.get("WORLD_SIZE", "1"))
-    missing = [name for name in names if name not in given]
-    if world > 1 and missing:
-        return [Finding("problem", about, f"{listed} without {', '.join(missing)}", remedy)]
-    if world < 1 or int(given.get("RANK", "0")) >= world:
-        return [Finding("problem", about, f"{listed} do not fit together", remedy)]
-    return [Finding("ok", about, listed or "one process")]
+    return [Finding("ok", "launcher", listed or "one process")]
 
 
 def check_slurm(environment: Mapping[str, str]) -> list[Finding]:

@@ -175,13 +175,13 @@ def info(argv: list[str]) -> int:
 
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     cost = {
+        **model.about,
         "architecture": model.family,
         **complexity(model.network, model.input_shape),
         "input_shape": list(model.input_shape),
         "classes": list(model.classes),
         "features": spec_to_json(spec),
         "widths": layer_widths(model.network),
-        **model.about,
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if timed:

@@ -9,6 +9,7 @@ from typing import Any
 from cpprune.config import ParsedRun, RunConfig, build_parser, parse
 from shards.durable import check_output
 from shards.errors import InputError
+from shards.launcher import process_rank
 
 FLAGS = {
     "json": "print the result as one JSON object on standard output",
@@ -50,11 +51,10 @@ def _run(parsed: ParsedRun) -> int:
         from cpprune.debug import overfit
 
         return overfit(parsed.config, parsed.given)
-    from cpprune.distributed import rank_of_environment
     from cpprune.trainer import train as run_training
 
     result = run_training(parsed.config, parsed.given)
-    if rank_of_environment() > 0:
+    if process_rank():
         return 0
     if "stopped" not in result:
         from cpprune.report.run_report import report_after_training

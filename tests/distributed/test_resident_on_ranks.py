@@ -22,7 +22,8 @@ SETTINGS += ["--optim.schedule", "constant"]
 
 def _inode():
     """Return the inode of this process's shared clips, which is a file without a name."""
-    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if "cpprune" in line]
+    maps = Path("/proc/self/maps").read_text()
+    lines = [line for line in maps.splitlines() if "memfd:cpprune-clips" in line]
     assert len(lines) == 1
     assert lines[0].endswith("/memfd:cpprune-clips (deleted)")
     return lines[0].split()[4]
