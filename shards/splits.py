@@ -131,7 +131,7 @@ def refuse_parted(column: str, values: Iterable[str], splits: Iterable[str]) -> 
         if first != split:
             raise InputError(
                 f"the {column} {value!r} is in two splits ({first} and {split}); "
-                "clips of one must not part: mend the list"
+                "clips of one must not part: put them into one split"
             )
 
 
