@@ -9,7 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from shards.sound import BadFile
@@ -18,7 +18,8 @@ from shards.sound import BadFile
 # 31 and 32 bits, with or without the size of a header or a block.
 _UNKNOWN = (range(0x7FFFF000, 0x80000001), range(0xFFFFF000, 0x100000000))
 # Formats of WAV whose samples come in blocks of the size that the header states.
-_IN_BLOCKS = {2, 17, 0x31, 0x38}
+_GSM = 0x31
+_IN_BLOCKS = {2, 17, _GSM, 0x38}
 _SUN_BLOCKS = {23: 60, 25: 45, 26: 75}
 
 
@@ -40,6 +41,8 @@ class Extent:
         field: (place, `struct` format, what it counts beside samples) of the header's statement; None
             if it is not believed by libsndfile, which then takes all to the end for samples.
         block: bytes of one block of compressed samples.
+        block_frames: samples a channel in a block, if libsndfile takes an odd number of bytes for one
+            more, and makes a block of it; else 0.
     """
 
     at: int
@@ -47,6 +50,17 @@ class Extent:
     stated: int | None
     field: tuple[int, str, int] | None
     block: int = 1
+    block_frames: int = 0
+
+    @property
+    def _whole(self) -> int:
+        size = self.there if self.stated is None else self.stated
+        return size - size % self.block
+
+    @property
+    def frames(self) -> int | None:
+        """Samples a channel, where libsndfile reads more of them than there are."""
+        return self._whole // self.block * self.block_frames or None
 
     def refuse_cut(self) -> None:
         """Checks that all samples are there.
@@ -64,14 +78,13 @@ class Extent:
         Returns:
             Where the file has to end, and bytes to replace; None if they are right.
         """
-        size = self.there if self.stated is None else self.stated
-        whole = size - size % self.block
-        if self.field is None:
-            return self.at + whole, None
-        if whole == self.stated:
-            return None, None
+        whole = self._whole
+        # Blocks are also made of what follows them: of a filling byte, or of the next chunk.
+        end = self.at + whole if self.field is None or self.block > 1 else None
+        if self.field is None or whole == self.stated:
+            return end, None
         place, form, more = self.field
-        return None, Piece(place, struct.pack(form, whole + more))
+        return end, Piece(place, struct.pack(form, whole + more))
 
 
 def extent_of(handle: int, start: int, size: int) -> Extent | None:
@@ -146,7 +159,7 @@ def _named(name: bytes) -> bool:
 def _wav(file: _File, head: bytes) -> Extent | None:
     order = ">" if head[:4] == b"RIFX" else "<"
     big: int | None = None
-    block = 1
+    block = tag = 1
     for chunk in _chunks(file, file.start + 12, form=f"{order}I"):
         if chunk.name == b"ds64":
             big = chunk.at + 8
@@ -158,12 +171,13 @@ def _wav(file: _File, head: bytes) -> Extent | None:
             if big is not None and stated == 0xFFFFFFFF:
                 (stated,) = file.read("<q", big)
                 field = (big, "<q", 0)
-            return _streamed(file, file.extent(chunk.at, stated, field, block), f"{order}I")
+            extent = _streamed(file, file.extent(chunk.at, stated, field, block), f"{order}I")
+            return replace(extent, block_frames=320) if tag == _GSM else extent
     return None
 
 
 def _iff(file: _File, head: bytes) -> Extent | None:
-    block = 1
+    block, kind = 1, b"NONE"
     for chunk in _chunks(file, file.start + 12, form=">I"):
         if chunk.name == b"COMM" and head[8:12] == b"AIFC":
             (channels,) = file.read(">H", chunk.at)
@@ -175,9 +189,13 @@ def _iff(file: _File, head: bytes) -> Extent | None:
             stated = chunk.size - 8 - offset if chunk.size >= 8 + offset else 0
             if any(chunk.size in numbers for numbers in _UNKNOWN):
                 stated = -1
-            return _streamed(
-                file, file.extent(chunk.at + 8 + offset, stated, field, max(1, block)), ">I"
-            )
+            at = chunk.at + 8 + offset
+            extent = _streamed(file, file.extent(at, stated, field, max(1, block)), ">I")
+            if kind == b"DWVW" and extent.stated is None:
+                raise BadFile(
+                    "its header states no length, and its codes do not show where they end"
+                )
+            return extent
         elif chunk.name == b"BODY":
             return file.extent(chunk.at, chunk.size, None)
     return None
@@ -193,9 +211,7 @@ def _streamed(file: _File, extent: Extent, form: str) -> Extent:
             break
         at = chunk.at + chunk.size
     rest = file.size - at
-    return (
-        extent if rest <= 1 else Extent(extent.at, extent.there, None, extent.field, extent.block)
-    )
+    return extent if rest <= 1 else replace(extent, stated=None)
 
 
 def _wave64(file: _File) -> Extent | None:
@@ -207,7 +223,7 @@ def _wave64(file: _File) -> Extent | None:
         elif chunk.name[:4] == b"data":
             # Without a length, a pipe's is that of an empty chunk or the largest number.
             stated = -1 if chunk.size <= 0 or chunk.size >= 2**62 else chunk.size
-            return file.extent(chunk.at, stated, (chunk.field, "<q", 24), block)
+            return file.extent(chunk.at, stated, None, block)
     return None
 
 
@@ -262,10 +278,6 @@ def _older(file: _File, head: bytes) -> Extent | None:
     if head[:15] == b"ALawSoundFile**":
         (stated,) = struct.unpack(">I", head[18:22])
         return file.extent(start + 32, stated, None)
-    if head[:2] == b"\xf0\x7e" and head[3:4] == b"\x01":
-        frames = head[10] | head[11] << 7 | head[12] << 14
-        packets = -(-frames // (120 // -(-head[6] // 7)))
-        return file.extent(start + 21, 127 * packets, None)
     if head[:10] == b"MATLAB 5.0":
         # Two matrices: the rate, and the samples behind flags, dimensions and a name.
         (first,) = file.read(f"{order}I", start + 132)

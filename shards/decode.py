@@ -68,19 +68,24 @@ def _open(handle: int, stack: ExitStack) -> Sound:
     if extent is None:
         if mpeg.is_frame(handle, start):
             return _open_mpeg(handle, start, size, stack)
-        sound = _sequential(handle, stack)
+        sound = _sequential(_View(handle, start, size) if start else handle, stack)
         if sound.format == "MP3":
             return _open_mpeg(handle, start, size, stack)
+        if sound.format == "SDS":
+            raise BadFile("libsndfile loses the end of SDS files; convert it to WAV or FLAC")
         if "seems to be truncated" in sound.extra_info:
             raise BadFile("cut short: its header states more samples than are there")
     else:
         extent.refuse_cut()
         end, piece = extent.mended()
-        mended = end is not None or piece is not None
-        source = _View(handle, 0, end or size, piece) if mended else handle
+        mended = start or end is not None or piece is not None
+        source = _View(handle, start, end or size, piece) if mended else handle
         sound = _sequential(source, stack)
         if sound.subtype.startswith("MPEG"):
             return _open_mpeg(handle, extent.at, end or size, stack)
+        if extent.frames is not None:
+            frames = min(sound.frames, extent.frames)
+            return Sound(sound.samplerate, frames, _first(frames, _read(sound)))
     return _sound(sound)
 
 
@@ -114,6 +119,14 @@ def _at_least(least: int, blocks: Iterator[Wave]) -> Iterator[Wave]:
         yield block
     if heard < least:
         raise BadFile(f"only {heard} of {least} samples can be decoded")
+
+
+def _first(frames: int, blocks: Iterator[Wave]) -> Iterator[Wave]:
+    for block in blocks:
+        yield block[:frames]
+        frames -= len(block[:frames])
+        if frames == 0:
+            return
 
 
 def _sound(sound: Any) -> Sound:

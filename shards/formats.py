@@ -7,7 +7,7 @@ from typing import Literal
 # Designer file keeps them in a second file.
 _LIBSNDFILE = (
     "wav, wave, bwf, rf64, w64, wavex, aif, aiff, aifc, au, snd, caf, flac, ogg, oga, opus, mp3, mp2, "
-    "svx, 8svx, voc, nist, sph, avr, htk, mat4, mat5, mpc2k, paf, pvf, sds, ircam, sf, wve, xi"
+    "svx, 8svx, voc, nist, sph, avr, htk, mat4, mat5, mpc2k, paf, pvf, ircam, sf, wve, xi"
 )
 _FFMPEG = (
     "m4a, m4b, mp4, aac, 3gp, mov, alac, wma, asf, webm, weba, mka, mkv, ac3, eac3, dts, amr, ape, "
