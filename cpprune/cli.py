@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "report": ("cpprune.commands.reports:report", "a page of all there is to know of a run"),
     "compare": ("cpprune.commands.reports:compare", "runs side by side: table, tests, plots"),
-    "predict": ("cpprune.commands.models:predict", "name the scene of audio files"),
+    "predict": ("cpprune.commands.predict:predict", "name the scene of audio files"),
     "info": ("cpprune.commands.models:info", "parameters, MACs, bytes, receptive field, limits"),
     "sensitivity": (
         "cpprune.commands.sensitivity:sensitivity",

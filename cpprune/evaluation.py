@@ -110,6 +110,16 @@ def submission_names(split: Split) -> list[str]:
     return list(split.keys)
 
 
+def refuse_images(model: Model) -> None:
+    """Check that a model takes audio.
+
+    Raises:
+        InputError: it takes images.
+    """
+    if model.sample_rate is None:
+        raise InputError(f"the model takes images of shape {list(model.clip_shape)}, not audio")
+
+
 def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
     """Return the mean probabilities [K] over an audio file's clips, and how many those are.
 
@@ -118,19 +128,13 @@ def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
     sound.
 
     Raises:
-        InputError: the file cannot be read, or the model is not for audio.
+        BadFile: it is no audio, or not all of it is there.
     """
-    from shards import audio
+    from shards.audio import load
     from shards.clips import MIN_SOUND, count_clips, cut
 
-    if model.sample_rate is None:
-        raise InputError(
-            f"{path}: the model takes images of shape {list(model.clip_shape)}, not audio"
-        )
-    try:
-        samples = audio.load(path, model.sample_rate).samples
-    except audio.BadFile as error:
-        raise InputError(f"{path}: {error}") from None
+    assert model.sample_rate is not None
+    samples = load(path, model.sample_rate).samples
     length = model.clip_shape[0]
     number = count_clips(len(samples), length, "pad", MIN_SOUND)
     parts = []

@@ -50,18 +50,15 @@ class Heard:
     Attributes:
         samples: how many there were.
         clipped: of them, louder than full scale.
-        silent: whether all were 0.
     """
 
     samples: int = 0
     clipped: int = 0
-    silent: bool = True
 
     def add(self, part: Recording) -> None:
         """Counts one more part."""
         self.samples += len(part.samples)
         self.clipped += part.clipped
-        self.silent = self.silent and part.silent
 
 
 def output_length(frames: int, rate: int, sample_rate: int) -> int:

@@ -20,6 +20,7 @@ class Audit:
         used: files that clips were cut from.
         left_aside: reason to number of the other files.
         folders: kind to number of folders that were not simply listed.
+        rests: files that end in a rest too short for a clip, which is dropped.
         copies: files that hold the same bytes as another that is used.
         clipped: files with samples louder than full scale, which were set to it.
         silent: clips whose samples are all the same.
@@ -36,6 +37,7 @@ class Audit:
     used: int
     left_aside: dict[str, int]
     folders: dict[str, int]
+    rests: int
     copies: int
     kept_together: str
     notes: list[str]
@@ -55,6 +57,7 @@ def plan_audit(plan: Plan) -> Audit:
         used=len(names),
         left_aside=aside,
         folders={kind: count for kind, count in sorted(plan.source.folders.items()) if count},
+        rests=plan.rests,
         copies=sum(len(same) - 1 for same in plan.copies),
         kept_together=plan.source.unit,
         notes=plan.remarks.notes,

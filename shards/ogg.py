@@ -31,8 +31,8 @@ def links(handle: int, start: int, size: int) -> list[tuple[int, int]]:
             expected[stream] = number
         else:
             heading = False
-        if number != expected.get(stream, number):
-            raise BadFile(f"damaged: page {expected[stream]} is missing or out of its order")
+            if number != expected.get(stream):
+                raise BadFile(f"damaged: a page before page {number} is missing")
         if flags & _LAST:
             expected.pop(stream, None)
         else:

@@ -31,6 +31,7 @@ class Plan:
         shards: (file name, split, clips).
         bad: files found bad while planning.
         short: files too short for a clip.
+        rests: how many files end in a rest too short for a clip.
         copies: names of files with the same bytes, in sets.
         remarks: what the user should know before anything is decoded.
         bytes: expected size of the shards.
@@ -43,6 +44,7 @@ class Plan:
     shards: list[tuple[str, str, list[Clip]]]
     bad: list[Bad]
     short: list[str]
+    rests: int
     copies: list[list[str]]
     remarks: Remarks
     bytes: int
@@ -102,6 +104,7 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
         shards=shards,
         bad=found.bad,
         short=[item.name for item in found.short],
+        rests=found.rests,
         copies=[[found.items[place].name for place in places] for places in found.copies],
         remarks=remarks(items, units, found, source, options, drawn=drawn, lost=lost),
         bytes=record * sum(found.clips_of),

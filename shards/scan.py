@@ -33,6 +33,7 @@ class Scan:
         stats: (bytes, time in ns) of every item of the source.
         bad: the files that cannot be used.
         short: the items that are too short for a clip.
+        rests: how many items end in a rest that is too short for a clip.
         copies: sets of places in `items` that have the same bytes.
     """
 
@@ -41,6 +42,7 @@ class Scan:
     stats: list[tuple[int, int]]
     bad: list[Bad]
     short: list[Item]
+    rests: int
     copies: list[list[int]]
 
 
@@ -48,7 +50,9 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
     """Looks at all files. Those of a source of single clips are not opened, for it may have many."""
     if source.images is not None:
         clips_of = [1] * len(source.items)
-        return Scan(items=source.items, clips_of=clips_of, stats=[], bad=[], short=[], copies=[])
+        return Scan(
+            items=source.items, clips_of=clips_of, stats=[], bad=[], short=[], rests=0, copies=[]
+        )
     files = [item.file for item in source.items]
     jobs = [files[i : i + FILES_PER_JOB] for i in range(0, len(files), FILES_PER_JOB)]
     look = partial(_look, sample_rate=None if source.one_clip else options.sample_rate)
@@ -63,6 +67,7 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
     stats: list[tuple[int, int]] = []
     bad: list[Bad] = []
     short: list[Item] = []
+    rests = 0
     looks = [look for number in range(len(jobs)) for look in found[number]]
     for item, (size, time, length) in zip(source.items, looks, strict=True):
         stats.append((size, time))
@@ -74,11 +79,20 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
             items.append(item)
             sizes.append(size)
             clips_of.append(clips)
+            rests += clips * options.length < length
         else:
             short.append(item)
     files = [item.file for item in items]
     copies = [] if source.one_clip else same_files(files, sizes, workers, show=show)
-    return Scan(items=items, clips_of=clips_of, stats=stats, bad=bad, short=short, copies=copies)
+    return Scan(
+        items=items,
+        clips_of=clips_of,
+        stats=stats,
+        bad=bad,
+        short=short,
+        rests=rests,
+        copies=copies,
+    )
 
 
 def _look(files: Sequence[str], sample_rate: int | None) -> list[tuple[int, int, int | str]]:

@@ -100,7 +100,7 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
 
     Returns:
         Its record: file, bytes, recordings (name, first byte, samples), clipped (name to samples
-        louder than full scale), silent (names) and bad (name, reason).
+        louder than full scale) and bad (name, reason).
     """
     target = job.work / f"spool-{job.number:06d}.pcm"
     record_path = job.work / f"{target.name}.json"
@@ -111,7 +111,6 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
     temporary = job.work / temporary_name(target.name)
     recordings: list[tuple[str, int, int]] = []
     clipped: dict[str, int] = {}
-    silent: list[str] = []
     bad: list[tuple[str, str]] = []
     with unfinished(temporary), temporary.open("wb") as file:
         size = 0
@@ -132,14 +131,11 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
             size += 2 * heard.samples
             if heard.clipped:
                 clipped[name] = heard.clipped
-            if heard.silent:
-                silent.append(name)
     record = {
         "file": target.name,
         "bytes": size,
         "recordings": recordings,
         "clipped": clipped,
-        "silent": silent,
         "bad": bad,
     }
     if bad and job.stop:

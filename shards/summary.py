@@ -134,6 +134,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 def audit_lines(audit: Mapping[str, Any]) -> list[str]:
     """Returns what became of the source's files as lines of text."""
     known = {
+        "files used without their rest, too short for a clip": audit.get("rests"),
         "files used that are copies of others": audit["copies"],
         "files used with samples louder than full scale (clipped)": audit["clipped"],
         "clips that are silent": audit["silent"],

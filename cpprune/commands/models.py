@@ -1,16 +1,14 @@
-"""`cpprune evaluate`, `predict`, `info` and `import`: what is done with a finished model."""
+"""`cpprune evaluate`, `info` and `import`: what is done with a finished model."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
 from shards.durable import check_output, writing
-from shards.errors import InputError
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
 PREDICTIONS_HELP = (
@@ -80,66 +78,6 @@ def _print_report(report: dict[str, Any], classes: tuple[str, ...]) -> None:
     print("\nconfusion (rows: true, columns: predicted)")
     for name, row in zip(classes, report["confusion"], strict=True):
         print(f"{name:<20} " + " ".join(f"{n:>5}" for n in row))
-
-
-def predict(argv: list[str]) -> int:
-    """Name the scene of audio files."""
-    parser = OneLineParser(
-        "cpprune predict",
-        description="Name the scene of audio files: any format, rate and length. Longer files are cut "
-        "into clips, whose probabilities are averaged.",
-    )
-    parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
-    parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="audio files, or folders of them"
-    )
-    parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
-    arguments = parser.parse_args(argv)
-    if arguments.predictions:
-        check_output(arguments.predictions, "--predictions")
-
-    import numpy as np
-
-    from cpprune import artifact
-    from cpprune.evaluation import predict_file, write_submission
-
-    model = artifact.load(arguments.model)
-    results, rows = [], []
-    for path in _audio_files(arguments.files):
-        probabilities, clips = predict_file(model, path)
-        rows.append(probabilities)
-        ranking = probabilities.argsort()[::-1]
-        results.append(
-            {
-                "file": str(path),
-                "clips": clips,
-                "prediction": model.classes[ranking[0]],
-                "probabilities": {model.classes[k]: float(probabilities[k]) for k in ranking},
-            }
-        )
-        if not arguments.json:
-            top = ", ".join(f"{model.classes[k]} {probabilities[k]:.1%}" for k in ranking[:3])
-            print(f"{path}: {top}")
-    if arguments.predictions:
-        names = [result["file"] for result in results]
-        write_submission(arguments.predictions, names, model.classes, np.log(rows))
-    if arguments.json:
-        print(json.dumps({"predictions": results}))
-    return 0
-
-
-def _audio_files(paths: list[Path]) -> Iterator[Path]:
-    """Yield the files, and those of the folders, in the order in which they were given."""
-    from shards.sources.folder import audio_files, endings
-
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        files, _ = audio_files(path, endings())
-        if not files:
-            raise InputError(f"{path} has no audio files")
-        yield from files
 
 
 def info(argv: list[str]) -> int:
