@@ -13,6 +13,7 @@ import yaml
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
+from cpprune.models.trust import UntrustedCodeError
 from shards.errors import InputError
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
@@ -60,7 +61,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: it is none.
+        InputError: it is none, or its model's code is not trusted.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(
@@ -86,6 +87,8 @@ def read_run(folder: Path) -> Run:
         if not {"provenance", "metrics"} <= found.about.keys():
             raise InputError(f"{folder / 'model'} is not what a run wrote")
         model = found
+    except UntrustedCodeError:
+        raise
     except InputError as error:
         notes.append(f"There is no model to show: {error}.")
     return Run(
