@@ -23,6 +23,7 @@ from cpprune.config import RunConfig
 from cpprune.distributed import fingerprint
 from cpprune.identity import check_same
 from cpprune.run_folder import claim_run, clear_run
+from shards.credentials import recorded
 from shards.durable import replace_file, writing
 from shards.errors import InputError
 
@@ -184,7 +185,7 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
         if config.init is not None:  # that model carries its network and front end with it
             del tree["model"]
             tree["features"] = {"backend": config.features.backend}
-        text = yaml.safe_dump(tree, sort_keys=False)
+        text = yaml.safe_dump(recorded(tree), sort_keys=False)
         replace_file(folder / "config.yaml", folder, text.encode())
 
 
@@ -222,7 +223,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": sys.argv,
+        "command": recorded(sys.argv),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

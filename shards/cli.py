@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from shards.credentials import without_credentials
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -298,6 +299,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     most_lines = 50
     problems = verify(arguments.dataset)
+    shown = without_credentials(arguments.dataset)
     if arguments.json:
         found = [{"file": p.file, "key": p.key, "what": p.what} for p in problems]
         _say(json.dumps({"whole": not problems, "count": len(problems), "problems": found}))
@@ -307,9 +309,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         more = len(problems) - most_lines
         if more > 0:
             _say(f"… and {more:,} more")
-        _say(f"{arguments.dataset}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
+        _say(f"{shown}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
     else:
-        _say(f"{arguments.dataset} is whole")
+        _say(f"{shown} is whole")
     return 1 if problems else 0
 
 

@@ -140,7 +140,7 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
 
     print(f"\n{title}", file=sys.stderr)
     trained = train(config)
-    report_after_training(config.run)
+    report_after_training(config.run, config.data.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(trained["model"], device)
     report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)

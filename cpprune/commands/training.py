@@ -59,7 +59,7 @@ def _run(parsed: ParsedRun) -> int:
     if "stopped" not in result:
         from cpprune.report.run_report import report_after_training
 
-        report_after_training(parsed.config.run)
+        report_after_training(parsed.config.run, parsed.config.data.path)
     if parsed.switches["json"]:
         print(json.dumps(result))
     return 0

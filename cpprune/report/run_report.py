@@ -131,15 +131,16 @@ def write_report(
     return pages
 
 
-def report_after_training(folder: str) -> None:
+def report_after_training(folder: str, data: str) -> None:
     """Write the report of a finished run, if it has none yet that is younger than its last epoch.
 
+    The address of its data is given, since what is secret in it is not in the run's configuration.
     The run must not fail for the report's sake: whatever goes wrong is one line of warning.
     """
     path, last = Path(folder) / PAGE, Path(folder) / "model_last/model.json"
     try:
         if not path.is_file() or path.stat().st_mtime_ns < last.stat().st_mtime_ns:
-            write_report([Path(folder)])
+            write_report([Path(folder)], data=data)
         print(f"report: {path}", file=sys.stderr, flush=True)
     except Exception as error:  # whatever it is, the run itself is done and well
         reason = " ".join(str(error).split()) or repr(error)

@@ -13,6 +13,7 @@ import yaml
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
+from shards.credentials import recorded
 from shards.errors import InputError
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
@@ -90,8 +91,8 @@ def read_run(folder: Path) -> Run:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
-        settings=flatten(settings),
-        environment=environment,
+        settings=recorded(flatten(settings)),
+        environment=recorded(environment),
         epochs=epochs,
         cuts=cuts,
         skipped=skipped,
