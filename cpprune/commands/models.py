@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
-from shards.durable import check_output, writing
+from shards.durable import check_output
 from shards.errors import InputError
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
@@ -208,11 +208,8 @@ def info(argv: list[str]) -> int:
 
 def import_weights(argv: list[str]) -> int:
     """Turn a state dict of the seed project, or of CP-JKU's code, into a model folder."""
-    from cpprune.artifact import MODEL
     from cpprune.audio.mel import PRESETS
     from cpprune.foreign import import_state_dict
-    from shards.locks import locked
-    from shards.ownership import claim
 
     parser = OneLineParser(
         "cpprune import",
@@ -231,10 +228,7 @@ def import_weights(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     names = arguments.classes.split(",") if arguments.classes else None
     out: Path = arguments.out
-    claim(out, MODEL, "--out")
-    busy = f"{out}: another import writes it"
-    with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
-        model = import_state_dict(arguments.file, out, arguments.preset, names, arguments.rho)
+    model = import_state_dict(arguments.file, out, arguments.preset, names, arguments.rho)
     parameters = sum(p.numel() for p in model.network.parameters())
     print(
         f"{arguments.out}: {parameters:,} parameters, {len(model.classes)} classes", file=sys.stderr

@@ -114,7 +114,7 @@ def write_report(
             if out is None:
                 read_run(folder)  # says so of what is no run
                 claim(folder, replace(RUN, parts=(PAGE,)))
-            check_output(path)
+            check_output(path, "" if out is None else "--out")
             if not path.exists() or path.is_file():
                 busy = f"{path}: another report is writing it"
                 held.enter_context(locked(path.parent / f".{path.name}.lock", busy))
