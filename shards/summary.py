@@ -93,7 +93,7 @@ def info_lines(info: dict[str, Any]) -> list[str]:
                     listed = f"{len(counts):,} values"
                 lines.append(f"  {key.replace('_', ' ')}: {listed}")
     if info["audit"] is not None:
-        lines += ["", *audit_lines(info["audit"])]
+        lines += ["", *audit_lines(info["audit"], info["kind"])]
     elif info["rejected"]:
         lines.append(f"{info['rejected']:,} bad files left out")
     lines.append(f"sha256 {info['sha256']}")
@@ -131,27 +131,25 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def audit_lines(audit: Mapping[str, Any]) -> list[str]:
+def audit_lines(audit: Mapping[str, Any], kind: str) -> list[str]:
     """Returns what became of the source's files as lines of text."""
-    known = {
-        "files used that are copies of others": audit["copies"],
-        "files used with samples louder than full scale (clipped)": audit["clipped"],
-        "clips that are silent": audit["silent"],
-        "clips that are the same as another": audit["repeated"],
-    }
+    one, clips = ("file", "clips") if kind == "audio" else ("image", "images")
     rows = [
-        ("files found", audit["found"]),
+        (f"{one}s found", audit["found"]),
         ("  used", audit["used"]),
         ("  left aside", audit["found"] - audit["used"]),
         *((f"    {reason}", count) for reason, count in audit["left_aside"].items()),
         *((f"folders: {kind}", count) for kind, count in audit["folders"].items()),
-        *((what, count) for what, count in known.items() if count is not None),
-        *((f"  clips of {split} in train too", n) for split, n in audit["also_in_train"].items()),
+        (f"{one}s used that are copies of others", audit["copies"]),
+        (f"{one}s used with samples louder than full scale (clipped)", audit["clipped"]),
+        (f"{clips} that are silent", audit["silent"]),
+        (f"{clips} that are the same as another", audit["repeated"]),
+        *((f"  {clips} of {split} in train too", n) for split, n in audit["also_in_train"].items()),
     ]
-    lines = _table([(what, f"{count:,}") for what, count in rows])
+    lines = _table([(what, f"{count:,}") for what, count in rows if count is not None])
     unit = audit["kept_together"]
     lines.append(
-        f"the clips of one {unit} and of its copies are in one split"
+        f"the {clips} of one {unit} and of its copies are in one split"
         + ("; nothing else is kept together (see --keep-together)" if unit == "file" else "")
     )
     return [*lines, *audit["notes"], *(f"warning: {warning}" for warning in audit["warnings"])]
@@ -162,7 +160,7 @@ def closing_lines(manifest: Manifest) -> list[str]:
     audit = audit_of(manifest)
     lines = class_table({name: split["classes"] for name, split in manifest.splits.items()})
     if audit is not None:
-        lines += ["", *audit_lines(audit)]
+        lines += ["", *audit_lines(audit, manifest.kind)]
     return [printable_line(line) for line in lines]
 
 
@@ -193,7 +191,7 @@ def plan_lines(summary: dict[str, Any]) -> list[str]:
         "",
         *class_table({name: split["per_class"] for name, split in summary["splits"].items()}),
         "",
-        *audit_lines(summary["audit"]),
+        *audit_lines(summary["audit"], summary["kind"]),
     ]
     lines.extend(f"bad: {bad['filename']}: {bad['reason']}" for bad in summary["bad_files"])
     return [printable_line(line) for line in lines]
