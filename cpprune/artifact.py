@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +33,23 @@ from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
 from cpprune.models.trust import require_trust
 from shards.documents import read_bytes, read_json, typed
+from shards.durable import write_bytes
 from shards.errors import InputError
+from shards.ownership import Kind, claim, read_mark, replaced_folder
 
 FORMAT = 1
 MOST_WEIGHTS = 16 << 30  # bytes
+FILES = ("model.safetensors", "model.json")
+
+
+def _is_model(folder: Path) -> bool:
+    description = read_mark(folder / "model.json")
+    weights = description.get("weights")
+    named = {"format", "architecture", "config", "classes"} <= description.keys()
+    return named and isinstance(weights, dict) and "sha256" in weights
+
+
+MODEL = Kind(name="a model", parts=FILES, made=_is_model, replaced=True)
 
 
 class Model(nn.Module):
@@ -93,14 +104,26 @@ class Model(nn.Module):
         return self.features.spec.sample_rate if isinstance(self.features, LogMel) else None
 
 
-def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model folder, whole or not at all; an older one there is replaced.
+def save(
+    model: Model,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    claimed: bool = False,
+) -> None:
+    """Write the model folder, whole or not at all; an older model there is replaced.
 
     Args:
         model: what to write.
-        folder: where.
+        folder: where. What else lies beside an older model in it stays.
         weights: state dict to write instead of the network's own.
+        claimed: whether it lies in a folder that the caller has claimed, such as a run's.
+
+    Raises:
+        InputError: the folder holds anything but a model.
     """
+    if not claimed:
+        claim(folder, MODEL)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in (weights or model.network.state_dict()).items()
@@ -123,7 +146,7 @@ def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = N
             "parameters": sum(p.numel() for p in model.network.parameters()),
         },
     }
-    with replaced_folder(folder) as new:
+    with replaced_folder(folder, FILES) as new:
         write_bytes(new / "model.safetensors", payload)
         write_bytes(new / "model.json", (json.dumps(description, indent=2) + "\n").encode())
 
@@ -267,40 +290,3 @@ def read_description(folder: Path) -> dict[str, Any]:
     if type(number) is not int or number != FORMAT:
         raise InputError(f"{path}: has format {number!r}, this version reads format {FORMAT}")
     return description
-
-
-class replaced_folder:  # noqa: N801 - reads as the statement it is used in
-    """Context: a temporary folder that takes the place of `folder` when all went well."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        for kind in ("new", "old"):  # left by a process that was killed
-            for stale in self.folder.parent.glob(f".{self.folder.name}.{kind}-*"):
-                shutil.rmtree(stale, ignore_errors=True)
-        self.new.mkdir()
-        return self.new
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.new, ignore_errors=True)
-            return
-        old = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
-        if self.folder.exists():
-            self.folder.rename(old)
-        self.new.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def write_bytes(path: Path, payload: bytes) -> None:
-    """Write and flush to disk; an OSError names the file."""
-    try:
-        with path.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -26,7 +26,8 @@ from typing import BinaryIO
 from shards.durable import publish, sync, temporary_name
 from shards.errors import InputError
 from shards.launcher import process_rank
-from shards.manifest import Shard
+from shards.manifest import MANIFEST_NAME, Shard
+from shards.ownership import read_mark
 
 VARIABLE = "CPPRUNE_CACHE"
 PART = ".part"
@@ -262,8 +263,12 @@ class Cache:
         return used
 
     def _files(self) -> Iterator[Path]:
-        for pattern in ("*/*.tar", f"*/*.tar{PART}"):
-            yield from self.root.glob(pattern)
+        """Yields the shards of the cache: its folders are named after the manifest in them."""
+        for manifest in self.root.glob(f"*/{MANIFEST_NAME}"):
+            folder = manifest.parent
+            if not folder.is_symlink() and read_mark(manifest).get("sha256") == folder.name:
+                for pattern in ("*.tar", f"*.tar{PART}"):
+                    yield from folder.glob(pattern)
 
 
 def unwritable(root: Path, error: OSError) -> InputError:

@@ -14,6 +14,7 @@ from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
 from cpprune.models.trust import UntrustedCodeError
+from shards.credentials import recorded
 from shards.errors import InputError
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
@@ -93,8 +94,8 @@ def read_run(folder: Path) -> Run:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
-        settings=flatten(settings),
-        environment=environment,
+        settings=recorded(flatten(settings)),
+        environment=recorded(environment),
         epochs=epochs,
         cuts=cuts,
         skipped=skipped,

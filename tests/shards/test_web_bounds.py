@@ -1,6 +1,7 @@
 """Datasets and downloads from web servers that never end, say nothing, dawdle or flood."""
 
 import gzip
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,8 +147,11 @@ def web(tau_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("shards.transfer.PAUSES", (0.0, 0.0), raising=False)
     monkeypatch.setattr("shards.transfer.SILENCE", 1.0, raising=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, limits[1]))
     with serving(tau_dataset) as started:
         yield started
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def used(folder: Path) -> int:
@@ -155,6 +159,8 @@ def used(folder: Path) -> int:
 
 
 SHARD = "train-000000.tar"
+# Of one file: what would flood the disk fails earlier.
+MOST_WRITTEN = 20_000_000
 # More than all buffers between here and a server that is told nothing.
 SLACK = 30_000_000
 
