@@ -245,7 +245,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build_dataset
     from shards.dataset_folder import claim_dataset
     from shards.plan import BuildOptions, make_plan
-    from shards.summary import audit_of, closing_lines, plan_lines, plan_summary
+    from shards.summary import audit_of, plan_lines, plan_summary
     from shards.workers import cpu_count
 
     workers = _workers(arguments.workers)
@@ -261,10 +261,6 @@ def _build(arguments: argparse.Namespace) -> int:
     manifest = build_dataset(
         options, arguments.out, workers=workers, overwrite=arguments.overwrite, show=True
     )
-    for line in closing_lines(manifest):
-        print(line, file=sys.stderr)
-    if manifest.rejected:
-        print(f"bad files: see {arguments.out / manifest.rejected['name']}", file=sys.stderr)
     counts = {name: split["count"] for name, split in manifest.splits.items()}
     if arguments.json:
         per_class = {name: split["classes"] for name, split in manifest.splits.items()}

@@ -50,24 +50,32 @@ def remarks(
     notes = list(source.notes)
     warnings: list[str] = []
     if lost:
-        warnings.append(f"left out, for nothing of them can be used: {_names(lost, 'class')}")
+        warnings.append(f"left out, with no file that can be used: {_names(lost, 'class')}")
     warnings += _unused(source)
     clips = Counter[tuple[str, int]]()
     for item, count in zip(items, found.clips_of, strict=True):
         clips[item.split, item.label] += count
     splits = [split for split in SPLITS if any(of == split for of, _ in clips)]
+    alone = source.unit == "file"
+    how = f"by {source.unit}, seed {options.seed}"
     if drawn:
         got = _shares([item.split for item in items], found.clips_of)
-        notes.append(
-            f"the splits were drawn by {source.unit}, seed {options.seed}: {_percent(got)}"
+        notes.append(f"the splits were drawn {how}: {_percent(got)}")
+        kept = (
+            "copies of it too; nothing else does (see --keep-together)"
+            if alone
+            else "copies of its files too"
         )
+        notes.append(f"the clips of one {source.unit} stay together, {kept}")
         if max(abs(a - b) for a, b in zip(got, options.fractions, strict=True)) > FAR:
             warnings.append(_far_from(got, units, found.clips_of, options))
     elif "val" in splits and not any(item.split == "val" for item in found.items):
-        notes.append(f"val was carved out of train by {source.unit}, seed {options.seed}")
+        notes.append(f"the splits are those of the source; val was carved out of train {how}")
+    else:
+        notes.append("the splits are those of the source")
     warnings += _missing(clips, splits, source, options, drawn=drawn)
     warnings += _copies(items, found.copies, source)
-    if source.unit == "file":
+    if alone:
         warnings += _pieces(items, source, options) if options.kind in ("folder", "table") else []
     else:
         unknown = sum(not item.together for item in items)
@@ -85,7 +93,7 @@ def _unused(source: Source) -> list[str]:
         lines.append(f"{files} left aside, for ffmpeg is needed to read {endings}: {INSTALL}")
     for reason in (NO_CLASS, NO_SPLIT):
         if source.aside.get(reason):
-            lines.append(f"{_count(source.aside[reason], 'audio file')} left aside: {reason}")
+            lines.append(f"{_count(source.aside[reason], 'audio file')} not used: {reason}")
     return lines
 
 
