@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from cpprune.artifact import replaced_folder, write_bytes
+from shards.durable import write_bytes
 from shards.errors import InputError
+from shards.ownership import remove, replaced_folder
 
 FORMAT = 2
 
@@ -75,6 +75,7 @@ class Tensors:
 
 
 TENSOR_FILES = ("network", "optimizer", "average")
+FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json", "manifest.json")
 
 
 def save(
@@ -110,12 +111,12 @@ def save(
     files["state.json"] = (json.dumps(state, indent=2) + "\n").encode()
     manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
-    with replaced_folder(folder / _name(progress.step)) as new:
+    with replaced_folder(folder / _name(progress.step), FILES) as new:
         for name, payload in files.items():
             write_bytes(new / name, payload)
     for old in list_checkpoints(folder)[:-keep]:
         if old.name != _name(progress.best_step):
-            shutil.rmtree(old)
+            remove(folder, [f"{old.name}/{file}" for file in FILES])
 
 
 def _name(step: int) -> str:
@@ -126,7 +127,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name))
+    return sorted(
+        path
+        for path in folder.iterdir()
+        # What a user has put into one outlives it.
+        if re.fullmatch(r"step-\d+", path.name) and any((path / file).exists() for file in FILES)
+    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def set_aside(folder: Path, last_whole: Path) -> None:
     for path in list_checkpoints(folder):
         if path.name > last_whole.name:
             aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(folder, [f"{aside.name}/{file}" for file in FILES])
             path.rename(aside)
 
 

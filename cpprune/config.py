@@ -39,7 +39,8 @@ class TrainConfig:
     """no (float32), bf16 or fp16"""
     micro_batch_size: int = 0
     """most clips that a process takes through the network at once, to save memory: it accumulates
-    gradients over as many micro-batches as its part of the batch needs; 0 is no limit"""
+    gradients over as many micro-batches as its part of the batch needs, and batch statistics are those
+    of a micro-batch of all processes; 0 is no limit"""
     clip_norm: float = 0.0
     """largest norm of the gradient; 0 is off"""
     monitor: str = "macro_accuracy"
@@ -145,7 +146,6 @@ FREE_KEYS = frozenset(
         "data.resident",
         "data.record_ids",
         "prune.save_plan",
-        "train.micro_batch_size",
         "train.keep_checkpoints",
         "train.checkpoint_steps",
         "train.max_skipped",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import resource
-import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -20,42 +18,16 @@ import yaml
 
 import cpprune
 from cpprune import artifact, checkpoint, tracking
-from cpprune.artifact import Model, write_bytes
-from cpprune.audio.mel import LogMel, spec_to_json
 from cpprune.complexity import count_macs, count_parameters
-from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, flatten
+from cpprune.config import RunConfig
 from cpprune.distributed import fingerprint
+from cpprune.identity import check_same
+from cpprune.run_folder import claim_run, clear_run
+from shards.credentials import recorded
+from shards.durable import replace_file, writing
 from shards.errors import InputError
-from shards.reader import Dataset
 
 PACKAGES = ("cpprune", "torch", "torchaudio", "torch-pruning", "accelerate", "numpy", "safetensors")
-
-
-def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any]:
-    """Return what a resumed run must share with the one that wrote its checkpoint.
-
-    Raises:
-        InputError: a file that the settings name cannot be read.
-    """
-    settings = {k: v for k, v in flatten(config.to_dict()).items() if k not in FREE_KEYS}
-    # What files hold is pinned by its hash, wherever they lie.
-    for key in FILE_KEYS:
-        settings[key] = settings[key] and f"sha256 {_sha256(Path(settings[key]))}"
-    init = settings.pop("init")
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
-    return {
-        "settings": settings,
-        "init": init and artifact.read_description(Path(init))["weights"]["sha256"],
-        "dataset": dataset.fingerprint,
-        "features": spec_to_json(spec),
-    }
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def provenance(
@@ -69,7 +41,7 @@ def provenance(
 
     Args:
         config: of the run.
-        own_identity: see `identity`.
+        own_identity: see `cpprune.identity`.
         progress: of the run.
         epoch: that the model is of.
         figures: on the validation split.
@@ -154,7 +126,7 @@ def cut_back_ids(folder: Path, epoch: int, batch: int) -> None:
             if (record["epoch"], record["batch"]) < (epoch, batch):
                 kept.append(line)
         if kept != lines:
-            write_bytes(path, "".join(kept).encode())
+            replace_file(path, path.parent, "".join(kept).encode())
 
 
 def find_checkpoint(
@@ -165,8 +137,8 @@ def find_checkpoint(
     Args:
         folder: of the run.
         resume: auto, must or never.
-        own_identity: see `identity`.
-        say: tells of a checkpoint that is damaged and passed over.
+        own_identity: see `cpprune.identity`.
+        say: tells of a checkpoint that is damaged and passed over, or of an older version.
 
     Raises:
         InputError: the folder holds a run with other settings or data, only damaged checkpoints, or
@@ -191,56 +163,30 @@ def find_checkpoint(
             continue
         for message in damage:
             say(f"{message}; going on from {path.name} instead")
-        if saved.identity != json.loads(json.dumps(own_identity)):
-            raise InputError(
-                f"{folder}: holds a run with other settings ("
-                f"{_differences(saved.identity, own_identity)}); give the same to resume it, choose "
-                "another --run, or replace it with --resume never"
-            )
+        check_same(folder, saved.identity, own_identity, say)
         return saved
     raise InputError(
         f"{damage[0]}, and there is no whole checkpoint in {folder}: start again with --resume never"
     )
 
 
-def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
-    before, after = saved["settings"], json.loads(json.dumps(now["settings"]))
-    changed = [
-        f"{key}: {before.get(key)} then, {after.get(key)} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    if saved["dataset"] != now["dataset"]:
-        changed.append("data.path: the dataset has other contents")
-    if saved["init"] != now["init"]:
-        changed.append("init: another model")
-    if not changed:
-        changed.append("the front end of the model")
-    return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
 def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
     """Write config.yaml and environment.json; a fresh run first clears what an older one left."""
-    try:
-        if fresh and folder.is_dir():
-            for name in ("checkpoints", "model", "model_last", "plans", "ids", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            files = ("metrics.jsonl", "result.json", "report.html", tracking.STATE, tracking.LOG)
-            for name in files:
-                (folder / name).unlink(missing_ok=True)
+    with writing(folder, "--run"):
+        claim_run(folder)
+        if fresh:
+            clear_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        about = json.dumps(environment(), indent=2) + "\n"
+        replace_file(folder / "environment.json", folder, about.encode())
         if config.prune.prunes:
             (folder / "plans").mkdir(exist_ok=True)
         tree = config.to_dict()
         if config.init is not None:  # that model carries its network and front end with it
             del tree["model"]
             tree["features"] = {"backend": config.features.backend}
-        (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --run"
-        ) from None
+        text = yaml.safe_dump(recorded(tree), sort_keys=False)
+        replace_file(folder / "config.yaml", folder, text.encode())
 
 
 def write_result(folder: Path) -> dict[str, Any]:
@@ -255,7 +201,8 @@ def write_result(folder: Path) -> dict[str, Any]:
         "val": best.about["metrics"]["val"],
         "fingerprint": fingerprint(best.network),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = json.dumps(result, indent=2) + "\n"
+    replace_file(folder / "result.json", folder, text.encode())
     return result
 
 
@@ -276,7 +223,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": sys.argv,
+        "command": recorded(sys.argv),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

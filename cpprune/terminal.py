@@ -15,6 +15,7 @@ from cpprune.complexity import latency
 from cpprune.config import RunConfig
 from cpprune.pruning.budget import parse_budget
 from cpprune.tracking import read_state
+from shards.credentials import without_credentials
 
 if TYPE_CHECKING:
     from cpprune.artifact import Model
@@ -127,7 +128,7 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
         f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
         f"{result['parameters']:,} parameters, val macro accuracy "
         f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
-        f"--data {config.data.path}",
+        f"--data {without_credentials(config.data.path)}",
         f"  best by {config.train.monitor}: accuracy {val['accuracy']:.4f}, log loss "
         f"{val['log_loss']:.4f} over {val['clips']:,} clips of validation",
         f"  costs {result['parameters']:,} parameters and {result['macs']:,} MACs",

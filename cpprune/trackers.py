@@ -22,11 +22,11 @@ import yaml
 from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-from cpprune.artifact import write_bytes
 from cpprune.config import flatten
 from cpprune.metrics import Ints
 from cpprune.plots import confusion_figure
 from cpprune.tracking import STATE, read_state
+from shards.durable import replace_file
 
 SECONDS_BETWEEN_LOOKS = 0.5
 # The server has to answer at all within this, else the run is kept offline.
@@ -69,9 +69,7 @@ class State:
     def note(self, **changes: Any) -> None:
         """Change what it says, at once and on disk."""
         self.content.update(changes)
-        new = self.path.with_suffix(".new")
-        write_bytes(new, (json.dumps(self.content) + "\n").encode())
-        new.replace(self.path)
+        replace_file(self.path, self.path.parent, (json.dumps(self.content) + "\n").encode())
 
 
 def main(folder: Path, seconds: float) -> int:

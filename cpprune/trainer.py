@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,27 @@ from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches
 from cpprune.evaluation import predict_split
 from cpprune.guards import SkippedSteps, Watchdog
+from cpprune.identity import identity
 from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
-from cpprune.pruning.plan import make_plan, read_plan, write_plan
+from cpprune.pruning.plan import make_plan, plan_bytes, read_plan
 from cpprune.pruning.schedule import events, lr_span, plan_arguments
 from cpprune.pruning.sparsity import Penalty
 from cpprune.run import (
     Journal,
     cut_back_ids,
     find_checkpoint,
-    identity,
     peak_memory_bytes,
     provenance,
     write_result,
     write_start,
 )
+from cpprune.run_folder import claim_run, hold_run
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
 from cpprune.stopping import Stopping
 from cpprune.terminal import closing_lines, epoch_line
+from shards.durable import replace_file
 from shards.errors import InputError
 
 
@@ -58,7 +60,16 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     """
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
-        with trainer.stopping, trainer.watchdog, trainer.journal, closing(trainer.stepper):
+        with (
+            ExitStack() as held,
+            trainer.stopping,
+            trainer.watchdog,
+            trainer.journal,
+            closing(trainer.stepper),
+        ):
+            # Before any rank looks for a checkpoint there.
+            hold = hold_run(trainer.folder)
+            distributed.on_rank_0(lambda: held.enter_context(hold), trainer.device)
             trainer.begin()
             for epoch in range(trainer.progress.epoch, config.train.epochs):
                 trainer.prune_if_due(epoch)
@@ -87,6 +98,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.folder = Path(config.run)
+        distributed.on_rank_0(lambda: claim_run(self.folder), self.device)
         self.dataset = shards.open_dataset(
             config.data.path, config.data.cache, config.data.cache_bytes
         )
@@ -168,7 +180,8 @@ class Trainer:
         }
         distributed.on_rank_0(lambda: self.journal.log(record), self.device)
         path = self.folder / "plans" / f"epoch-{epoch:04d}.json"
-        distributed.on_rank_0(lambda: write_plan(path, cut.plan), self.device)
+        write = partial(replace_file, path, path.parent, plan_bytes(cut.plan))
+        distributed.on_rank_0(write, self.device)
         self.journal.say(
             f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(self.events)}, "
             f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
@@ -274,7 +287,7 @@ class Trainer:
         weights = self.stepper.evaluated.state_dict()
         for name in ["model_last", "model"] if best else ["model_last"]:
             folder = self.folder / name
-            write = partial(artifact.save, self.model, folder, weights=weights)
+            write = partial(artifact.save, self.model, folder, weights=weights, claimed=True)
             distributed.on_rank_0(write, self.device)
         self.watchdog.progress(progress.step)
         self.journal.say(
@@ -374,8 +387,9 @@ class Trainer:
 
     def result(self) -> dict[str, Any]:
         """Write result.json and say where to look next."""
-        written = write_result(self.folder) if self.rank == 0 else None
-        result: dict[str, Any] = distributed.share_json(written, self.device)
+        written: list[dict[str, Any]] = []
+        distributed.on_rank_0(lambda: written.append(write_result(self.folder)), self.device)
+        result: dict[str, Any] = distributed.share_json(written[:1], self.device)[0]
         if self.rank == 0:
             for line in closing_lines(self.config, result, self.model):
                 self.journal.say(line)

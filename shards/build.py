@@ -10,12 +10,15 @@ import csv
 import io
 import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shards.audit import audit
 from shards.dataset_folder import (
     PLAN_NAME,
     WORK_FILES,
@@ -48,6 +51,7 @@ from shards.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shap
 from shards.progress import progress
 from shards.shard_job import ShardJob, make_shard
 from shards.spool import Spooled, needs_spool, spool
+from shards.summary import closing_lines, printable_line
 from shards.workers import cpu_count, run_jobs
 
 
@@ -81,7 +85,7 @@ def build_dataset(
     plan = make_plan(options, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists() and not overwrite and not work.exists():
-        return _finished(folder, plan)
+        return _close(folder, _finished(folder, plan), (), show=show)
     _refuse_small_disk(folder, plan)
     with _at_work(folder), writing(folder, "--out"):
         claim_dataset(folder)  # another build may have been there since
@@ -90,13 +94,16 @@ def build_dataset(
         elif (folder / MANIFEST_NAME).exists():
             manifest = _finished(folder, plan)
             remove(work, WORK_FILES)
-            return manifest
+            return _close(folder, manifest, (), show=show)
         _claim(work, plan)
-        spooled, bad = spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [])
+        _warn(plan, show=show)
+        spooled, bad, clipped = (
+            spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [], {})
+        )
         records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers, show=show)
-        manifest = _finish(plan, folder, records, bad)
+        manifest = _finish(plan, folder, records, bad, clipped)
         remove(work, WORK_FILES)
-    return manifest
+    return _close(folder, manifest, plan.remarks.warnings, show=show)
 
 
 def build_part(
@@ -145,6 +152,7 @@ def build_part(
             _finished(folder, plan)
             return True
         _claim(work, plan)
+        _warn(plan, show=show)
         if needs_spool(plan):
             spool(plan, work, workers, show=show, share=share)
         else:
@@ -199,6 +207,23 @@ def _at_work(folder: Path, part: str = "") -> Iterator[None]:
             work.rmdir()
             if not there:
                 folder.rmdir()
+
+
+def _warn(plan: Plan, *, show: bool) -> None:
+    """Says what is wrong before hours of decoding, not after."""
+    if show:
+        for line in plan.remarks.warnings:
+            print(f"cpprune: warning: {printable_line(line)}", file=sys.stderr)
+
+
+def _close(folder: Path, manifest: Manifest, said: Sequence[str], *, show: bool) -> Manifest:
+    """Says what became of all files and clips."""
+    if show:
+        for line in closing_lines(manifest, said):
+            print(line, file=sys.stderr)
+        if manifest.rejected:
+            print(f"bad files: see {folder / manifest.rejected['name']}", file=sys.stderr)
+    return manifest
 
 
 def _claim(work: Path, plan: Plan) -> None:
@@ -263,7 +288,11 @@ def _make_shards(
 
 
 def _finish(
-    plan: Plan, folder: Path, records: list[dict[str, Any]], spool_bad: list[Bad]
+    plan: Plan,
+    folder: Path,
+    records: list[dict[str, Any]],
+    spool_bad: list[Bad],
+    clipped: dict[str, int],
 ) -> Manifest:
     """Writes the index, the report of bad files and, last, the manifest."""
     work = folder / WORK_NAME
@@ -280,11 +309,16 @@ def _finish(
             columns[name].extend(values)
         columns["shard"].extend([number] * len(record["rows"]))
         columns["split"].extend([record["split"]] * len(record["rows"]))
+    shard_bad = [Bad(*pair) for record in records for pair in record["rejected"]]
+    bad = sorted({*plan.bad, *spool_bad, *shard_bad})
+    if not columns["key"]:
+        raise bad_file_error(bad[0], plan.options)
     index = work / f"{INDEX_NAME}.tmp"
     write_index(index, columns, groups)
     publish(index, folder / INDEX_NAME)
-    shard_bad = [Bad(*pair) for record in records for pair in record["rejected"]]
-    bad = sorted({*plan.bad, *spool_bad, *shard_bad})
+    for record in records:
+        clipped |= record["clipped"]
+    silent = {key for record in records for key in record["silent"]}
     rejected = _write_rejected(folder, bad) if bad else None
     audio = plan.source.kind == "audio"
     manifest = Manifest(
@@ -309,6 +343,7 @@ def _finish(
         index={
             "name": INDEX_NAME,
             "sha256": sha256_of_file(folder / INDEX_NAME),
+            "bytes": (folder / INDEX_NAME).stat().st_size,
             "rows": len(columns["key"]),
         },
         rejected=rejected,
@@ -317,7 +352,8 @@ def _finish(
             "arguments": plan.options.arguments(),
             "lists": dict(plan.source.lists),
             "files": len(plan.source.items),
-            "ignored_files": plan.source.ignored,
+            "ignored_files": sum(plan.source.aside.values()),
+            "audit": asdict(audit(plan, bad, clipped, silent, columns, folder)),
             "plan": plan.sha256,
         },
     ).sealed()

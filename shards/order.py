@@ -1,12 +1,12 @@
 """Which sample comes when: pure functions of the seed, the epoch and the rank.
 
-Everything here depends on numpy alone and is stable across numpy versions, because only the raw
-output of the Philox bit generator is used (numpy promises that stream; it does not promise the
-output of `Generator` methods).
+Everything here is the same with every version of numpy; see `shards.draws`.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.draws import Stream
 
 Ids = NDArray[np.int64]
 
@@ -17,8 +17,7 @@ def permutation(num_samples: int, *entropy: int) -> Ids:
     It is the stable argsort of `num_samples` raw 64-bit words of a Philox generator whose key comes
     from `numpy.random.SeedSequence(entropy)`.
     """
-    words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(num_samples)
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    return Stream(*entropy).permutation(num_samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> Ids:

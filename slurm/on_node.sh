@@ -9,7 +9,8 @@ source slurm/stage.sh
 script=$1 data=$2
 shift 2
 
-[[ $data == *://* ]] || data=$(staged "$data")
+keep_on_scratch "$data"
+data=$(staged "$data")
 export OMP_NUM_THREADS=$threads
 
 # SLURM signals the launcher and the processes alike. The processes save and end well; the launcher

@@ -45,9 +45,3 @@ gpus=${GPUS_PER_NODE##*:}
 processes=$((gpus > 0 ? gpus : 1)) # on a node
 # shellcheck disable=SC2034
 threads=$((CPUS_PER_NODE > processes ? CPUS_PER_NODE / processes : 1)) # of a process
-
-# Datasets behind a URL are kept where others are copied to.
-if [[ -n $SCRATCH && -z ${CPPRUNE_CACHE:-} ]]; then
-    CPPRUNE_CACHE=$SCRATCH/cpprune-$(id -un 2>/dev/null || id -u)/cache
-    export CPPRUNE_CACHE
-fi

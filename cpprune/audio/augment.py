@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.mel import LOG_OFFSET, LogMel, MelSpec, ScaleImage
+from shards.draws import Stream
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -91,32 +92,27 @@ def draw(
     Each augmentation has a stream of its own, so that switching one on changes no other.
     """
 
-    def stream(number: int) -> np.random.Generator:
-        return np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([seed, epoch, batch, number]))
-        )
+    def stream(number: int) -> Stream:
+        return Stream(seed, epoch, batch, number)
 
-    def mixing(
-        rng: np.random.Generator, alpha: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return rng.beta(alpha, alpha, size).astype(np.float32), rng.permutation(size)
+    def mixing(own: Stream, alpha: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return own.symmetric_beta(alpha, size).astype(np.float32), own.permutation(size)
 
-    def mask(rng: np.random.Generator, widest: int) -> NDArray[np.float32] | None:
-        return rng.random((size, 2), dtype=np.float32) if widest else None
+    def mask(own: Stream, widest: int) -> NDArray[np.float32] | None:
+        return own.uniform(size, 2).astype(np.float32) if widest else None
 
     band_edges = None
     if spec is not None and config.band_jitter and (spec.fmin_jitter or spec.fmax_jitter):
-        rng = stream(0)
-        fmin = rng.integers(max(spec.fmin_jitter, 1))
-        fmax = spec.fmax + spec.fmax_jitter / 2 - rng.integers(max(spec.fmax_jitter, 1))
-        band_edges = np.array([fmin, fmax], np.float32)
-    roll = stream(1).integers(-config.roll, config.roll + 1, size) if config.roll else None
-    rng = stream(2)
-    mixed = rng.random() < config.mixstyle_p
+        widest = np.array([max(spec.fmin_jitter, 1), max(spec.fmax_jitter, 1)])
+        fmin, below = stream(0).integers(widest, 2)
+        band_edges = np.array([fmin, spec.fmax + spec.fmax_jitter / 2 - below], np.float32)
+    roll = stream(1).integers(2 * config.roll + 1, size) - config.roll if config.roll else None
+    own = stream(2)
+    mixed = own.uniform(1)[0] < config.mixstyle_p
     return Draws(
         band_edges=band_edges,
         roll=roll,
-        mixstyle=mixing(rng, config.mixstyle_alpha) if mixed else None,
+        mixstyle=mixing(own, config.mixstyle_alpha) if mixed else None,
         mixup=mixing(stream(3), config.mixup_alpha) if config.mixup_alpha else None,
         freq_mask=mask(stream(4), config.freq_mask),
         time_mask=mask(stream(5), config.time_mask),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cpprune.complexity import BYTES_PER_PARAMETER, macs_per_parameter
 from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
+from shards.draws import Stream
 from shards.errors import InputError
 
 Widths = NDArray[np.int64]
@@ -239,9 +240,10 @@ def allocate(
         fits = feasible(model, limits, allowed.fit(narrowing(middle))[None])[0]
         low, high = (low, middle) if fits else (middle, high)
     base = allowed.fit(narrowing(high))
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([0, *base.tolist()])))
     spread = np.maximum(1, np.ceil(0.03 * model.widths / allowed.multiple)).astype(np.int64)
-    steps = rng.integers(-spread, spread + 1, (CANDIDATES, len(base))) * allowed.multiple
+    stream = Stream(0, *base.tolist())
+    steps = stream.integers(2 * spread + 1, CANDIDATES, len(base)) - spread
+    steps *= allowed.multiple
     candidates = np.concatenate((base[None], allowed.fit(base + steps)))
     candidates = candidates[feasible(model, limits, candidates)]
     share = np.round(used(model, limits, candidates), 9)

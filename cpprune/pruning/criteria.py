@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cpprune.pruning.groups import ChannelGroup
+from shards.draws import Stream
 from shards.errors import InputError
 
 
@@ -35,11 +36,10 @@ def _library(name: str) -> Callable[[int], Any]:
 
 def _random(seed: int) -> Any:
     def number(group: Any) -> Tensor:
-        # Philox, so that every machine draws the same for a group of this name and width.
-        layer = group[0].dep.target.name
-        entropy = [seed, len(group[0].idxs), *layer.encode()]
-        rng = np.random.Philox(np.random.SeedSequence(entropy))
-        return torch.from_numpy(rng.random_raw(len(group[0].idxs)).astype(np.float64))
+        # Every machine draws the same for a group of this name and width.
+        layer, width = group[0].dep.target.name, len(group[0].idxs)
+        words = Stream(seed, width, *layer.encode()).words(width)
+        return torch.from_numpy(words.astype(np.float64))
 
     return number
 

@@ -13,6 +13,8 @@ import yaml
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
+from cpprune.models.trust import UntrustedCodeError
+from shards.credentials import recorded
 from shards.errors import InputError
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
@@ -60,7 +62,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: it is none.
+        InputError: it is none, or its model's code is not trusted.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(
@@ -86,12 +88,14 @@ def read_run(folder: Path) -> Run:
         if not {"provenance", "metrics"} <= found.about.keys():
             raise InputError(f"{folder / 'model'} is not what a run wrote")
         model = found
+    except UntrustedCodeError:
+        raise
     except InputError as error:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
-        settings=flatten(settings),
-        environment=environment,
+        settings=recorded(flatten(settings)),
+        environment=recorded(environment),
         epochs=epochs,
         cuts=cuts,
         skipped=skipped,

@@ -180,6 +180,28 @@ def test_draws_depend_on_seed_epoch_and_batch_alone() -> None:
             assert not (a == b).all()
 
 
+def test_the_draws_of_a_batch_stay_what_they_are() -> None:
+    """Where this fails, it needs a new `shards.draws.VERSION`: runs that go on draw otherwise."""
+    drawn = draw(EVERYTHING, SPEC, 7, 1, 2, 3)
+    assert drawn.band_edges is not None
+    assert drawn.roll is not None
+    assert drawn.band_edges.tolist() == pytest.approx([2.0, 15404.0])
+    assert drawn.roll.tolist() == [3598, -6862, -8336]
+    for mixed, lam in (
+        (drawn.mixstyle, [0.63055456, 0.30302408, 0.12828186]),
+        (drawn.mixup, [0.9883005, 0.12239892, 0.495701]),
+    ):
+        assert mixed is not None
+        assert mixed[0].tolist() == pytest.approx(lam, rel=1e-6)
+        assert mixed[1].tolist() == [1, 0, 2]
+    for mask, first in (
+        (drawn.freq_mask, [0.8782561, 0.9740408]),
+        (drawn.time_mask, [0.4886378, 0.9101101]),
+    ):
+        assert mask is not None
+        assert mask[0].tolist() == pytest.approx(first, rel=1e-6)
+
+
 def test_draws_have_the_size_of_the_batch_and_their_ranges() -> None:
     for number in range(50):
         drawn = draw(EVERYTHING, SPEC, 0, 0, number, 33)

@@ -1,5 +1,6 @@
 """slurm/job.sh: what a job does when it is interrupted, with commands of SLURM that only note down."""
 
+import getpass
 import subprocess
 
 import pytest
@@ -96,6 +97,20 @@ def test_a_command_that_ends_well_all_the_same_is_done(job):
 
 def test_a_command_that_fails_ends_the_job(job):
     assert job("to_end bash -c 'exit 3'\necho further >&2") == (3, "", [])
+
+
+def test_a_dataset_behind_a_url_is_cached_on_scratch(job, tmp_path):
+    """There is nothing to copy; but not into a folder that others can write to."""
+    own = tmp_path / "scratch" / f"cpprune-{getpass.getuser()}"
+    with (tmp_path / "site.env").open("a") as file:
+        file.write(f"SCRATCH='{tmp_path}/scratch'\n")
+    lines = 'source slurm/stage.sh; keep_on_scratch "$DATA"; data=$(staged "$DATA")'
+    lines += '; echo "$data ${CPPRUNE_CACHE:-none}" >&2'
+    url = "s3://bucket/data"
+    assert job(lines, DATA=url)[:2] == (0, f"{url} {own}/cache\n")
+    assert job(lines, DATA=url, CPPRUNE_CACHE="/c")[:2] == (0, f"{url} /c\n")
+    own.chmod(0o777)
+    assert job(lines, DATA=url)[:2] == (0, f"{url} none\n")
 
 
 # --- the site -----------------------------------------------------------------------------------------
