@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.audio.mel import LogMel, ScaleImage, build_features, spec_from_json, spec_to_json
+from cpprune.finite import not_finite, to_json
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
 from shards.errors import InputError
@@ -111,7 +112,7 @@ def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = N
     }
     with replaced_folder(folder) as new:
         write_bytes(new / "model.safetensors", payload)
-        write_bytes(new / "model.json", (json.dumps(description, indent=2) + "\n").encode())
+        write_bytes(new / "model.json", f"{to_json(description, indent=2)}\n".encode())
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -177,6 +178,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
             f"{folder / 'model.json'}: does not describe the weights beside it ({reason}); copy the "
             "folder again from where it was made"
         ) from None
+    if wrong := not_finite(network):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{path}: the weights of {wrong[0]}{more} are not finite, so the training that made it "
+            "diverged: train again, with a lower optim.lr or with train.clip_norm"
+        )
     return model.to(device).eval()
 
 

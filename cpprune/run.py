@@ -23,6 +23,8 @@ from cpprune.artifact import write_bytes
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.distributed import fingerprint
+from cpprune.divergence import has_failed
+from cpprune.finite import to_json
 from cpprune.identity import check_same
 from shards.errors import InputError
 
@@ -93,7 +95,7 @@ class Journal:
         """Add a line to metrics.jsonl."""
         if self.rank == 0:
             with self.file.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
             if self.tracking is not None:
                 self.tracking.look()
 
@@ -147,7 +149,8 @@ def find_checkpoint(
     if resume == "never" or not found:
         if resume == "must":
             raise InputError(f"{folder}: has no checkpoint to resume; leave out --resume must")
-        if resume != "never" and (folder / "result.json").is_file():
+        finished = (folder / "result.json").is_file() and not has_failed(folder)
+        if resume != "never" and finished:
             raise InputError(
                 f"{folder}: holds a finished run whose checkpoints are gone; choose another --run, or "
                 "replace it with --resume never"
@@ -186,7 +189,7 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
             del tree["model"]
             tree["features"] = {"backend": config.features.backend}
         (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        (folder / "environment.json").write_text(to_json(environment(), indent=2) + "\n")
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another --run"
@@ -205,7 +208,7 @@ def write_result(folder: Path) -> dict[str, Any]:
         "val": best.about["metrics"]["val"],
         "fingerprint": fingerprint(best.network),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "result.json").write_text(to_json(result, indent=2) + "\n")
     return result
 
 

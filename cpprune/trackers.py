@@ -7,6 +7,7 @@ standard input is open, and no more than `SECONDS` longer.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -24,6 +25,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 from cpprune.artifact import write_bytes
 from cpprune.config import flatten
+from cpprune.finite import to_json
 from cpprune.metrics import Ints
 from cpprune.plots import confusion_figure
 from cpprune.tracking import STATE, read_state
@@ -70,7 +72,7 @@ class State:
         """Change what it says, at once and on disk."""
         self.content.update(changes)
         new = self.path.with_suffix(".new")
-        write_bytes(new, (json.dumps(self.content) + "\n").encode())
+        write_bytes(new, (to_json(self.content) + "\n").encode())
         new.replace(self.path)
 
 
@@ -148,7 +150,7 @@ def measures(record: dict[str, Any]) -> dict[str, float]:
     return {
         f"{prefix}{name}": value
         for name, value in record.items()
-        if isinstance(value, (int, float))
+        if isinstance(value, (int, float)) and math.isfinite(value)
     }
 
 

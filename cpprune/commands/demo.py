@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import redirect_stdout
@@ -12,6 +11,7 @@ from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.config import RunConfig, TrainConfig
+from cpprune.finite import to_json
 from shards.errors import InputError
 
 CLIPS = 4000
@@ -43,9 +43,9 @@ def demo(argv: list[str]) -> int:
     ]
     seconds = time.monotonic() - begin
     results = {"models": rows, "clips": arguments.clips, "seconds": seconds}
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "results.json").write_text(to_json(results, indent=2) + "\n")
     if arguments.json:
-        print(json.dumps(results))
+        print(to_json(results))
     else:
         print(table(rows))
         print(f"\n{seconds:.0f} s; everything is in {out}, the figures in {out / 'results.json'}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from shards.errors import InputError
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
@@ -48,7 +48,7 @@ def evaluate(argv: list[str]) -> int:
     if arguments.predictions:
         write_submission(arguments.predictions, submission_names(split), model.classes, log_prob)
     if arguments.json:
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         _print_report(report, model.classes)
     return 0
@@ -119,7 +119,7 @@ def predict(argv: list[str]) -> int:
         names = [result["file"] for result in results]
         write_submission(arguments.predictions, names, model.classes, np.log(rows))
     if arguments.json:
-        print(json.dumps({"predictions": results}))
+        print(to_json({"predictions": results}))
     return 0
 
 
@@ -182,7 +182,7 @@ def info(argv: list[str]) -> int:
     if timed:
         cost["latency_ms"] = latency(model.network, model.input_shape, device)
     if as_json:
-        print(json.dumps(cost))
+        print(to_json(cost))
         return 0
     limits = cost["limits"]
     field = cost["receptive_field"]

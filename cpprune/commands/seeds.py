@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from cpprune.seeds import spread
 from shards.durable import replace_file
 from shards.errors import InputError
@@ -26,7 +27,7 @@ def summarise(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     reports = [read_report(path) for path in arguments.files]
     figures = all_spreads(reports)
-    text = json.dumps({"files": [str(path) for path in arguments.files], "figures": figures})
+    text = to_json({"files": [str(path) for path in arguments.files], "figures": figures})
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(arguments.out, arguments.out.parent, f"{text}\n".encode())
@@ -44,16 +45,22 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read what `cpprune evaluate --json` printed.
 
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: the file is missing or holds something else, or figures that are not finite.
     """
     try:
-        report = json.loads(path.read_bytes())
+        # An older version wrote NaN where null stands now.
+        report = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         report = None
     if not isinstance(report, dict) or "macro_accuracy" not in report:
         raise InputError(f"{path}: give files with what `cpprune evaluate --json` printed")
+    if any(report.get(name, 0.0) is None for name in ("macro_accuracy", "accuracy", "log_loss")):
+        raise InputError(
+            f"{path}: its figures are not finite, since the training of its model diverged: train it "
+            "again, with a lower optim.lr or with train.clip_norm"
+        )
     return report
 
 

@@ -21,6 +21,7 @@ from cpprune.complexity import (
     layer_costs,
 )
 from cpprune.distributed import fingerprint, structure
+from cpprune.finite import to_json
 from cpprune.pruning.budget import (
     Widths,
     allocate,
@@ -185,7 +186,7 @@ def write_plan(path: Path, plan: Plan) -> None:
         InputError: the file cannot be written.
     """
     try:
-        path.write_text(json.dumps(plan, indent=2) + "\n")
+        path.write_text(to_json(plan, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -109,7 +109,7 @@ class Board:
             return
         theirs = json.loads(path.read_bytes())
         for key, value in mine.items():
-            if theirs.get(key) != value:
+            if key in theirs and theirs[key] != value:  # an older version had fewer keys
                 raise InputError(
                     f"{self.folder}: holds another sweep ({key} differs); choose another --out, or give "
                     "the same file and settings to go on"
