@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from cpprune.resident import Resident, load_resident
 from shards import open_dataset
-from shards.audio import encode
+from shards.clips import encode
 from shards.manifest import (
     INDEX_NAME,
     INDEX_TYPES,

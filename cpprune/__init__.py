@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,11 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "build_model", "load", "log_mel"]
 
 
-def load(folder: str | Path, device: str = "cpu") -> Model:
+def load(folder: str | Path, device: str = "cpu", *, trust: Sequence[str] = ()) -> Model:
     """Load a model folder; see `cpprune.artifact.load`."""
     from cpprune.artifact import load as load_artifact
 
-    return load_artifact(folder, device)
+    return load_artifact(folder, device, trust=trust)
 
 
 def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module:

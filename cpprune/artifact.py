@@ -7,25 +7,49 @@ classes, the front end that made its features, where the model comes from and ho
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
-from cpprune.audio.mel import LogMel, ScaleImage, build_features, spec_from_json, spec_to_json
+from cpprune.audio.mel import (
+    LogMel,
+    ScaleImage,
+    build_features,
+    check_size,
+    spec_from_json,
+    spec_to_json,
+)
 from cpprune.finite import not_finite, to_json
+from cpprune.models.factory import is_factory
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
+from cpprune.models.trust import require_trust
+from shards.documents import read_bytes, read_json, typed
+from shards.durable import write_bytes
 from shards.errors import InputError
+from shards.ownership import Kind, claim, read_mark, replaced_folder
 
 FORMAT = 1
+MOST_WEIGHTS = 16 << 30  # bytes
+FILES = ("model.safetensors", "model.json")
+
+
+def _is_model(folder: Path) -> bool:
+    description = read_mark(folder / "model.json")
+    weights = description.get("weights")
+    named = {"format", "architecture", "config", "classes"} <= description.keys()
+    return named and isinstance(weights, dict) and "sha256" in weights
+
+
+MODEL = Kind(name="a model", parts=FILES, made=_is_model, replaced=True)
 
 
 class Model(nn.Module):
@@ -80,14 +104,26 @@ class Model(nn.Module):
         return self.features.spec.sample_rate if isinstance(self.features, LogMel) else None
 
 
-def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model folder, whole or not at all; an older one there is replaced.
+def save(
+    model: Model,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    claimed: bool = False,
+) -> None:
+    """Write the model folder, whole or not at all; an older model there is replaced.
 
     Args:
         model: what to write.
-        folder: where.
+        folder: where. What else lies beside an older model in it stays.
         weights: state dict to write instead of the network's own.
+        claimed: whether it lies in a folder that the caller has claimed, such as a run's.
+
+    Raises:
+        InputError: the folder holds anything but a model.
     """
+    if not claimed:
+        claim(folder, MODEL)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in (weights or model.network.state_dict()).items()
@@ -95,6 +131,7 @@ def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = N
     payload = safetensors.torch.save(tensors)
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     description = {
+        **model.about,
         "format": FORMAT,
         "architecture": model.family,
         "config": model.config,
@@ -108,83 +145,131 @@ def save(model: Model, folder: Path, *, weights: Mapping[str, Tensor] | None = N
             "sha256": hashlib.sha256(payload).hexdigest(),
             "parameters": sum(p.numel() for p in model.network.parameters()),
         },
-        **model.about,
     }
-    with replaced_folder(folder) as new:
+    with replaced_folder(folder, FILES) as new:
         write_bytes(new / "model.safetensors", payload)
         write_bytes(new / "model.json", f"{to_json(description, indent=2)}\n".encode())
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
+@dataclass(frozen=True)
+class Weights:
+    """What `model.json` says of the file with the weights."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `model.json` says of the model itself; see `Model`."""
+
+    architecture: str
+    config: dict[str, Any]
+    widths: dict[str, int]
+    classes: Annotated[list[str], Meta(min_length=1)]
+    clip_shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=3)]
+    features: dict[str, Any] | None
+    weights: Weights
+
+
+def load(
+    folder: str | Path, device: str | torch.device = "cpu", *, trust: Sequence[str] = ()
+) -> Model:
     """Load a model folder, in evaluation mode.
 
     Args:
         folder: written by training, pruning or `cpprune import`.
         device: where the model goes.
+        trust: modules that may be imported to make the network, if the folder names them; what
+            `cpprune.models.trust` knows beside them may be, too.
 
     Returns:
         `model(wave_BT)` → logits; also `.features`, `.network`, `.classes`.
 
     Raises:
-        InputError: no such folder, or its files are damaged or do not fit together.
+        InputError: no such folder, or its files are damaged or do not fit together, or its network is
+            made by a module that is not trusted.
     """
     folder = Path(folder)
-    description = read_description(folder)
-    path = folder / "model.safetensors"
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); export the model anew"
-        ) from None
-    try:
-        if hashlib.sha256(payload).hexdigest() != description["weights"]["sha256"]:
-            raise InputError(
-                f"{path}: does not match the sha256 in model.json; it is damaged or belongs to "
-                "another model: copy the folder again from where it was made"
-            )
-        tensors = safetensors.torch.load(payload)
-        features = build_features(spec_from_json(description["features"]))
-        shape = description["clip_shape"]
-        axes = 1 if isinstance(features, LogMel) else 3
-        if len(shape) != axes or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"clip_shape {shape} is not {axes} positive number(s)")
-        input_shape = features.output_shape(shape[0]) if isinstance(features, LogMel) else shape
+    content = read_description(folder)
+    file = folder / "model.json"
+    with _described(file):
+        description = typed(content, Description)
+        spec = spec_from_json(description.features)
+    if is_factory(description.architecture):
+        require_trust(description.architecture, file, trust)
+    tensors = _read_tensors(folder / "model.safetensors", description.weights.sha256)
+    with _described(file):
+        shape = description.clip_shape
+        if len(shape) != (3 if spec is None else 1):
+            raise ValueError(f"clip_shape {shape} is not {3 if spec is None else 1} number(s)")
+        check_size(spec, shape)
+        features = build_features(spec)
         network = rebuild_model(
-            description["architecture"],
-            len(description["classes"]),
-            {**description["config"]},
+            description.architecture,
+            len(description.classes),
+            description.config,
             tensors,
-            input_shape,
+            features.output_shape(shape[0]) if isinstance(features, LogMel) else shape,
         )
-        if layer_widths(network) != description["widths"]:
+        if layer_widths(network) != description.widths:
             raise ValueError("widths are not those of the weights")
-        known = {"format", "architecture", "config", "widths", "classes", "clip_shape"}
-        known |= {"input_shape", "features", "weights"}
-        model = Model(
-            network,
-            features,
-            family=description["architecture"],
-            config=description["config"],
-            classes=description["classes"],
-            clip_shape=description["clip_shape"],
-            about={key: value for key, value in description.items() if key not in known},
+    if wrong := not_finite(network):
+        raise InputError(
+            f"{folder / 'model.safetensors'}: holds numbers that are not finite, in {wrong[0]}: what it "
+            "was trained with diverged (train again, with a lower optim.lr or with train.clip_norm), or "
+            "the file was changed"
         )
+    own = {"format", "input_shape", *Description.__dataclass_fields__}
+    model = Model(
+        network,
+        features,
+        family=description.architecture,
+        config=description.config,
+        classes=description.classes,
+        clip_shape=shape,
+        about={key: value for key, value in content.items() if key not in own},
+    )
+    return model.to(device).eval()
+
+
+@contextmanager
+def _described(file: Path) -> Iterator[None]:
+    """Turn what goes wrong into an InputError that names model.json."""
+    try:
+        yield
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
         raise InputError(
-            f"{folder / 'model.json'}: does not describe the weights beside it ({reason}); copy the "
-            "folder again from where it was made"
+            f"{file}: does not describe the weights beside it ({reason}); copy the folder again from "
+            "where it was made"
         ) from None
-    if wrong := not_finite(network):
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    payload = read_bytes(path, MOST_WEIGHTS, "copy or export the model anew")
+    if hashlib.sha256(payload).hexdigest() != sha256:
         raise InputError(
-            f"{path}: the weights of {wrong[0]}{more} are not finite, so the training that made it "
-            "diverged: train again, with a lower optim.lr or with train.clip_norm"
+            f"{path}: does not match the sha256 in model.json; it is damaged or belongs to "
+            "another model: copy the folder again from where it was made"
         )
-    return model.to(device).eval()
+    return parse_tensors(payload, path)
+
+
+def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        tensors = safetensors.torch.load(payload)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: is no safetensors file ({' '.join(str(error).split())})"
+        ) from None
+    return tensors
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -200,51 +285,9 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"; did you mean {folder / 'model'}?" if (folder / "model/model.json").is_file() else ""
         )
         raise InputError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
-    try:
-        description = json.loads(path.read_text())
-        if not isinstance(description, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error})") from None
+    description = read_json(path, dict[str, Any], finite=False)
     if description.get("format") != FORMAT:
         raise InputError(
             f"{path}: has format {description.get('format')!r}, this version reads format {FORMAT}"
         )
     return description
-
-
-class replaced_folder:  # noqa: N801 - reads as the statement it is used in
-    """Context: a temporary folder that takes the place of `folder` when all went well."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        for kind in ("new", "old"):  # left by a process that was killed
-            for stale in self.folder.parent.glob(f".{self.folder.name}.{kind}-*"):
-                shutil.rmtree(stale, ignore_errors=True)
-        self.new.mkdir()
-        return self.new
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.new, ignore_errors=True)
-            return
-        old = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
-        if self.folder.exists():
-            self.folder.rename(old)
-        self.new.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def write_bytes(path: Path, payload: bytes) -> None:
-    """Write and flush to disk; an OSError names the file."""
-    try:
-        with path.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from cpprune.artifact import replaced_folder, write_bytes
 from cpprune.finite import to_json
+from shards.durable import write_bytes
 from shards.errors import InputError
+from shards.ownership import remove, replaced_folder
 
 FORMAT = 2
 
@@ -79,6 +79,7 @@ class Tensors:
 
 
 TENSOR_FILES = ("network", "optimizer", "average")
+FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json", "manifest.json")
 
 
 def save(
@@ -114,12 +115,12 @@ def save(
     files["state.json"] = f"{to_json(state, indent=2)}\n".encode()
     manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
-    with replaced_folder(folder / _name(progress.step)) as new:
+    with replaced_folder(folder / _name(progress.step), FILES) as new:
         for name, payload in files.items():
             write_bytes(new / name, payload)
     for old in list_checkpoints(folder)[:-keep]:
         if old.name != _name(progress.best_step):
-            shutil.rmtree(old)
+            remove(folder, [f"{old.name}/{file}" for file in FILES])
 
 
 def _name(step: int) -> str:
@@ -130,7 +131,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name))
+    return sorted(
+        path
+        for path in folder.iterdir()
+        # What a user has put into one outlives it.
+        if re.fullmatch(r"step-\d+", path.name) and any((path / file).exists() for file in FILES)
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ def set_aside(folder: Path, last_whole: Path) -> None:
     for path in list_checkpoints(folder):
         if path.name > last_whole.name:
             aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(folder, [f"{aside.name}/{file}" for file in FILES])
             path.rename(aside)
 
 

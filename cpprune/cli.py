@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from cpprune.models.trust import trusting
 from shards.command_line import run_command
 from shards.errors import InputError
 from shards.launcher import of_several, process_rank
@@ -60,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpprune {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
-    return run_command(lambda: command(name)(rest), debug="--debug" in rest)
+
+    def run_it() -> int:
+        with trusting(rest) as words:
+            return command(name)(words)
+
+    return run_command(run_it, debug="--debug" in rest)
 
 
 def command(name: str) -> Callable[[list[str]], int]:
@@ -91,6 +97,7 @@ def usage() -> str:
         *(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()),
         "",
         "cpprune COMMAND --help says more about each; --debug shows the traceback of an error.",
+        "--trust MODULE lets models whose network is made by that module be loaded.",
     ]
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from cpprune.audio.mel import LogMel
 from cpprune.feed import Feed, Fetch
 from cpprune.resident import RESIDENT, Resident, load_resident, torch_dtype
+from shards.durable import writing
 from shards.errors import InputError
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
 
@@ -315,11 +316,12 @@ class TrainingBatches:
     def _record(self, epoch: int, batch: Batch) -> None:
         if self.ids_file is None:
             return
-        self.ids_file.parent.mkdir(parents=True, exist_ok=True)
         line = {"epoch": epoch, "batch": batch.number, "start": batch.start}
         line["ids"] = batch.ids[batch.start : batch.stop].tolist()
-        with self.ids_file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing(self.ids_file):
+            self.ids_file.parent.mkdir(parents=True, exist_ok=True)
+            with self.ids_file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def _copy_positions(positions: NDArray[np.int64], out: Tensor) -> None:

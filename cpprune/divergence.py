@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cpprune import artifact
-from cpprune.artifact import write_bytes
 from cpprune.checkpoint import Progress
 from cpprune.finite import to_json
+from shards.durable import write_bytes
 from shards.errors import InputError
 
 REMEDY = "lower optim.lr or set train.clip_norm, and choose another --run or --resume never"

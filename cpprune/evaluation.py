@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from cpprune import metrics
 from cpprune.audio.mel import LogMel, ScaleImage
 from cpprune.distributed import gather_rows, rank, world_size
 from cpprune.feed import Fetch
+from shards.durable import write_output
 from shards.errors import InputError
 from shards.order import rank_slice
 
@@ -104,13 +106,13 @@ def write_submission(
     path: Path, filenames: list[str], classes: tuple[str, ...], log_prob_NK: metrics.Floats
 ) -> None:
     """Write predictions in DCASE's form: tab-separated filename, scene_label, one column a class."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder to write {path.name} to; create it first")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["filename", "scene_label", *classes])
-        for name, row in zip(filenames, log_prob_NK, strict=True):
-            writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in np.exp(row))])
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["filename", "scene_label", *classes])
+    for name, row in zip(filenames, log_prob_NK, strict=True):
+        writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in np.exp(row))])
+    # Names of files need not be text.
+    write_output(path, text.getvalue().encode(errors="surrogateescape"), "--predictions")
 
 
 def submission_names(split: Split) -> list[str]:

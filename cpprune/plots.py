@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.durable import replace_file
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,4 +90,6 @@ def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     columns = -(-len(labels) // 24)
     figure.legend(handles, labels, loc="outside right upper", fontsize="small", ncols=columns)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    replace_file(path, path.parent, picture.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import resource
-import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -19,13 +18,15 @@ import yaml
 
 import cpprune
 from cpprune import artifact, checkpoint, tracking
-from cpprune.artifact import write_bytes
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.distributed import fingerprint
 from cpprune.divergence import has_failed
 from cpprune.finite import to_json
 from cpprune.identity import check_same
+from cpprune.run_folder import claim_run, clear_run
+from shards.credentials import recorded
+from shards.durable import replace_file, writing
 from shards.errors import InputError
 
 PACKAGES = ("cpprune", "torch", "torchaudio", "torch-pruning", "accelerate", "numpy", "safetensors")
@@ -127,7 +128,7 @@ def cut_back_ids(folder: Path, epoch: int, batch: int) -> None:
             if (record["epoch"], record["batch"]) < (epoch, batch):
                 kept.append(line)
         if kept != lines:
-            write_bytes(path, "".join(kept).encode())
+            replace_file(path, path.parent, "".join(kept).encode())
 
 
 def find_checkpoint(
@@ -174,26 +175,21 @@ def find_checkpoint(
 
 def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
     """Write config.yaml and environment.json; a fresh run first clears what an older one left."""
-    try:
-        if fresh and folder.is_dir():
-            for name in ("checkpoints", "model", "model_last", "plans", "ids", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            files = ("metrics.jsonl", "result.json", "report.html", tracking.STATE, tracking.LOG)
-            for name in files:
-                (folder / name).unlink(missing_ok=True)
+    with writing(folder, "--run"):
+        claim_run(folder)
+        if fresh:
+            clear_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        about = json.dumps(environment(), indent=2) + "\n"
+        replace_file(folder / "environment.json", folder, about.encode())
         if config.prune.prunes:
             (folder / "plans").mkdir(exist_ok=True)
         tree = config.to_dict()
         if config.init is not None:  # that model carries its network and front end with it
             del tree["model"]
             tree["features"] = {"backend": config.features.backend}
-        (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        (folder / "environment.json").write_text(to_json(environment(), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --run"
-        ) from None
+        text = yaml.safe_dump(recorded(tree), sort_keys=False)
+        replace_file(folder / "config.yaml", folder, text.encode())
 
 
 def write_result(folder: Path) -> dict[str, Any]:
@@ -208,7 +204,8 @@ def write_result(folder: Path) -> dict[str, Any]:
         "val": best.about["metrics"]["val"],
         "fingerprint": fingerprint(best.network),
     }
-    (folder / "result.json").write_text(to_json(result, indent=2) + "\n")
+    text = to_json(result, indent=2) + "\n"
+    replace_file(folder / "result.json", folder, text.encode())
     return result
 
 
@@ -229,7 +226,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": sys.argv,
+        "command": recorded(sys.argv),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

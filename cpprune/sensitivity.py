@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -27,12 +28,22 @@ from cpprune.pruning.curves import FORMAT
 from cpprune.pruning.plan import scored_groups, widths_plan
 from cpprune.pruning.saliency import Saliency
 from cpprune.pruning.surgery import apply_plan
+from shards.durable import replace_file
 from shards.errors import InputError
 from shards.order import permutation
+from shards.ownership import Kind, read_mark
 from shards.progress import progress
 from shards.reader import Split
 
 FIGURES = ("macro_accuracy", "log_loss")
+
+SENSITIVITY = Kind(
+    name="a measurement of sensitivity",
+    parts=("sensitivity.json", "sensitivity.csv", "sensitivity.png"),
+    made=lambda folder: (
+        {"format", "baseline", "ratios", "layers"} <= read_mark(folder / "sensitivity.json").keys()
+    ),
+)
 
 
 @torch.no_grad()
@@ -135,11 +146,13 @@ def _figures(network: nn.Module, x_NCFT: Tensor, label_N: NDArray[np.int64]) -> 
 
 def write_sensitivity(found: Mapping[str, Any], folder: Path) -> None:
     """Write sensitivity.json, and as a table, one line a cut, sensitivity.csv."""
-    (folder / "sensitivity.json").write_text(to_json(found, indent=2) + "\n")
-    with (folder / "sensitivity.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["layer", "width_before", "ratio", "width", *FIGURES])
-        for row in found["layers"]:
-            columns = (row["ratios"], row["widths"], *(row[key] for key in FIGURES))
-            for values in zip(*columns, strict=True):
-                writer.writerow([row["layer"], row["width"], *values])
+    text = to_json(found, indent=2) + "\n"
+    replace_file(folder / "sensitivity.json", folder, text.encode())
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["layer", "width_before", "ratio", "width", *FIGURES])
+    for row in found["layers"]:
+        columns = (row["ratios"], row["widths"], *(row[key] for key in FIGURES))
+        for values in zip(*columns, strict=True):
+            writer.writerow([row["layer"], row["width"], *values])
+    replace_file(folder / "sensitivity.csv", folder, table.getvalue().encode())

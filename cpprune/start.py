@@ -17,6 +17,7 @@ from cpprune.config import RunConfig, flatten
 from cpprune.data import check_fits
 from cpprune.models.factory import is_factory
 from cpprune.models.registry import build_model, check_logits
+from cpprune.models.trust import trust_factory
 from shards.errors import InputError
 from shards.reader import Dataset
 
@@ -53,6 +54,8 @@ def planned_model(config: RunConfig, given: frozenset[str]) -> Model:
 def _start(
     config: RunConfig, given: frozenset[str], classes: Sequence[str], clip_shape: Sequence[int]
 ) -> Model:
+    if config.model.factory is not None:
+        trust_factory(config.model.factory)
     if config.init is not None:
         model = artifact.load(config.init)
         _refuse_contradictions(config, config.init, model, given)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cpprune.complexity import latency
+from cpprune.complexity import count_macs, count_parameters, latency
 from cpprune.config import RunConfig
 from cpprune.pruning.budget import parse_budget
 from cpprune.tracking import read_state
+from shards.credentials import without_credentials
 
 if TYPE_CHECKING:
     from cpprune.artifact import Model
@@ -114,6 +115,15 @@ class RunningLoss:
         return self.text
 
 
+def opening_text(config: RunConfig, model: Model, clips: int, steps: int) -> str:
+    """Return the line that a run begins with: what is trained, on `clips` in `steps` an epoch."""
+    macs = count_macs(model.network, model.input_shape)
+    return (
+        f"{config.run}: {model.family} with {count_parameters(model.network):,} parameters and {macs:,} "
+        f"MACs, {clips:,} clips in {steps} step(s) an epoch, precision {config.train.precision}"
+    )
+
+
 def resumed_text(folder: Path, found: Saved, epochs: int) -> str:
     """Return the line that says from where a run goes on; `epochs` are those in all."""
     progress = found.progress
@@ -161,7 +171,7 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
         f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
         f"{result['parameters']:,} parameters, val macro accuracy "
         f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
-        f"--data {config.data.path}",
+        f"--data {without_credentials(config.data.path)}",
         f"  best by {config.train.monitor}: accuracy {val['accuracy']:.4f}, log loss "
         f"{figure_text(val['log_loss'])} over {val['clips']:,} clips of validation",
         f"  costs {result['parameters']:,} parameters and {result['macs']:,} MACs",

@@ -23,12 +23,12 @@ import yaml
 from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-from cpprune.artifact import write_bytes
 from cpprune.config import flatten
 from cpprune.finite import to_json
 from cpprune.metrics import Ints
 from cpprune.plots import confusion_figure
 from cpprune.tracking import STATE, read_state
+from shards.durable import replace_file
 
 SECONDS_BETWEEN_LOOKS = 0.5
 # The server has to answer at all within this, else the run is kept offline.
@@ -71,9 +71,7 @@ class State:
     def note(self, **changes: Any) -> None:
         """Change what it says, at once and on disk."""
         self.content.update(changes)
-        new = self.path.with_suffix(".new")
-        write_bytes(new, (to_json(self.content) + "\n").encode())
-        new.replace(self.path)
+        replace_file(self.path, self.path.parent, (to_json(self.content) + "\n").encode())
 
 
 def main(folder: Path, seconds: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import shards
 from cpprune import artifact, checkpoint, distributed, divergence, metrics, tracking
 from cpprune.calibration import measure_saliency
 from cpprune.checkpoint import Progress
-from cpprune.complexity import count_macs, count_parameters
+from cpprune.complexity import count_parameters
 from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches
 from cpprune.divergence import REMEDY, DivergenceError, failure_written
@@ -25,7 +25,7 @@ from cpprune.guards import SkippedSteps, Watchdog
 from cpprune.identity import identity
 from cpprune.models.resize import fit, layer_widths
 from cpprune.optim import lr_factor
-from cpprune.pruning.plan import make_plan, read_plan, write_plan
+from cpprune.pruning.plan import make_plan, plan_bytes, read_plan
 from cpprune.pruning.schedule import events, lr_span, plan_arguments
 from cpprune.pruning.sparsity import Penalty
 from cpprune.run import (
@@ -37,10 +37,12 @@ from cpprune.run import (
     write_result,
     write_start,
 )
+from cpprune.run_folder import claim_run, hold_run
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
 from cpprune.stopping import Stopping
-from cpprune.terminal import closing_lines, epoch_line, epoch_text, resumed_text
+from cpprune.terminal import closing_lines, epoch_line, epoch_text, opening_text, resumed_text
+from shards.durable import replace_file
 from shards.errors import InputError
 
 
@@ -62,12 +64,16 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
         with (
+            ExitStack() as held,
             trainer.stopping,
             trainer.watchdog,
             trainer.journal,
             closing(trainer.stepper),
             failure_written(trainer.folder, trainer.rank),
         ):
+            # Before any rank looks for a checkpoint there.
+            hold = hold_run(trainer.folder)
+            distributed.on_rank_0(lambda: held.enter_context(hold), trainer.device)
             trainer.begin()
             for epoch in range(trainer.progress.epoch, config.train.epochs):
                 trainer.prune_if_due(epoch)
@@ -96,6 +102,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.folder = Path(config.run)
+        distributed.on_rank_0(lambda: claim_run(self.folder), self.device)
         self.dataset = shards.open_dataset(
             config.data.path, config.data.cache, config.data.cache_bytes
         )
@@ -177,7 +184,8 @@ class Trainer:
         }
         distributed.on_rank_0(lambda: self.journal.log(record), self.device)
         path = self.folder / "plans" / f"epoch-{epoch:04d}.json"
-        distributed.on_rank_0(lambda: write_plan(path, cut.plan), self.device)
+        write = partial(replace_file, path, path.parent, plan_bytes(cut.plan))
+        distributed.on_rank_0(write, self.device)
         self.journal.say(
             f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(self.events)}, "
             f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
@@ -277,7 +285,7 @@ class Trainer:
         finite = value is not None and not wrong
         for name in ["model_last", "model"] if best else ["model_last"] * finite:
             folder = self.folder / name
-            write = partial(artifact.save, self.model, folder, weights=weights)
+            write = partial(artifact.save, self.model, folder, weights=weights, claimed=True)
             distributed.on_rank_0(write, self.device)
         self.watchdog.progress(progress.step)
         self.journal.say(epoch_text(record, config.train.epochs))
@@ -291,12 +299,8 @@ class Trainer:
         if found is None:
             self.stepper.wrap({})
             self.stepper.penalty = self.penalty()
-            self.journal.say(
-                f"{self.folder}: {self.model.family} with {count_parameters(network):,} parameters "
-                f"and {count_macs(network, self.model.input_shape):,} MACs, {self.batches.clips:,} "
-                f"clips in {len(self.batches)} step(s) an epoch, {self.world} process(es) on "
-                f"{self.device.type}, precision {self.config.train.precision}"
-            )
+            text = opening_text(self.config, self.model, self.batches.clips, len(self.batches))
+            self.journal.say(f"{text}, {self.world} process(es) on {self.device.type}")
             return
         tensors = found.tensors
         self.progress = progress = found.progress
@@ -328,11 +332,7 @@ class Trainer:
         self.journal.track(self.config.track)
 
     def save(self) -> None:
-        """Write a checkpoint, which all ranks agree on.
-
-        Raises:
-            DivergenceError: there are weights that are not finite.
-        """
+        """Write a checkpoint that all ranks agree on; DivergenceError if weights are not finite."""
         self.skipped.settle(self.progress)
         self.progress.loss_sums, self.progress.seconds = self.loss_sums(), self.seconds()
         self.share_buffers()
@@ -376,8 +376,9 @@ class Trainer:
     def result(self) -> dict[str, Any]:
         """Write result.json and say where to look next; DivergenceError if there is no best model."""
         divergence.check_any_finite(self.progress.best, self.folder)
-        written = write_result(self.folder) if self.rank == 0 else None
-        result: dict[str, Any] = distributed.share_json(written, self.device)
+        written: list[dict[str, Any]] = []
+        distributed.on_rank_0(lambda: written.append(write_result(self.folder)), self.device)
+        result: dict[str, Any] = distributed.share_json(written[:1], self.device)[0]
         for line in closing_lines(self.config, result, self.model) if self.rank == 0 else []:
             self.journal.say(line)
         return result

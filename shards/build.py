@@ -10,12 +10,15 @@ import csv
 import io
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shards.audit import audit
 from shards.dataset_folder import (
     PLAN_NAME,
     WORK_FILES,
@@ -92,9 +95,12 @@ def build_dataset(
             remove(work, WORK_FILES)
             return manifest
         _claim(work, plan)
-        spooled, bad = spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [])
+        _say(plan, show=show)
+        spooled, bad, clipped = (
+            spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [], {})
+        )
         records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers, show=show)
-        manifest = _finish(plan, folder, records, bad)
+        manifest = _finish(plan, folder, records, bad, clipped)
         remove(work, WORK_FILES)
     return manifest
 
@@ -145,6 +151,7 @@ def build_part(
             _finished(folder, plan)
             return True
         _claim(work, plan)
+        _say(plan, show=show)
         if needs_spool(plan):
             spool(plan, work, workers, show=show, share=share)
         else:
@@ -199,6 +206,15 @@ def _at_work(folder: Path, part: str = "") -> Iterator[None]:
             work.rmdir()
             if not there:
                 folder.rmdir()
+
+
+def _say(plan: Plan, *, show: bool) -> None:
+    """Says what is to be known before hours of decoding, not after."""
+    if show:
+        for line in plan.remarks.notes:
+            print(f"cpprune: {line}", file=sys.stderr)
+        for line in plan.remarks.warnings:
+            print(f"cpprune: warning: {line}", file=sys.stderr)
 
 
 def _claim(work: Path, plan: Plan) -> None:
@@ -263,7 +279,11 @@ def _make_shards(
 
 
 def _finish(
-    plan: Plan, folder: Path, records: list[dict[str, Any]], spool_bad: list[Bad]
+    plan: Plan,
+    folder: Path,
+    records: list[dict[str, Any]],
+    spool_bad: list[Bad],
+    clipped: dict[str, int],
 ) -> Manifest:
     """Writes the index, the report of bad files and, last, the manifest."""
     work = folder / WORK_NAME
@@ -280,11 +300,16 @@ def _finish(
             columns[name].extend(values)
         columns["shard"].extend([number] * len(record["rows"]))
         columns["split"].extend([record["split"]] * len(record["rows"]))
+    shard_bad = [Bad(*pair) for record in records for pair in record["rejected"]]
+    bad = sorted({*plan.bad, *spool_bad, *shard_bad})
+    if not columns["key"]:
+        raise bad_file_error(bad[0], plan.options)
     index = work / f"{INDEX_NAME}.tmp"
     write_index(index, columns, groups)
     publish(index, folder / INDEX_NAME)
-    shard_bad = [Bad(*pair) for record in records for pair in record["rejected"]]
-    bad = sorted({*plan.bad, *spool_bad, *shard_bad})
+    for record in records:
+        clipped |= record["clipped"]
+    silent = {key for record in records for key in record["silent"]}
     rejected = _write_rejected(folder, bad) if bad else None
     audio = plan.source.kind == "audio"
     manifest = Manifest(
@@ -309,6 +334,7 @@ def _finish(
         index={
             "name": INDEX_NAME,
             "sha256": sha256_of_file(folder / INDEX_NAME),
+            "bytes": (folder / INDEX_NAME).stat().st_size,
             "rows": len(columns["key"]),
         },
         rejected=rejected,
@@ -317,7 +343,8 @@ def _finish(
             "arguments": plan.options.arguments(),
             "lists": dict(plan.source.lists),
             "files": len(plan.source.items),
-            "ignored_files": plan.source.ignored,
+            "ignored_files": sum(plan.source.aside.values()),
+            "audit": asdict(audit(plan, bad, clipped, silent, columns, folder)),
             "plan": plan.sha256,
         },
     ).sealed()

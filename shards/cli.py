@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from shards.credentials import without_credentials
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "kind",
         choices=KINDS,
         metavar="KIND",
-        help="tau2022: a folder in TAU's layout; folder: CLASS/FILE or train|val|test/CLASS/FILE; "
+        help="tau2022: a folder in TAU's layout; folder: CLASS/FILE or SPLIT/CLASS/FILE; "
         "table: a CSV or TSV; mnist: a folder of IDX files",
     )
     add("--source", type=Path, required=True, help="the folder or table")
@@ -155,10 +156,30 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add("--of", type=int, metavar="N", help="… of so many; the same without --part joins them")
     add("--overwrite", action="store_true", help="delete the dataset or unfinished build in --out")
     add("--dry-run", action="store_true", help="print the plan, write nothing")
+    add(
+        "--keep-together",
+        metavar="WHAT",
+        help="what else than the clips of one file is never parted: a column of a table, or, for a "
+        "folder, a regular expression over the path of a file in it: files for which its first group, "
+        "or else its match, is the same",
+    )
+    add(
+        "--layout",
+        choices=("auto", "classes", "splits"),
+        default="auto",
+        help="folder: whether the sub-folders are classes or splits, where their names leave it open",
+    )
     table = parser.add_argument_group("tables")
     table.add_argument("--filename-column", default="filename", help="default filename")
     table.add_argument("--label-column", default="label", help="default label")
     table.add_argument("--split-column", help="default split, if there is such a column")
+    table.add_argument(
+        "--folds",
+        type=_folds,
+        default=(),
+        metavar="test=5,val=4",
+        help="which values of the split column are which split; the others are train",
+    )
     table.add_argument(
         "--group-columns",
         type=lambda text: tuple(name for name in text.split(",") if name),
@@ -172,6 +193,13 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
+
+
+def _folds(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(split in ("train", "val", "test") and value for split, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as test=5,val=4")
+    return tuple((split, value) for split, _, value in pairs)
 
 
 def _workers(given: int | None) -> int | None:
@@ -217,7 +245,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build_dataset
     from shards.dataset_folder import claim_dataset
     from shards.plan import BuildOptions, make_plan
-    from shards.summary import plan_lines, plan_summary
+    from shards.summary import audit_of, closing_lines, plan_lines, plan_summary
     from shards.workers import cpu_count
 
     workers = _workers(arguments.workers)
@@ -233,15 +261,15 @@ def _build(arguments: argparse.Namespace) -> int:
     manifest = build_dataset(
         options, arguments.out, workers=workers, overwrite=arguments.overwrite, show=True
     )
+    for line in closing_lines(manifest):
+        print(line, file=sys.stderr)
     if manifest.rejected:
-        print(
-            f"{manifest.rejected['count']} bad file(s) left out: see "
-            f"{arguments.out / manifest.rejected['name']}",
-            file=sys.stderr,
-        )
+        print(f"bad files: see {arguments.out / manifest.rejected['name']}", file=sys.stderr)
     counts = {name: split["count"] for name, split in manifest.splits.items()}
     if arguments.json:
-        _say(json.dumps({"out": str(arguments.out), "splits": counts, "sha256": manifest.sha256}))
+        per_class = {name: split["classes"] for name, split in manifest.splits.items()}
+        document = {"out": str(arguments.out), "splits": counts, "sha256": manifest.sha256}
+        _say(json.dumps({**document, "per_class": per_class, "audit": audit_of(manifest)}))
     else:
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         _say(f"{arguments.out} is complete: {listed}")
@@ -271,6 +299,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     most_lines = 50
     problems = verify(arguments.dataset)
+    shown = without_credentials(arguments.dataset)
     if arguments.json:
         found = [{"file": p.file, "key": p.key, "what": p.what} for p in problems]
         _say(json.dumps({"whole": not problems, "count": len(problems), "problems": found}))
@@ -280,9 +309,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         more = len(problems) - most_lines
         if more > 0:
             _say(f"… and {more:,} more")
-        _say(f"{arguments.dataset}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
+        _say(f"{shown}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
     else:
-        _say(f"{arguments.dataset} is whole")
+        _say(f"{shown} is whole")
     return 1 if problems else 0
 
 

@@ -4,26 +4,25 @@ What is read is believed, never the length in the header: it may be an estimate 
 FLAC written to a pipe), or that of a file which was cut off since.
 """
 
+import io
 import os
-import re
 import stat
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from shards import mpeg, ogg
+from shards.containers import Piece, extent_of
 from shards.ffmpeg import opened_by_ffmpeg
 from shards.formats import decoder_of
 from shards.sound import BadFile, Sound, Wave
 
 BLOCK_SAMPLES = 1 << 18
-# libsndfile notes a data chunk that is longer than the file: "data : 132300 (should be 66106)".
-_CUT_SHORT = re.compile(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", re.MULTILINE)
-# Programs that write to a pipe cannot know the length and leave one of these.
-_UNKNOWN_LENGTHS = range(0x7FFFF000, 0x100000000)
 # libsndfile's length of what it cannot measure.
-_UNKNOWN_FRAMES = 2**63 - 1
+_UNKNOWN = 2**63 - 1
 
 
 @contextmanager
@@ -34,8 +33,10 @@ def opened(file: str | Path) -> Iterator[Sound]:
         BadFile: if it is no audio, or is cut short.
     """
     with ExitStack() as stack:
+        handle = _open_regular(file)
+        stack.callback(os.close, handle)
         try:
-            sound = _open(file, stack)
+            sound = _open(handle, stack)
         except _errors() as error:
             if decoder_of(Path(file).name) != "ffmpeg":
                 raise BadFile(_reason(error)) from error
@@ -43,34 +44,14 @@ def opened(file: str | Path) -> Iterator[Sound]:
         yield sound
 
 
-def _open(file: str | Path, stack: ExitStack) -> Sound:
-    import soundfile
-
-    class Sequential(soundfile.SoundFile):  # type: ignore[misc]
-        # soundfile would seek after every read, which some formats cannot, and stop at `frames`.
-        def seekable(self) -> bool:
-            return False
-
-    handle = _open_regular(file)
-    stack.callback(os.close, handle)
-    # By its descriptor, so that the name need not be text and nothing is guessed from its ending.
-    sound = stack.enter_context(Sequential(handle, closefd=False))
-    frames = sound.frames
-    _refuse_damage(frames, sound.extra_info)
-    if sound.format == "MP3":
-        # Through a pipe, libsndfile does not estimate the length and reads to the end.
-        os.lseek(handle, 0, os.SEEK_SET)
-        sound = stack.enter_context(Sequential(_piped(handle, stack), closefd=False))
-        frames = _UNKNOWN_FRAMES
-    return Sound(sound.samplerate, None if frames == _UNKNOWN_FRAMES else frames, _read(sound))
-
-
 def _open_regular(file: str | Path) -> int:
-    # Not blocking: a named pipe would be waited for.
     try:
+        # Not blocking: a named pipe would be waited for.
         handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise BadFile("no such file") from error
+    except (OSError, ValueError) as error:
+        raise BadFile(_reason(error)) from error
     status = os.fstat(handle)
     if stat.S_ISREG(status.st_mode) and status.st_size > 0:
         return handle
@@ -78,13 +59,146 @@ def _open_regular(file: str | Path) -> int:
     raise BadFile("the file is empty" if stat.S_ISREG(status.st_mode) else "not a regular file")
 
 
-def _piped(handle: int, stack: ExitStack) -> int:
-    """Returns the end of a pipe from which the rest of a file can be read."""
+def _open(handle: int, stack: ExitStack) -> Sound:
+    size = os.fstat(handle).st_size
+    start = mpeg.after_tags(handle, 0, size)
+    if os.pread(handle, 4, start) == b"OggS":
+        return _open_ogg(ogg.links(handle, start, size), handle, stack)
+    extent = extent_of(handle, start, size)
+    if extent is None:
+        if mpeg.is_frame(handle, start):
+            return _open_mpeg(handle, start, size, stack)
+        sound = _sequential(_View(handle, start, size) if start else handle, stack)
+        if sound.format == "MP3":
+            return _open_mpeg(handle, start, size, stack)
+        if sound.format == "SDS":
+            raise BadFile("libsndfile loses the end of SDS files; convert it to WAV or FLAC")
+        if "seems to be truncated" in sound.extra_info:
+            raise BadFile("cut short: its header states more samples than are there")
+    else:
+        extent.refuse_cut()
+        end, piece = extent.mended()
+        mended = start or end is not None or piece is not None
+        source = _View(handle, start, end or size, piece) if mended else handle
+        sound = _sequential(source, stack)
+        if sound.subtype.startswith("MPEG"):
+            return _open_mpeg(handle, extent.at, end or size, stack)
+        if extent.frames is not None:
+            frames = min(sound.frames, extent.frames)
+            return Sound(sound.samplerate, frames, _first(frames, _read(sound)))
+    return _sound(sound)
+
+
+def _open_ogg(links: list[tuple[int, int]], handle: int, stack: ExitStack) -> Sound:
+    sounds = [_sequential(_View(handle, begin, end), stack) for begin, end in links]
+    first = sounds[0]
+    if any(s.samplerate != first.samplerate or s.channels != first.channels for s in sounds):
+        raise BadFile("its sample rate or channels change; convert it to WAV or FLAC")
+    frames = sum(sound.frames for sound in sounds)
+    return Sound(first.samplerate, frames, chain.from_iterable(map(_read, sounds)))
+
+
+def _open_mpeg(handle: int, at: int, end: int, stack: ExitStack) -> Sound:
+    stream = mpeg.scan(handle, at, end)
+    if stream is None:
+        raise BadFile("no MPEG frames can be found")
+    # From a pipe, libsndfile does not guess how long it is, and reads to the end.
+    begin = stream.first if stream.header is None else stream.header
+    sound = _sequential(_piped(handle, begin, end, stack), stack)
+    if sound.frames != _UNKNOWN:
+        return _sound(sound)
+    # A decoder may leave out a frame that rests on one before the first.
+    least = (stream.frames - 2) * stream.samples
+    return Sound(sound.samplerate, None, _at_least(least, _read(sound)))
+
+
+def _at_least(least: int, blocks: Iterator[Wave]) -> Iterator[Wave]:
+    heard = 0
+    for block in blocks:
+        heard += len(block)
+        yield block
+    if heard < least:
+        raise BadFile(f"only {heard} of {least} samples can be decoded")
+
+
+def _first(frames: int, blocks: Iterator[Wave]) -> Iterator[Wave]:
+    for block in blocks:
+        yield block[:frames]
+        frames -= len(block[:frames])
+        if frames == 0:
+            return
+
+
+def _sound(sound: Any) -> Sound:
+    frames = None if sound.frames == _UNKNOWN else sound.frames
+    return Sound(sound.samplerate, frames, _read(sound))
+
+
+def _sequential(source: "_View | int", stack: ExitStack) -> Any:
+    """Opens what libsndfile knows; by content alone, nothing is guessed from a name."""
+    import soundfile
+
+    class Sequential(soundfile.SoundFile):  # type: ignore[misc]
+        # soundfile would seek after every read, which some formats cannot, and stop at `frames`.
+        def seekable(self) -> bool:
+            return False
+
+    return stack.enter_context(Sequential(source, closefd=False))
+
+
+def _read(sound: Any) -> Iterator[Wave]:
+    frames = max(1, BLOCK_SAMPLES // sound.channels)
+    try:
+        # A new array for each block: what a short read leaves of it is not handed out.
+        while len(block := sound.read(frames, dtype="float32", always_2d=True)):
+            yield block
+    except _errors() as error:
+        raise BadFile(_reason(error)) from error
+
+
+class _View(io.RawIOBase):
+    """A part of a file, with a piece of it replaced, as a file of its own."""
+
+    def __init__(self, handle: int, begin: int, end: int, piece: Piece | None = None) -> None:
+        self.handle, self.begin, self.end, self.piece = handle, begin, end, piece
+        self.place = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to a place, from the beginning, from here or from the end."""
+        self.place = max(0, offset + (0, self.place, self.end - self.begin)[whence])
+        return self.place
+
+    def tell(self) -> int:
+        """Returns the place."""
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads as many bytes as there is room for, or as there are."""
+        room = memoryview(buffer).cast("B")
+        at = self.begin + self.place
+        try:
+            count = os.preadv(self.handle, [room[: max(0, self.end - at)]], at)
+        except (
+            OSError
+        ):  # no exception passes through libsndfile; it sees that the rest is not there
+            return 0
+        self.place += count
+        if self.piece:
+            for place, byte in enumerate(self.piece.data, self.piece.at - at):
+                if 0 <= place < count:
+                    room[place] = byte
+        return count
+
+
+def _piped(handle: int, begin: int, end: int, stack: ExitStack) -> int:
+    """Returns the end of a pipe from which a part of a file can be read."""
     out, into = os.pipe2(os.O_CLOEXEC)
 
     def feed() -> None:
+        at = begin
         try:
-            while chunk := os.read(handle, 1 << 16):
+            while chunk := os.pread(handle, min(1 << 16, end - at), at):
+                at += len(chunk)
                 left = memoryview(chunk)
                 while left:
                     left = left[os.write(into, left) :]
@@ -100,16 +214,6 @@ def _piped(handle: int, stack: ExitStack) -> int:
     return out
 
 
-def _read(sound: Any) -> Iterator[Wave]:
-    frames = max(1, BLOCK_SAMPLES // sound.channels)
-    try:
-        # A new array for each block: what a short read leaves of it is not handed out.
-        while len(block := sound.read(frames, dtype="float32", always_2d=True)):
-            yield block
-    except _errors() as error:
-        raise BadFile(_reason(error)) from error
-
-
 def _errors() -> tuple[type[Exception], ...]:
     import soundfile
 
@@ -123,13 +227,3 @@ def _reason(error: Exception) -> str:
         return f"not readable: {error.strerror or error}"
     text = str(getattr(error, "error_string", error)).strip().rstrip(".")
     return f"not readable as audio: {text}"
-
-
-def _refuse_damage(frames: int, log: str) -> None:
-    cut_short = _CUT_SHORT.search(log)
-    if cut_short and int(cut_short[1]) not in _UNKNOWN_LENGTHS:
-        promised, there = int(cut_short[1]), int(cut_short[2])
-        if promised > there > 0:
-            raise BadFile(f"cut short: {there} of {promised} bytes of samples are there")
-    if frames <= 0:
-        raise BadFile("no samples")

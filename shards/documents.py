@@ -108,7 +108,7 @@ def parse_json(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
         raise
     except ValueError as error:
         raise DocumentError(f"is not valid JSON ({_one_line(error)})") from None
-    return _typed(document, kind, finite, len(data))
+    return _checked(document, kind, finite, len(data))
 
 
 def parse_yaml(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
@@ -123,17 +123,24 @@ def parse_yaml(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
         raise
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DocumentError(f"is not valid YAML ({_one_line(error)})") from None
-    return _typed(document, kind, finite, MOST_YAML_BYTES)
+    return _checked(document, kind, finite, MOST_YAML_BYTES)
 
 
-def _typed(document: Any, kind: type[T], finite: bool, most: int) -> T:
-    _check(document, finite, most)
+def typed(document: Any, kind: type[T]) -> T:
+    """Turns what a document holds, read as `Any` or a dict, into `kind`.
+
+    Raises:
+        DocumentError: it is something else; the message says where and what.
+    """
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise DocumentError(_place(str(error))) from None
-    except OverflowError:
-        raise DocumentError("holds a number that is too large") from None
+
+
+def _checked(document: Any, kind: type[T], finite: bool, most: int) -> T:
+    _check(document, finite, most)
+    return typed(document, kind)
 
 
 def _check(document: Any, finite: bool, most: int) -> None:
@@ -197,15 +204,19 @@ def _yaml_loader() -> type[Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        aliases = 0
-        merged = 0
+        aliases = merged = depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 self.aliases += 1
                 if self.aliases > MOST_ALIASES:
                     raise DocumentError(f"holds more than {MOST_ALIASES:,} aliases")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > MOST_DEPTH + 1:
+                raise DocumentError(f"is nested more than {MOST_DEPTH} deep")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.credentials import file_in
 from shards.durable import replace_file, writing
 from shards.errors import InputError
 from shards.locks import locked
@@ -19,6 +20,9 @@ from shards.web_file import fetch, remote_size
 # What is unfinished, and notes of what is finished.
 WORK = ".download"
 _MB = 10**6
+# What an archive may have beyond the bytes of all unpacked files, and a line of a list, in bytes.
+_MOST_PACKED = 100 * _MB
+_MOST_LINE = 1024
 
 
 def _is_download(folder: Path) -> bool:
@@ -43,12 +47,14 @@ class RemoteFile:
     Attributes:
         name: what it is called on the disk.
         url: where it is.
+        most: bytes that it may have.
         md5: of its bytes; None if it is not known.
         lines: of a list whose md5 is not known, with its header.
     """
 
     name: str
     url: str
+    most: int
     md5: str | None = None
     lines: int | None = None
 
@@ -107,15 +113,23 @@ class RemoteDataset:
             if percent not in self.lists:
                 known = ", ".join(map(str, self.lists))
                 raise InputError(f"--splits {percent}: there are subsets of {known} percent")
-        own = mirror.rstrip("/") + "/{name}" if mirror else None
+        own = file_in(mirror, "{name}") if mirror else None
         archives = [
-            RemoteFile(name=name, url=(own or self.url).replace("{name}", name), md5=md5)
+            RemoteFile(
+                name=name,
+                url=(own or self.url).replace("{name}", name),
+                most=_MOST_PACKED + self.bytes,
+                md5=md5,
+            )
             for name, md5 in self.md5.items()
         ]
         names = {f"split{percent}.csv": self.lists[percent] for percent in splits}
         lists = [
             RemoteFile(
-                name=name, url=(own or self.lists_url).replace("{name}", name), lines=clips + 1
+                name=name,
+                url=(own or self.lists_url).replace("{name}", name),
+                most=_MOST_LINE * (clips + 1),
+                lines=clips + 1,
             )
             for name, clips in names.items()
         ]
@@ -254,7 +268,7 @@ def _fetch_checked(file: RemoteFile, part: Path, advance: Callable[[int], None])
     fault: str | None = None
     for _ in range(2):
         try:
-            fetch(file.url, part, advance)
+            fetch(file.url, part, file.most, advance)
         except OSError as error:
             raise InputError(f"{part} cannot be written: {error.strerror}") from error
         fault = file.fault(part)

@@ -1,24 +1,26 @@
-"""Files of a remote folder, over fsspec: repeated when the network fails, verified by SHA-256."""
+"""Files of a remote folder: bounded, repeated when the network fails, verified by SHA-256.
+
+http and https are ours (`shards.web_file`); what else there is, fsspec knows.
+"""
 
 import hashlib
-import time
+import io
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar
+from contextlib import closing
+from functools import partial
+from typing import Any, BinaryIO
 
+from shards import transfer
 from shards.errors import InputError
+from shards.transfer import Answer, BrokenError, repeated, within
+from shards.web_file import ask_for
 
-Result = TypeVar("Result")
-
-BLOCK = 8 << 20
-# Seconds before the second and the third try.
-PAUSES = (1.0, 5.0)
+# What is asked for in one piece, in bytes; when it does not come in time, an eighth of it.
+BLOCK, LEAST_BLOCK = 8 << 20, 1 << 14
 # What fsspec needs beside itself.
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
-PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
 
-
-class _FetchError(Exception):
-    """One try failed; the message says why and what to do if the others fail too."""
+_ADVICE = "check the address, your permissions and the network, and start again"
 
 
 def is_remote(location: str) -> bool:
@@ -26,57 +28,142 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
-def fetch_bytes(url: str) -> bytes:
-    """Returns a small file.
+def fetch_bytes(url: str, most: int) -> bytes:
+    """Returns a small file of at most so many bytes.
 
     Raises:
-        InputError: it does not exist or cannot be fetched.
+        InputError: it does not exist, cannot be fetched, or is longer.
     """
-    filesystem, path = _filesystem(url)
-
-    def attempt() -> bytes:
-        try:
-            return bytes(filesystem.cat_file(path))
-        except FileNotFoundError as error:
-            raise InputError(f"{url} does not exist: check the address") from error
-        except Exception as error:  # every backend has its own
-            raise _unreachable(error) from error
-
-    return _repeated(url, attempt)
+    file = io.BytesIO()
+    _fetch(url, _Received(file), most, None)
+    return file.getvalue()
 
 
-def fetch_file(url: str, sha256: str, size: int | None, file: BinaryIO) -> None:
+def fetch_file(
+    url: str, sha256: str, most: int, file: BinaryIO | None, *, exact: bool = True
+) -> None:
     """Writes a remote file to one that is open, from its start.
 
     Args:
         url: of the file.
         sha256: that its bytes have to have.
-        size: how many there have to be, and never more are written; None if that is not known.
-        file: where they go.
+        most: how many there may be; no more are taken.
+        file: where they go; None to look at them only.
+        exact: whether there have to be so many.
 
     Raises:
         InputError: it cannot be fetched, or its bytes are others.
         OSError: `file` cannot be written.
     """
-    filesystem, path = _filesystem(url)
+    _fetch(url, _Received(file), most, sha256, exact=exact)
+
+
+class _Received:
+    """What has arrived of a file: how many bytes, and their SHA-256."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self.file = file
+        self.begin()
+
+    def begin(self) -> None:
+        """Takes the next block for the first one."""
+        self.bytes, self.digest = 0, hashlib.sha256()
+        if self.file is not None:
+            self.file.seek(0)
+
+    def add(self, block: bytes) -> None:
+        self.bytes += len(block)
+        self.digest.update(block)
+        if self.file is not None:
+            self.file.write(block)
+
+    def end(self) -> None:
+        """Leaves nothing behind the last byte that an earlier try may have brought."""
+        if self.file is not None:
+            self.file.truncate(self.bytes)
+            self.file.flush()
+
+
+def _fetch(
+    url: str, received: _Received, most: int, sha256: str | None, *, exact: bool = False
+) -> None:
+    ask = _source(url)
+    bound = f"{most:,} bytes that it has" if exact else f"{most:,} bytes that it may have"
 
     def attempt() -> None:
-        digest, found = hashlib.sha256(), 0
-        file.seek(0)
-        for block in _blocks(filesystem, path):
-            digest.update(block)
-            found += len(block)
-            if size is None or found <= size:
-                file.write(block)
-        file.flush()
-        if digest.hexdigest() != sha256:
-            expected = sha256 if size is None else f"{sha256} of {size} bytes"
-            raise _FetchError(
-                f"is damaged: expected sha256 {expected}, found {digest.hexdigest()} of {found} "
-                "bytes; upload it again"
+        with closing(ask(received.bytes)) as answer:
+            if answer.total is not None and (
+                answer.total > most or (exact and answer.total < most)
+            ):
+                raise InputError(
+                    f"{url} is damaged: the server has {answer.total:,} bytes, not the {bound}; "
+                    "upload it again"
+                )
+            if answer.offset != received.bytes:
+                received.begin()
+            for block in answer.blocks:
+                if received.bytes + len(block) > most:
+                    raise InputError(f"{url} is damaged: the server sends more than the {bound}")
+                received.add(block)
+        whole = most if exact else answer.total
+        if whole is not None and received.bytes < whole:
+            raise BrokenError(
+                f"cannot be fetched (it ends after {received.bytes:,} of {whole:,} bytes)"
+            )
+        received.end()
+        found = received.digest.hexdigest()
+        if sha256 not in (None, found):
+            size = received.bytes
+            received.begin()
+            raise BrokenError(
+                f"damaged: expected sha256 {sha256}, found {found} of {size:,} bytes",
+                advice="upload it again",
             )
 
-    _repeated(url, attempt)
+    repeated(url, attempt, lambda: received.bytes, _ADVICE)
+
+
+def _source(url: str) -> Callable[[int], Answer]:
+    """Returns what opens a file from a byte on."""
+    if url.startswith(("http://", "https://")):
+        return partial(ask_for, url)
+    filesystem, path = _filesystem(url)
+    size = BLOCK
+
+    def ask(start: int) -> Answer:
+        try:
+            file = within(transfer.SILENCE, partial(filesystem.open, block_size=size), path, "rb")
+        except FileNotFoundError as error:
+            raise InputError(f"{url} does not exist: check the address") from error
+        except BrokenError:
+            raise
+        except Exception as error:  # every backend has its own
+            raise _unreachable(error) from error
+        total = getattr(file, "size", None)
+        offset = _moved(file, start)
+        return Answer(blocks(file), offset, total if isinstance(total, int) else None, file.close)
+
+    def blocks(file: Any) -> Iterator[bytes]:
+        nonlocal size
+        try:
+            while block := within(transfer.SILENCE, file.read, size):
+                yield block
+        except BrokenError:
+            size = max(size >> 3, LEAST_BLOCK)
+            raise
+        except Exception as error:  # every backend has its own
+            raise _unreachable(error) from error
+
+    return ask
+
+
+def _moved(file: Any, start: int) -> int:
+    """Goes to a byte of a file, if that can be done, and returns where it is."""
+    try:
+        file.seek(start)
+    except Exception:  # every backend has its own
+        return 0
+    return start
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -100,33 +187,9 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _blocks(filesystem: Any, path: str) -> Iterator[bytes]:
-    try:
-        with filesystem.open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                yield block
-    except Exception as error:  # every backend has its own
-        raise _unreachable(error) from error
-
-
-def _unreachable(error: Exception) -> _FetchError:
-    return _FetchError(
-        f"cannot be fetched ({_reason(error)}); check the address, your permissions and the network, "
-        "and start again"
-    )
+def _unreachable(error: Exception) -> BrokenError:
+    return BrokenError(f"cannot be fetched ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _repeated(url: str, attempt: Callable[[], Result]) -> Result:
-    for pause in PAUSES:
-        try:
-            return attempt()
-        except _FetchError:
-            time.sleep(pause)
-    try:
-        return attempt()
-    except _FetchError as error:
-        raise InputError(f"{url} {error} (tried {len(PAUSES) + 1} times)") from error

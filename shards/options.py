@@ -1,14 +1,17 @@
 """What a build is told: the options, checked before anything is read."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.clips import MIN_SOUND, count_clips
 from shards.errors import InputError
+from shards.manifest import SPLITS
 
 KINDS = ("tau2022", "folder", "table", "mnist")
+LAYOUTS = ("auto", "classes", "splits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,11 @@ class BuildOptions:
         shard_size: clips a shard, about.
         seed: of the splits and of the shuffle.
         on_error: "stop" at the first bad file or "skip" bad files.
+        keep_together: what never parts, beside the clips of one file: a column of a table, or a regular
+            expression over the paths of a folder.
+        layout: of a folder: "classes", "splits", or "auto" to tell them by their names.
         filename_column, label_column, split_column, group_columns, audio_root: for tables.
+        folds: (split, value of the split column) for tables; other values are training.
     """
 
     kind: str
@@ -50,6 +57,9 @@ class BuildOptions:
     split_column: str | None = None
     group_columns: tuple[str, ...] = ()
     audio_root: Path | None = None
+    keep_together: str | None = None
+    layout: str = "auto"
+    folds: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -69,16 +79,41 @@ class BuildOptions:
             "min_sound": (0 <= self.min_sound <= 1, "a number from 0 to 1"),
             "shard_size": (self.shard_size >= 1, "a whole number above 0"),
             "seed": (self.seed >= 0, "a whole number, 0 or more"),
+            "layout": (self.layout in LAYOUTS, ", ".join(LAYOUTS)),
+            "folds": (
+                {split for split, _ in self.folds} <= set(SPLITS),
+                "train, val or test and a value of the split column each, as in test=5,val=4",
+            ),
             "on_error": (self.on_error in ("stop", "skip"), "stop or skip"),
         }
         for name, (good, allowed) in checks.items():
             if not good:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} is {getattr(self, name)!r}; use {allowed}")
+        self._refuse_idle()
         if self.kind == "tau2022" and self.seconds != 1.0:
             raise InputError("--seconds: the clips of tau2022 last one second; leave it at 1.0")
+
+    def _refuse_idle(self) -> None:
+        """Refuses what would do nothing, and what cannot be read."""
         if self.split_csv is not None and self.kind != "tau2022":
             raise InputError("--split-csv is for tau2022; a table names its splits in a column")
+        if self.layout != "auto" and self.kind != "folder":
+            raise InputError(f"--layout is for folders, not for {self.kind}")
+        if self.folds and self.kind != "table":
+            raise InputError(f"--folds is for tables, not for {self.kind}")
+        if self.keep_together is None:
+            return
+        if self.kind not in ("folder", "table"):
+            raise InputError(f"--keep-together is for folders and tables, not for {self.kind}")
+        if self.kind == "folder":
+            try:
+                re.compile(self.keep_together)
+                self.keep_together.encode()
+            except (re.error, RecursionError, OverflowError, UnicodeEncodeError) as error:
+                raise InputError(
+                    f"--keep-together {self.keep_together!r} is no regular expression: {error}"
+                ) from error
 
     @property
     def length(self) -> int:

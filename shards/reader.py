@@ -23,11 +23,9 @@ from shards.manifest import (
     read_manifest,
     sha256_of_file,
 )
+from shards.open_shards import OpenShards, most_open_shards, read_on
 from shards.order import Ids
 from shards.remote import RemoteFolder, open_remote
-
-# Far below the usual limit of 1,024 open files; TAU has 57 shards.
-MOST_OPEN_SHARDS = 512
 
 
 class Dataset:
@@ -73,7 +71,7 @@ class Dataset:
         self._crc32: NDArray[np.uint32] = index["crc32"]
         self.labels: Ids = index["label"].astype(np.int64)
         self._checked = np.zeros(len(self._shard), dtype=np.bool_)
-        self._files: dict[int, int] = {}
+        self._open = OpenShards(folder, manifest.shards)
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -85,17 +83,13 @@ class Dataset:
         return _reopen, (self.folder, self.fingerprint)
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_open"):
             self.close()
 
     def close(self) -> None:
         """Closes the shards and ends what `expect` began; the next `fetch` opens them again."""
         self.folder.close()
-        self._close_files()
-
-    def _close_files(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._open.close_all()
 
     def split(self, name: str) -> "Split":
         """Returns one split.
@@ -170,9 +164,7 @@ class Dataset:
         try:
             self._fetch(ids, np.arange(len(ids)), out)
         finally:
-            file = self._files.pop(int(self._shard[ids[0]]), None)
-            if file is not None:
-                os.close(file)
+            self._open.close(int(self._shard[ids[0]]))
         return out
 
     def fetch(
@@ -204,16 +196,17 @@ class Dataset:
         assert out.flags.c_contiguous
         if len(rows) == 0:
             return out
-        if len(self._files) > MOST_OPEN_SHARDS:
-            self._close_files()
         # Rows are numbered in the order of (shard, offset).
         order = np.argsort(rows, kind="stable")
-        if not self.folder.one_by_one:
-            self._fetch(rows, order, out)
-            return out
-        for part in self.by_shard(rows[order]):
-            self._fetch(rows, order[part], out)
-            self._close_files()
+        parts = self.by_shard(rows[order])
+        most = 1 if self.folder.one_by_one else most_open_shards()
+        for first in range(0, len(parts), most):
+            few = parts[first : first + most]
+            first_rows = rows[order[[part.start for part in few]]]
+            self._open.make_room(self._shard[first_rows].tolist(), most)
+            self._fetch(rows, order[few[0].start : few[-1].stop], out)
+        if self.folder.one_by_one:
+            self._open.close_all()
         return out
 
     def _fetch(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
@@ -227,7 +220,7 @@ class Dataset:
         header = bytearray(int(self._size[visited[0]]) - width)
         total = len(header) + width
         shards = self._shard[visited]
-        files = {shard: self._file(shard) for shard in np.unique(shards).tolist()}
+        files = {shard: self._open.file(shard) for shard in np.unique(shards).tolist()}
         preadv = os.preadv
         for position, row, shard, offset, first in zip(
             order.tolist(),
@@ -238,8 +231,12 @@ class Dataset:
             strict=True,
         ):
             clip = view[position * width : position * width + width]
-            if preadv(files[shard], (header, clip), offset) != total:
-                raise self._damaged(row, "the shard ends before it")
+            try:
+                got = preadv(files[shard], (header, clip), offset)
+                if got != total and not read_on(files[shard], (header, clip), offset, got):
+                    raise self._damaged(row, "the shard ends before it")
+            except OSError as error:
+                raise self._unreadable(row, error) from error
             if first:
                 self._check(row, zlib.crc32(clip, zlib.crc32(header)))
 
@@ -249,9 +246,13 @@ class Dataset:
         for position in order.tolist():
             row = int(rows[position])
             size = int(self._size[row])
-            payload = os.pread(self._file(int(self._shard[row])), size, int(self._offset[row]))
-            if len(payload) != size:
-                raise self._damaged(row, "the shard ends before it")
+            payload = bytearray(size)
+            file = self._open.file(int(self._shard[row]))
+            try:
+                if not read_on(file, (payload,), int(self._offset[row])):
+                    raise self._damaged(row, "the shard ends before it")
+            except OSError as error:
+                raise self._unreadable(row, error) from error
             if not self._checked[row]:
                 self._check(row, zlib.crc32(payload))
             out[position] = soundfile.read(io.BytesIO(payload), dtype="int16")[0]
@@ -267,12 +268,12 @@ class Dataset:
             f"{shard}: sample {self.key(row)} is damaged ({why}); {self.folder.remedy}"
         )
 
-    def _file(self, shard: int) -> int:
-        file = self._files.get(shard)
-        if file is None:
-            file = self.folder.open(self.manifest.shards[shard])
-            self._files[shard] = file
-        return file
+    def _unreadable(self, row: int, error: OSError) -> InputError:
+        shard = self.folder.files / self.manifest.shards[self._shard[row]].name
+        return InputError(
+            f"{shard}: sample {self.key(row)} cannot be read ({error.strerror}); check the disk or the "
+            "network that the shard comes from"
+        )
 
 
 class Split:
@@ -349,7 +350,8 @@ def open_dataset(
     """
     if is_remote(str(location)):
         root = default_root() if cache is None else Path(cache).expanduser()
-        return _open(open_remote(str(location), Cache(root.absolute(), cache_bytes)))
+        folder = open_remote(str(location), Cache(root.absolute(), cache_bytes))
+        return _reopen(folder, folder.files.name)
     return _open(LocalFolder(Path(location).absolute()))
 
 

@@ -2,17 +2,17 @@
 
 import json
 import os
-import sys
+import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, BinaryIO
 
-from shards.cache import Cache, unwritable
-from shards.durable import replace_file
+from shards.cache import Cache, note, unwritable
+from shards.credentials import file_in, without_credentials
 from shards.errors import InputError
 from shards.fetch import fetch_bytes, fetch_file
-from shards.launcher import process_rank
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -23,28 +23,36 @@ from shards.manifest import (
     sha256_of_file,
 )
 
+# Of a manifest, in bytes: that of 100,000 shards has 25 MB.
+MOST_MANIFEST = 64 << 20
+# Of an index whose manifest does not tell its size, in bytes.
+MOST_INDEX = 1 << 20
+MOST_INDEX_ROW = 4096
+
 
 class RemoteFolder:
     """The files of a remote dataset; `shards.local.LocalFolder` is its counterpart.
 
     Attributes:
-        location: the URL.
+        location: the URL, without what is secret in it.
         files: the folder in the cache that holds `dataset.json`, `index.parquet` and the shards that
             were fetched.
         one_by_one: whether the shards do not all fit, so that no more than one may be held open.
         remedy: what to do about a damaged clip.
     """
 
-    def __init__(self, location: str, cache: Cache, fingerprint: str, *, one_by_one: bool) -> None:
-        self.location = location
+    def __init__(self, url: str, cache: Cache, fingerprint: str, *, one_by_one: bool) -> None:
+        self.location = without_credentials(url)
         self.cache = cache
         self.files = cache.root / fingerprint
         self.one_by_one = one_by_one
         self.remedy = f"remove {self.files}, and it is fetched again"
+        self._url = url
         self._stop = Event()
+        self._failed: dict[str, InputError] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.location, self.cache, self.files.name, self.one_by_one)
+        return _again, (self._url, self.cache, self.files.name, self.one_by_one)
 
     def open(self, shard: Shard) -> int:
         """Returns a file descriptor of a shard; fetches it first, or waits for it.
@@ -64,24 +72,34 @@ class RemoteFolder:
         if self.one_by_one or not missing:
             return
         self._stop = Event()
-        Thread(target=self._fetch_ahead, args=(missing, self._stop), daemon=True).start()
+        Thread(target=self._fetch_all, args=(missing, self._stop), daemon=True).start()
 
     def close(self) -> None:
         """Ends the fetching in the background after the shard that is on its way."""
         self._stop.set()
 
-    def _fetch_ahead(self, shards: Sequence[Shard], stop: Event) -> None:
+    def _fetch_all(self, shards: Sequence[Shard], stop: Event) -> None:
         try:
             with self.cache.alone(self.files.name):
                 for shard in shards:
                     if stop.is_set():
                         return
-                    os.close(self.open(shard))
+                    os.close(self.cache.open(self.files, shard, self._fetch_ahead))
         except (InputError, OSError):
             return  # whoever reads this shard will say it
 
+    def _fetch_ahead(self, shard: Shard, file: BinaryIO) -> None:
+        try:
+            self._fetch(shard, file)
+        except InputError as error:
+            self._failed[shard.name] = error
+            raise
+
     def _fetch(self, shard: Shard, file: BinaryIO) -> None:
-        fetch_file(f"{self.location}/{shard.name}", shard.sha256, shard.bytes, file)
+        # Who waited while it failed in the background need not wait for the same again.
+        if error := self._failed.pop(shard.name, None):
+            raise error
+        fetch_file(file_in(self._url, shard.name), shard.sha256, shard.bytes, file)
 
 
 def open_remote(url: str, cache: Cache) -> RemoteFolder:
@@ -94,66 +112,86 @@ def open_remote(url: str, cache: Cache) -> RemoteFolder:
         InputError: the URL is no dataset and cannot be reached, or the cache cannot be written.
     """
     url = url.rstrip("/")
+    shown = without_credentials(url)
     try:
-        cache.root.mkdir(parents=True, exist_ok=True)
-        known = cache.root / f"{sha256_of(url.encode())}.json"
-        manifest = _manifest(url, cache, known)
-        files = cache.root / manifest.sha256
-        files.mkdir(exist_ok=True)
-        if not (files / MANIFEST_NAME).is_file():
-            replace_file(files / MANIFEST_NAME, files, manifest.to_bytes())
-        _fetch_index(url, manifest, files / INDEX_NAME)
-        address = {"url": url, "dataset": manifest.sha256}
-        replace_file(known, cache.root, json.dumps(address).encode())
+        cache = cache.prepared()
+        manifest = _manifest(url, cache)
+        _have_index(url, manifest, cache)
     except OSError as error:
         raise unwritable(cache.root, error) from error
     needed = sum(shard.bytes for shard in manifest.shards)
     fits = cache.fits(needed)
     if not fits:
-        _note(
-            f"the shards of {url} take {needed:,} bytes, more than {cache.root} may hold: what had to "
+        note(
+            f"the shards of {shown} take {needed:,} bytes, more than {cache.root} may hold: what had to "
             "be removed is fetched again; raise data.cache_bytes or set data.cache to a larger disk"
         )
     return RemoteFolder(url, cache, manifest.sha256, one_by_one=not fits)
 
 
-def _note(text: str) -> None:
-    if process_rank() == 0:
-        print(f"cpprune: {text}", file=sys.stderr)
+def fetch_index(url: str, manifest: Manifest, file: BinaryIO | None) -> None:
+    """Fetches the index of a dataset; see `fetch_file`."""
+    index = manifest.index
+    exact = "bytes" in index
+    most = index["bytes"] if exact else MOST_INDEX + MOST_INDEX_ROW * index["rows"]
+    fetch_file(file_in(url, INDEX_NAME), index["sha256"], most, file, exact=exact)
 
 
-def _manifest(url: str, cache: Cache, known: Path) -> Manifest:
-    try:
-        data = fetch_bytes(f"{url}/{MANIFEST_NAME}")
-    except InputError as error:
-        if not known.is_file():
-            raise
-        folder = cache.root / json.loads(known.read_bytes())["dataset"]
-        _note(f"{error}; going on with the copy in {folder}")
-        data = (folder / MANIFEST_NAME).read_bytes()
-    try:
-        manifest = parse_manifest(data)
-    except ValueError as error:
-        raise InputError(f"{url}/{MANIFEST_NAME} cannot be used: {error}") from error
-    strange = [s.name for s in manifest.shards if Path(s.name).name != s.name]
-    if strange:
-        raise InputError(f"{url}/{MANIFEST_NAME} cannot be used: {strange[0]!r} is no file name")
+def _manifest(url: str, cache: Cache) -> Manifest:
+    """Returns what the dataset is; its manifest is then in the cache.
+
+    One process of a node asks for it; those that had to wait meanwhile take the same answer.
+    """
+    shown = without_credentials(url)
+    known = cache.root / f"{sha256_of(shown.encode())}-{os.getuid()}.json"
+    began = time.time_ns()
+    with cache.alone(known.stem):
+        last = _last(known, cache)
+        if last is not None and known.stat().st_mtime_ns >= began:
+            return last
+        place = file_in(url, MANIFEST_NAME)
+        try:
+            data = fetch_bytes(place, MOST_MANIFEST)
+        except InputError as error:
+            if last is None:
+                raise
+            note(f"{error}; going on with the copy in {cache.root / last.sha256}")
+            os.utime(known)
+            return last
+        try:
+            manifest = parse_manifest(data)
+        except ValueError as error:
+            raise InputError(f"{place} cannot be used: {error}") from error
+        strange = [s.name for s in manifest.shards if Path(s.name).name != s.name]
+        if strange:
+            raise InputError(f"{place} cannot be used: {strange[0]!r} is no file name")
+        with cache.new_file(cache.folder(manifest.sha256) / MANIFEST_NAME) as file:
+            file.write(data)
+        with cache.new_file(known) as file:
+            file.write(json.dumps({"url": shown, "dataset": manifest.sha256}).encode())
     return manifest
 
 
-def _fetch_index(url: str, manifest: Manifest, path: Path) -> None:
-    sha256 = manifest.index["sha256"]
-    if path.is_file() and sha256_of_file(path) == sha256:
-        return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _last(known: Path, cache: Cache) -> Manifest | None:
+    """Returns the manifest that this user got from an address the last time, if it is still there."""
     try:
-        with temporary.open("wb") as file:
-            fetch_file(f"{url}/{path.name}", sha256, None, file)
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        sha256 = json.loads(known.read_bytes())["dataset"]
+        if known.stat().st_uid != os.getuid() or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            return None
+        manifest = parse_manifest((cache.root / sha256 / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if manifest.sha256 == sha256 else None
 
 
-def _again(location: str, cache: Cache, fingerprint: str, one_by_one: bool) -> RemoteFolder:
-    return RemoteFolder(location, cache, fingerprint, one_by_one=one_by_one)
+def _have_index(url: str, manifest: Manifest, cache: Cache) -> None:
+    path = cache.folder(manifest.sha256) / INDEX_NAME
+    with cache.alone(f"{manifest.sha256}-{INDEX_NAME}"):
+        if path.is_file() and sha256_of_file(path) == manifest.index["sha256"]:
+            return
+        with cache.new_file(path) as file:
+            fetch_index(url, manifest, file)
+
+
+def _again(url: str, cache: Cache, fingerprint: str, one_by_one: bool) -> RemoteFolder:
+    return RemoteFolder(url, cache, fingerprint, one_by_one=one_by_one)

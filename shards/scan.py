@@ -1,11 +1,13 @@
-"""A look at every source file: its size, and from its header its length."""
+"""A look at every source file: its size, from its header its length, and which are copies."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from shards.audio import BadFile, measure
+from shards.copies import same_files
 from shards.options import BuildOptions
 from shards.progress import progress
 from shards.sources.source import Item, Source
@@ -21,17 +23,32 @@ class Bad(NamedTuple):
     reason: str
 
 
-def scan(
-    source: Source, options: BuildOptions, workers: int, *, show: bool
-) -> tuple[list[Item], list[int], list[tuple[int, int]], list[Bad]]:
-    """Looks at all files.
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What was found.
 
-    Returns:
-        The items that have clips, how many clips each has, (bytes, time in ns) of every item of the
-        source, and the bad ones.
+    Attributes:
+        items: the items that have clips.
+        clips_of: how many clips each of them has.
+        stats: (bytes, time in ns) of every item of the source.
+        bad: the files that cannot be used.
+        short: the items that are too short for a clip.
+        copies: sets of places in `items` that have the same bytes.
     """
+
+    items: list[Item]
+    clips_of: list[int]
+    stats: list[tuple[int, int]]
+    bad: list[Bad]
+    short: list[Item]
+    copies: list[list[int]]
+
+
+def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> Scan:
+    """Looks at all files. Those of a source of single clips are not opened, for it may have many."""
     if source.images is not None:
-        return source.items, [1] * len(source.items), [], []
+        clips_of = [1] * len(source.items)
+        return Scan(items=source.items, clips_of=clips_of, stats=[], bad=[], short=[], copies=[])
     files = [item.file for item in source.items]
     jobs = [files[i : i + FILES_PER_JOB] for i in range(0, len(files), FILES_PER_JOB)]
     look = partial(_look, sample_rate=None if source.one_clip else options.sample_rate)
@@ -41,9 +58,11 @@ def scan(
             found[number] = result
             advance(len(result))
     items: list[Item] = []
-    clips_of: list[int] = []
+    sizes: list[int] = []
+    clips_of = []
     stats: list[tuple[int, int]] = []
     bad: list[Bad] = []
+    short: list[Item] = []
     looks = [look for number in range(len(jobs)) for look in found[number]]
     for item, (size, time, length) in zip(source.items, looks, strict=True):
         stats.append((size, time))
@@ -53,8 +72,13 @@ def scan(
         clips = 1 if source.one_clip else options.count_clips(length)
         if clips:
             items.append(item)
+            sizes.append(size)
             clips_of.append(clips)
-    return items, clips_of, stats, bad
+        else:
+            short.append(item)
+    files = [item.file for item in items]
+    copies = [] if source.one_clip else same_files(files, sizes, workers, show=show)
+    return Scan(items=items, clips_of=clips_of, stats=stats, bad=bad, short=short, copies=copies)
 
 
 def _look(files: Sequence[str], sample_rate: int | None) -> list[tuple[int, int, int | str]]:

@@ -43,7 +43,7 @@ class Found:
     Attributes:
         rejected: name of a bad file to the reason.
         clipped: name to samples louder than full scale.
-        silent: names of files whose samples are all 0.
+        silent: keys of clips whose samples are all the same.
     """
 
     rejected: dict[str, str] = field(default_factory=dict)
@@ -56,9 +56,9 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
 
     Returns:
         Its record: name, split, bytes, sha256, rows (one list a sample, in the order of the index's
-        columns), clipped (file name to samples louder than full scale), silent (file names) and
-        rejected files; or only `bad`, if a file is bad and the build is to stop. What comes from
-        spooled recordings is clipped and silent in their records.
+        columns), clipped (file name to samples louder than full scale; those of spooled recordings are
+        in their own records), silent (keys of clips) and rejected files; or only `bad`, if a file is
+        bad and the build is to stop.
     """
     work = job.out / WORK_NAME
     target, record_path = job.out / job.name, work / f"{job.name}.json"
@@ -119,6 +119,8 @@ def _payloads(job: ShardJob, found: Found) -> Iterator[tuple[Clip, bytes]]:
         return
     clips = _from_files(job, found) if job.spooled is None else _from_spool(job, job.spooled)
     for clip, samples in clips:
+        if samples.min() == samples.max():
+            found.silent.append(clip.key)
         yield clip, encode(samples, options.sample_rate, options.encoding)
 
 
@@ -144,8 +146,6 @@ def _from_files(job: ShardJob, found: Found) -> Iterator[tuple[Clip, Clips]]:
             continue
         if recording.clipped:
             found.clipped[clip.name] = recording.clipped
-        if recording.silent:
-            found.silent.append(clip.name)
         if options.count_clips(len(recording.samples)):
             yield clip, cut(recording.samples, 0, options.length)
 

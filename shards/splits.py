@@ -4,11 +4,15 @@ A unit never parts: all its clips are in one split.
 """
 
 import hashlib
-from collections import defaultdict
+from bisect import bisect
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 
 from shards.errors import InputError
 from shards.manifest import SPLITS
+
+MOST_SWAPS = 100
 
 
 def shuffled(units: Iterable[str], seed: int) -> list[str]:
@@ -22,7 +26,8 @@ def carve_validation(
     """Chooses the training units that become the validation split.
 
     Class by class, units are taken in the order of `shuffled` until `fraction` of the class's clips
-    is reached. At least one unit of every class stays in training.
+    is reached. A unit with which it would be more than twice as many is passed over; if all are, the
+    lightest is taken. At least one unit of every class stays in training.
 
     Args:
         units: the unit of each training item.
@@ -34,9 +39,7 @@ def carve_validation(
     Returns:
         The names of the units taken.
     """
-    clips: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for unit, label, weight in zip(units, labels, weights, strict=True):
-        clips[label][unit] += weight
+    clips = _clips_of(units, labels, weights)
     left = {label: len(of_class) for label, of_class in clips.items()}
     classes_of = _classes_of(units, labels)
     taken: set[str] = set()
@@ -44,10 +47,13 @@ def carve_validation(
         of_class = clips[label]
         wanted = fraction * sum(of_class.values())
         have = sum(of_class[unit] for unit in taken & of_class.keys())
-        for unit in shuffled(of_class.keys() - taken, seed):
+        free = shuffled(of_class.keys() - taken, seed)
+        fitting = [unit for unit in free if of_class[unit] <= 2 * wanted]
+        for unit in fitting or sorted(free, key=lambda unit: of_class[unit])[:1]:
             if have >= wanted:
                 break
-            if all(left[other] > 1 for other in classes_of[unit]):
+            fits = not fitting or have + of_class[unit] <= 2 * wanted
+            if fits and all(left[other] > 1 for other in classes_of[unit]):
                 taken.add(unit)
                 have += of_class[unit]
                 for other in classes_of[unit]:
@@ -56,39 +62,61 @@ def carve_validation(
 
 
 def draw_splits(
-    units: Sequence[str], labels: Sequence[int], fractions: Sequence[float], seed: int
+    units: Sequence[str],
+    labels: Sequence[int],
+    weights: Sequence[int],
+    fractions: Sequence[float],
+    seed: int,
 ) -> dict[str, str]:
-    """Divides units over train, val and test, class by class.
+    """Divides units over train, val and test, class by class, so that clips have their shares.
 
-    Every class gets its share of units, rounded, and at least one in each split whose fraction is
-    not zero, if it has enough of them (training comes first, then test).
+    Every class comes as near to its shares of clips as its units allow, and has at least one unit in
+    each split whose fraction is not zero, if it has enough of them (training first, then test).
 
     Args:
         units: the unit of each item.
         labels: the class index of each item.
+        weights: the clips of each item.
         fractions: of train, val and test; their sum is 1.
         seed: decides which.
 
     Returns:
         unit to split name.
     """
-    of_class: dict[int, set[str]] = defaultdict(set)
-    for unit, label in zip(units, labels, strict=True):
-        of_class[label].add(unit)
+    clips = _clips_of(units, labels, weights)
     split_of: dict[str, str] = {}
-    for label in sorted(of_class):
-        names = of_class[label]
-        counts = _shares(len(names), fractions)
-        free = [unit for unit in shuffled(names, seed) if unit not in split_of]
-        for unit in names & split_of.keys():
-            counts[split_of[unit]] = max(0, counts[split_of[unit]] - 1)
-        for split in ("test", "val"):
-            for _ in range(counts[split]):
-                if free:
-                    split_of[free.pop()] = split
-        for unit in free:
-            split_of[unit] = "train"
+    for label in sorted(clips):
+        of_class = clips[label]
+        total = sum(of_class.values())
+        need = {split: part * total for split, part in zip(SPLITS, fractions, strict=True)}
+        have: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for unit in of_class.keys() & split_of.keys():  # it has clips of an earlier class too
+            need[split_of[unit]] -= of_class[unit]
+            have[split_of[unit]].append(unit)
+        free = [unit for unit in shuffled(of_class, seed) if unit not in split_of]
+        dealt = _deal([of_class[unit] for unit in free], need, fractions, have)
+        split_of.update(zip(free, dealt, strict=True))
     return split_of
+
+
+def joined(units: Sequence[str], copies: Iterable[Sequence[int]]) -> list[str]:
+    """Returns the unit of each item after those that share a set of copies became one.
+
+    Args:
+        units: the unit of each item.
+        copies: sets of places in `units`.
+    """
+    above: dict[str, str] = {}
+
+    def root(unit: str) -> str:
+        while unit in above:
+            unit = above[unit]
+        return unit
+
+    for places in copies:
+        first, *others = sorted({root(units[place]) for place in places})
+        above.update(dict.fromkeys(others, first))
+    return [root(unit) for unit in units]
 
 
 def refuse_parted(column: str, values: Iterable[str], splits: Iterable[str]) -> None:
@@ -103,22 +131,103 @@ def refuse_parted(column: str, values: Iterable[str], splits: Iterable[str]) -> 
         if first != split:
             raise InputError(
                 f"the {column} {value!r} is in two splits ({first} and {split}); "
-                "clips of one must not part: mend the list"
+                "clips of one must not part: put them into one split"
             )
 
 
-def _shares(count: int, fractions: Sequence[float]) -> dict[str, int]:
-    exact = {split: count * part for split, part in zip(SPLITS, fractions, strict=True)}
-    shares = {split: int(value + 1e-9) for split, value in exact.items()}
-    by_rest = sorted(exact, key=lambda split: shares[split] - exact[split])
-    for split in by_rest[: count - sum(shares.values())]:
-        shares[split] += 1
+def _deal(
+    weights: Sequence[int],
+    need: dict[str, float],
+    fractions: Sequence[float],
+    have: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Returns the split of each free unit of a class; `need` is what each split lacks of its clips.
+
+    Each unit goes where most is lacking. Units that are large beside the smallest share come first, the
+    largest before all, so that smaller ones even out what they leave.
+    """
+    wanted = [split for split, part in zip(SPLITS, fractions, strict=True) if part > 0]
+    lacking = {split: need[split] for split in wanted}
+    large = min(lacking.values()) / 4
+    first = sorted(
+        range(len(weights)), key=lambda place: -weights[place] if weights[place] > large else 0
+    )
+    got: dict[str, list[int]] = {split: [] for split in wanted}
+    for place in first:
+        # Rounded, for a tie is no matter of the last bit.
+        split = max(wanted, key=lambda name: round(lacking[name], 6))
+        got[split].append(place)
+        lacking[split] -= weights[place]
+    _even_out(weights, lacking, got)
     for split in ("train", "test", "val"):
-        largest = max(shares, key=lambda name: shares[name])
-        if exact[split] > 0 and shares[split] == 0 and shares[largest] > 1:
-            shares[split] += 1
-            shares[largest] -= 1
-    return shares
+        if split not in wanted or got[split] or have[split]:
+            continue
+        rich = max(wanted, key=lambda name: len(got[name]) + len(have[name]))
+        if got[rich] and len(got[rich]) + len(have[rich]) > 1:
+            lightest = min(reversed(got[rich]), key=lambda place: weights[place])
+            got[rich].remove(lightest)
+            got[split].append(lightest)
+    # Of units of one weight it matters only how many each split has: training has the first ones.
+    dealt = [""] * len(weights)
+    number = {split: Counter(weights[place] for place in places) for split, places in got.items()}
+    for place, weight in enumerate(weights):
+        split = next(name for name in wanted if number[name][weight])
+        number[split][weight] -= 1
+        dealt[place] = split
+    return dealt
+
+
+def _even_out(weights: Sequence[int], lacking: dict[str, float], got: dict[str, list[int]]) -> None:
+    """Moves a unit between two splits, or swaps two, while that brings both nearer to their shares."""
+    for _ in range(MOST_SWAPS):
+        best: tuple[float, str, str, int, int | None] | None = None
+        for rich, poor in permutations(got, 2):
+            much = (lacking[poor] - lacking[rich]) / 2
+            if much <= 0:
+                continue
+            # One place of each weight is enough; None: nothing comes back.
+            back = {0: None} | {weights[place]: place for place in reversed(got[poor])}
+            known = sorted(back)
+            for weight, place in {weights[p]: p for p in reversed(got[rich])}.items():
+                for other in _nearest(known, weight - much):
+                    moved = weight - other
+                    gain = moved * (2 * much - moved)  # half of what the sum of squares loses
+                    if gain > 1e-6 and (best is None or gain > best[0] + 1e-6):
+                        best = gain, rich, poor, place, back[other]
+        if best is None:
+            return
+        _, rich, poor, place, returned = best
+        _move(place, rich, poor, weights, lacking, got)
+        if returned is not None:
+            _move(returned, poor, rich, weights, lacking, got)
+
+
+def _move(
+    place: int,
+    source: str,
+    target: str,
+    weights: Sequence[int],
+    lacking: dict[str, float],
+    got: dict[str, list[int]],
+) -> None:
+    got[source].remove(place)
+    got[target].append(place)
+    lacking[source] += weights[place]
+    lacking[target] -= weights[place]
+
+
+def _nearest(known: Sequence[int], value: float) -> Sequence[int]:
+    place = bisect(known, value)
+    return known[max(0, place - 1) : place + 1]
+
+
+def _clips_of(
+    units: Sequence[str], labels: Sequence[int], weights: Sequence[int]
+) -> dict[int, dict[str, int]]:
+    clips: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for unit, label, weight in zip(units, labels, weights, strict=True):
+        clips[label][unit] += weight
+    return clips
 
 
 def _classes_of(units: Sequence[str], labels: Sequence[int]) -> Mapping[str, set[int]]:

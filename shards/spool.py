@@ -46,7 +46,7 @@ def needs_spool(plan: Plan) -> bool:
 
 def spool(
     plan: Plan, work: Path, workers: int, *, show: bool, share: slice = slice(None)
-) -> tuple[Spooled, list[Bad]]:
+) -> tuple[Spooled, list[Bad], dict[str, int]]:
     """Decodes all recordings into the work folder, or those that are not there yet.
 
     Args:
@@ -57,7 +57,8 @@ def spool(
         share: which of the files to write, if not all.
 
     Returns:
-        Where the samples of each are, and the files that are bad.
+        Where the samples of each are, the files that are bad, and name to samples louder than full
+        scale.
 
     Raises:
         InputError: at the first bad file, if the build is to stop there.
@@ -79,6 +80,7 @@ def spool(
     jobs = jobs[share]
     spooled: dict[str, tuple[str, int, int]] = {}
     bad: list[Bad] = []
+    clipped: dict[str, int] = {}
     total = sum(clips[recording] for job in jobs for recording in job.recordings)
     with progress("Decoding clips", total, show=show) as advance:
         for number, record in run_jobs(spool_part, jobs, workers):
@@ -86,10 +88,11 @@ def spool(
             if found and stop:
                 raise bad_file_error(found[0], options)
             bad.extend(found)
+            clipped |= record["clipped"]
             for name, offset, samples in record["recordings"]:
                 spooled[name] = (str(work / record["file"]), offset, samples)
             advance(sum(clips[recording] for recording in jobs[number].recordings))
-    return spooled, bad
+    return spooled, bad, clipped
 
 
 def spool_part(job: SpoolJob) -> dict[str, Any]:

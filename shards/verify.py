@@ -7,13 +7,15 @@ say which samples are damaged.
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.credentials import file_in
 from shards.errors import InputError
 from shards.fetch import fetch_bytes, fetch_file, is_remote
 from shards.manifest import (
@@ -28,7 +30,11 @@ from shards.manifest import (
     read_index,
     sha256_of_file,
 )
+from shards.remote import MOST_MANIFEST, fetch_index
 from shards.tar import END_OF_ARCHIVE
+
+# Of a line of rejected.csv, in bytes: a path and a reason.
+MOST_REJECTED = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +86,27 @@ def verify(location: str | Path) -> list[Problem]:
 
 
 def _verify_remote(url: str) -> list[Problem]:
-    data = fetch_bytes(f"{url}/{MANIFEST_NAME}")
+    data = fetch_bytes(file_in(url, MANIFEST_NAME), MOST_MANIFEST)
     try:
         manifest = parse_manifest(data)
     except ValueError as error:
         return [Problem(MANIFEST_NAME, None, f"damaged: {error}; nothing else can be checked")]
-    expected = {INDEX_NAME: manifest.index["sha256"]}
-    expected |= {shard.name: shard.sha256 for shard in manifest.shards}
-    if manifest.rejected is not None:
-        expected[REJECTED_NAME] = manifest.rejected["sha256"]
+    checks: dict[str, Callable[[], None]] = {INDEX_NAME: lambda: fetch_index(url, manifest, None)}
+    for shard in manifest.shards:
+        place = file_in(url, shard.name)
+        checks[shard.name] = partial(fetch_file, place, shard.sha256, shard.bytes, None)
+    if (rejected := manifest.rejected) is not None:
+        most = MOST_REJECTED * (1 + rejected["count"])
+        place = file_in(url, REJECTED_NAME)
+        checks[REJECTED_NAME] = partial(
+            fetch_file, place, rejected["sha256"], most, None, exact=False
+        )
     problems = []
-    with Path(os.devnull).open("wb") as nowhere:
-        for name, sha256 in expected.items():
-            try:
-                fetch_file(f"{url}/{name}", sha256, None, nowhere)
-            except InputError as error:
-                problems.append(Problem(name, None, str(error)))
+    for name, check in checks.items():
+        try:
+            check()
+        except InputError as error:
+            problems.append(Problem(name, None, str(error)))
     return problems
 
 

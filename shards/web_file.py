@@ -9,36 +9,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
+from shards import transfer
+from shards.credentials import authorization
 from shards.errors import InputError
-
-Result = TypeVar("Result")
+from shards.transfer import Answer, BrokenError, repeated, within
 
 BLOCK = 1 << 20
-# Seconds without a byte after which a try has failed.
-TIMEOUT = 60.0
-# Seconds before each further try; they begin anew when a try brought something.
-PAUSES = (1.0, 4.0, 16.0, 60.0)
 # Answers that may be others in a while; the rest are final.
 _PASSING = {408, 429, 500, 502, 503, 504}
-_LONGEST_WAIT = 300.0
-
-
-class _BrokenError(Exception):
-    """One try failed, and another may not; `wait` is for how long the server wants peace, in s."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _Answer(NamedTuple):
-    """An open answer, the place of its first byte in the file, and the length of the whole file."""
-
-    response: io.BufferedIOBase
-    offset: int
-    total: int | None
+_LONGEST_WAIT = 60.0
+_ADVICE = "check the network and start again: it goes on where it broke off"
 
 
 def remote_size(url: str) -> int | None:
@@ -49,100 +30,123 @@ def remote_size(url: str) -> int | None:
     """
 
     def ask() -> int | None:
-        with closing((answer := _open(url, 0)).response):
+        with closing(ask_for(url, 0)) as answer:
             return answer.total
 
-    return _repeated(url, ask, lambda: 0)
+    return repeated(url, ask, lambda: 0, _ADVICE)
 
 
-def fetch(url: str, part: Path, advance: Callable[[int], None]) -> None:
+def fetch(url: str, part: Path, most: int, advance: Callable[[int], None]) -> None:
     """Fetches a file; what `part` already holds is not fetched again if the server can leave it out.
 
     Args:
         url: of the file.
         part: where it goes. It is kept when this fails, so that the next call goes on there.
+        most: bytes that it may have.
         advance: is told of every change of the length of `part`, in bytes.
 
     Raises:
-        InputError: it cannot be had, or not be written.
+        InputError: it cannot be had, or is too long.
+        OSError: it cannot be written.
     """
-    _repeated(url, lambda: _fetch_rest(url, part, advance), lambda: _length(part))
+    repeated(url, lambda: _fetch_rest(url, part, most, advance), lambda: _length(part), _ADVICE)
 
 
-def _repeated(url: str, attempt: Callable[[], Result], reached: Callable[[], int]) -> Result:
-    furthest, failures = reached(), 0
-    while True:
-        try:
-            return attempt()
-        except _BrokenError as error:
-            if reached() > furthest:
-                furthest, failures = reached(), 0
-            if failures == len(PAUSES):
-                raise InputError(
-                    f"{url}: {error} (tried {failures + 1} times); check the network and start again: "
-                    "it goes on where it broke off"
-                ) from error
-            time.sleep(max(PAUSES[failures], error.wait))
-            failures += 1
-
-
-def _fetch_rest(url: str, part: Path, advance: Callable[[int], None]) -> None:
+def _fetch_rest(url: str, part: Path, most: int, advance: Callable[[int], None]) -> None:
     have = _length(part)
-    answer = _open(url, have)
-    with closing(answer.response) as response, part.open("ab") as file:
+    with closing(ask_for(url, have)) as answer, part.open("ab") as file:
+        if (answer.total or 0) > most:
+            raise InputError(f"{url} has {answer.total:,} bytes, and at most {most:,} are expected")
         file.truncate(answer.offset)
         advance(answer.offset - have)
-        for block in _blocks(response):
+        found = answer.offset
+        for block in answer.blocks:
+            found += len(block)
+            if found > most:
+                raise InputError(f"{url} sends more than the {most:,} bytes that are expected")
             file.write(block)
             advance(len(block))
-    found = _length(part)
     if answer.total is not None and found < answer.total:
-        raise _BrokenError(f"broke off after {found:,} of {answer.total:,} bytes")
+        raise BrokenError(f"broke off after {found:,} of {answer.total:,} bytes")
 
 
 def _length(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _open(url: str, start: int) -> _Answer:
-    """Asks for a file from a byte on; the server may answer from an earlier one on."""
-    headers = {"User-Agent": "cpprune", "Range": f"bytes={start}-"}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (checked by the caller)
+def ask_for(url: str, start: int) -> Answer:
+    """Asks for a file from a byte on; a server that cannot do that answers from its first byte on.
+
+    Raises:
+        BrokenError: it cannot be had now.
+        InputError: it cannot be had.
+    """
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
+        address, credentials = authorization(url)
+        headers = {"User-Agent": "cpprune"} | ({"Range": f"bytes={start}-"} if start else {})
+        request = urllib.request.Request(address, headers=headers)  # noqa: S310 (by the caller)
+        if credentials:  # not for hosts that the server sends us to
+            request.add_unredirected_header("Authorization", credentials)
+    except ValueError as error:
+        raise InputError(f"{url} is no address ({error})") from error
+    try:
+        response = within(transfer.SILENCE, _open, request)
     except urllib.error.HTTPError as error:
         with closing(error):
             return _refused(url, start, error)
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenError(f"cannot be reached ({error})") from error
-    length = response.headers["Content-Length"]
+        raise BrokenError(f"cannot be reached ({error or type(error).__name__})") from error
     if response.status != 206:
-        return _Answer(response, 0, int(length) if length else None)
+        length = response.headers["Content-Length"] or ""
+        packed = response.headers["Content-Encoding"] not in (None, "identity")
+        total = int(length) if length.isdecimal() and not packed else None
+        return Answer(_blocks(response), 0, total, response.close)
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers["Content-Range"] or "")
     if span is None or int(span[1]) > start:
         response.close()
-        raise _BrokenError(f"sends other bytes than those from {start:,} on")
-    return _Answer(response, int(span[1]), None if span[2] == "*" else int(span[2]))
+        raise BrokenError(f"sends other bytes than those from {start:,} on")
+    total = None if span[2] == "*" else int(span[2])
+    return Answer(_blocks(response), int(span[1]), total, response.close)
 
 
-def _refused(url: str, start: int, error: urllib.error.HTTPError) -> _Answer:
+def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
+    response: http.client.HTTPResponse = urllib.request.urlopen(  # noqa: S310
+        request, timeout=transfer.SILENCE
+    )
+    return response
+
+
+def _refused(url: str, start: int, error: urllib.error.HTTPError) -> Answer:
     """Says what an answer that is no success means."""
     if error.code == 416 and start:
         # There is nothing from that byte on: the whole file is here, or something else is.
         total = (error.headers["Content-Range"] or "").rpartition("/")[2]
         if total == str(start):
-            return _Answer(io.BytesIO(), start, start)
-        return _open(url, 0)
+            nothing = io.BytesIO()
+            return Answer(iter(()), start, start, nothing.close)
+        return ask_for(url, 0)
     if error.code in _PASSING:
         wait = error.headers["Retry-After"] or ""
         seconds = min(float(wait), _LONGEST_WAIT) if wait.isdigit() else 0.0
-        raise _BrokenError(f"the server says {error.code} {error.reason}", seconds)
-    raise InputError(f"{url}: the server says {error.code} {error.reason}; check the address")
+        raise BrokenError(f"the server says {error.code} {error.reason}", seconds)
+    advice = "check the address"
+    if error.code in (401, 403):
+        advice = "give name and password in the address, or for its host in ~/.netrc (they are not "
+        advice += "written down with a run)"
+    raise InputError(f"{url}: the server says {error.code} {error.reason}; {advice}")
 
 
-def _blocks(response: io.BufferedIOBase) -> Iterator[bytes]:
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    began, came = time.monotonic(), 0
     try:
         while block := response.read1(BLOCK):
             yield block
+            came += len(block)
+            if came >= transfer.LEAST:
+                began, came = time.monotonic(), 0
+            elif time.monotonic() > began + transfer.SILENCE:
+                raise BrokenError(f"timed out: {came} bytes came in {transfer.SILENCE:g} s")
+    except TimeoutError as error:
+        raise BrokenError(f"timed out: nothing came for {transfer.SILENCE:g} s") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenError(f"broke off ({error or type(error).__name__})") from error
+        raise BrokenError(f"broke off ({error or type(error).__name__})") from error

@@ -248,7 +248,7 @@ def overflow(tensors):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"), [(poison, "are not finite"), (overflow, "output is not finite")]
+    ("spoil", "says"), [(poison, "numbers that are not finite"), (overflow, "output is not finite")]
 )
 def test_commands_say_that_a_model_is_not_finite(refused, model, scenes, spoil, says, tmp_path):
     import soundfile

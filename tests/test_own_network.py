@@ -67,18 +67,22 @@ def test_it_is_trained_pruned_and_evaluated(cli, scenes, nets):
     assert description["architecture"] == "own_nets:tiny"
     assert description["config"] == {"width": 10}
     assert description["widths"] == {"stem.0": 10, "depthwise": 10, "wide.0": 20, "out": 10}
-    start = ["--init", "wide/model", "--prune.ratio", 0.3, *settings]
+    trust = ["--trust", "own_nets"]
+    start = ["--init", "wide/model", "--prune.ratio", 0.3, *settings, *trust]
     shown = cli("prune", *start, "--dry-run")
     assert "out is left alone: it makes the outputs of the network" in shown.out
     result = cli("prune", *start, "--run", "narrow", "--json").json
     assert widths(Path("narrow")) == {"stem.0": 7, "depthwise": 7, "wide.0": 14, "out": 10}
     # By hand: stem 7·25 + 7, its norm 2·7, depthwise 7·9 + 7, wide 14·7 + 14, out 10·14 + 10.
     assert result["parameters"] == 182 + 14 + 70 + 112 + 150
-    report = cli("evaluate", "narrow/model", "--data", scenes, "--json").json
+    report = cli("evaluate", "narrow/model", "--data", scenes, "--json", *trust).json
     assert report["parameters"] == result["parameters"]
     assert 0 <= report["macro_accuracy"] <= 1
     with torch.no_grad():
-        assert cpprune.load("narrow/model")(torch.zeros(2, 32_000)).shape == (2, 10)
+        assert cpprune.load("narrow/model", trust=["own_nets"])(torch.zeros(2, 32_000)).shape == (
+            2,
+            10,
+        )
 
 
 def test_a_stopped_run_goes_on_with_what_is_left(cli, scenes, stop_at, nets):
@@ -152,7 +156,8 @@ def test_what_contradicts_the_model_to_start_from(cli, scenes, nets):
         ([*model, "--model.arguments", '{"width": 3}'], "model.arguments={'width': 3}"),
         (["--model.name", "cp_mobile"], "model.name=cp_mobile"),
     ):
-        outcome = cli("train", "--init", "one/model", *other, *settings, "--run", "two")
+        start = ["--init", "one/model", "--trust", "own_nets"]
+        outcome = cli("train", *start, *other, *settings, "--run", "two")
         assert outcome.status == 2
         assert name in outcome.err
         assert "leave it out" in outcome.err
@@ -166,13 +171,13 @@ def test_a_folder_that_names_something_else_calls_nothing(cli, scenes, nets):
     description = json.loads(path.read_text())
     description |= {"architecture": "subprocess:run", "config": {"args": ["touch", "trace"]}}
     path.write_text(json.dumps(description))
-    outcome = cli("info", "one/model")
+    outcome = cli("info", "one/model", "--trust", "subprocess")
     assert outcome.status == 2
     assert "model.factory=subprocess:run: is not called" in outcome.err
     assert not Path("trace").exists()
     # And where the module has gone, that is what is said.
     path.write_text(json.dumps(description | {"architecture": "gone_nets:tiny"}))
-    assert "gone_nets cannot be imported" in cli("info", "one/model").err
+    assert "gone_nets cannot be imported" in cli("info", "one/model", "--trust=gone_nets").err
 
 
 def test_cp_mobile_is_pruned_and_comes_back(cli, scenes, tmp_path, monkeypatch):

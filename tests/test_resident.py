@@ -63,7 +63,7 @@ def test_batches_are_the_same(encoded, encoding, where, fraction):
     for (ids, clips), (other_ids, other) in zip(plain, found, strict=True):
         assert (ids == other_ids).all()
         assert torch.equal(clips, other)
-    assert not dataset._files, "shards are closed again"
+    assert not dataset._open._files, "shards are closed again"
     dataset.close()
 
 

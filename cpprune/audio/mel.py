@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -19,7 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shards.documents import typed
+
 LOG_OFFSET = 1e-5
+MOST_BANK = 1 << 24  # values of a filter bank, and
+MOST_INPUTS = 1 << 24  # of a clip: more is no audio clip, but a mistake
 BANDS = 16  # into which the filter bank is cut
 Values = TypeVar("Values", Tensor, float)
 
@@ -56,6 +61,11 @@ class MelSpec:
             raise ValueError(
                 f"features.{wrong}={edges[wrong]}: must be at least 0, and both jitters together less "
                 f"than half the sample rate, {self.sample_rate // 2}"
+            )
+        if self.n_mels * self.n_fft > MOST_BANK or self.sample_rate > MOST_BANK:
+            raise ValueError(
+                f"features.n_mels={self.n_mels}, features.n_fft={self.n_fft}: their product, and the "
+                f"sample rate, must not be above {MOST_BANK:,}"
             )
         if self.mel not in ("kaldi", "htk"):
             raise ValueError(f"features.mel={self.mel!r}: must be kaldi or htk")
@@ -332,5 +342,26 @@ def spec_to_json(spec: MelSpec | None) -> dict[str, Any] | None:
 
 
 def spec_from_json(data: dict[str, Any] | None) -> MelSpec | None:
-    """Return the spec written by `spec_to_json`."""
-    return None if data is None else MelSpec(**data)
+    """Return the spec written by `spec_to_json`.
+
+    Raises:
+        ValueError: it is none; the message names the number.
+    """
+    if data is None:
+        return None
+    unknown = sorted(data.keys() - MelSpec.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"features.{unknown[0]}: there is no such number of a front end")
+    return typed(data, MelSpec)
+
+
+def check_size(spec: MelSpec | None, clip_shape: Sequence[int]) -> None:
+    """Raise ValueError where one clip, or what the network sees of it, is larger than can be meant."""
+    inputs = math.prod(clip_shape)
+    if spec is not None:
+        inputs = spec.n_mels * spec.frames(clip_shape[0])
+    if max(inputs, math.prod(clip_shape)) > MOST_INPUTS:
+        raise ValueError(
+            f"a clip of shape {list(clip_shape)}: it, and what the network sees of it, may have "
+            f"{MOST_INPUTS:,} values"
+        )

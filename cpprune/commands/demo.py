@@ -12,12 +12,31 @@ from typing import Any
 from cpprune.commands.arguments import OneLineParser
 from cpprune.config import RunConfig, TrainConfig
 from cpprune.finite import to_json
+from shards.dataset_folder import DATASET
+from shards.durable import replace_file, writing
 from shards.errors import InputError
+from shards.ownership import Kind, claim, read_mark
 
 CLIPS = 4000
 
 TRAIN_EPOCHS = 12
 BATCH = 64
+
+MARK = "demo.json"
+
+
+def _is_demo(folder: Path) -> bool:
+    by_us = read_mark(folder / MARK).get("made_by") == "cpprune demo"
+    # Older ones have no mark but what is in them.
+    made = DATASET.made(folder / "dataset") and (folder / "audio/meta.csv").is_file()
+    return by_us or made
+
+
+DEMO = Kind(
+    name="a demo",
+    parts=(MARK, "results.json", "audio/", "dataset/"),
+    made=_is_demo,
+)
 
 
 def demo(argv: list[str]) -> int:
@@ -36,6 +55,11 @@ def demo(argv: list[str]) -> int:
 
     begin = time.monotonic()
     out: Path = arguments.out
+    claim(out, DEMO, "--out")
+    with writing(out, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
+        about = {"made_by": "cpprune demo", "clips": arguments.clips, "epochs": arguments.epochs}
+        replace_file(out / MARK, out, f"{to_json(about)}\n".encode())
     dataset = build(out, arguments.clips)
     rows = [
         run_and_evaluate(title, config, dataset)
@@ -43,7 +67,9 @@ def demo(argv: list[str]) -> int:
     ]
     seconds = time.monotonic() - begin
     results = {"models": rows, "clips": arguments.clips, "seconds": seconds}
-    (out / "results.json").write_text(to_json(results, indent=2) + "\n")
+    with writing(out, "--out"):
+        text = to_json(results, indent=2) + "\n"
+        replace_file(out / "results.json", out, text.encode())
     if arguments.json:
         print(to_json(results))
     else:
@@ -114,7 +140,7 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
 
     print(f"\n{title}", file=sys.stderr)
     trained = train(config)
-    report_after_training(config.run)
+    report_after_training(config.run, config.data.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(trained["model"], device)
     report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
+from shards.durable import check_output
 from shards.errors import InputError
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
@@ -27,6 +28,8 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
     parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
     arguments = parser.parse_args(argv)
+    if arguments.predictions:
+        check_output(arguments.predictions, "--predictions")
 
     from cpprune import artifact, distributed
     from cpprune.complexity import complexity
@@ -92,6 +95,8 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
     arguments = parser.parse_args(argv)
+    if arguments.predictions:
+        check_output(arguments.predictions, "--predictions")
 
     import numpy as np
 
@@ -170,13 +175,13 @@ def info(argv: list[str]) -> int:
 
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     cost = {
+        **model.about,
         "architecture": model.family,
         **complexity(model.network, model.input_shape),
         "input_shape": list(model.input_shape),
         "classes": list(model.classes),
         "features": spec_to_json(spec),
         "widths": layer_widths(model.network),
-        **model.about,
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if timed:
@@ -222,7 +227,8 @@ def import_weights(argv: list[str]) -> int:
     parser.add_argument("--rho", type=int, default=4, help="receptive-field parameter (default: 4)")
     arguments = parser.parse_args(argv)
     names = arguments.classes.split(",") if arguments.classes else None
-    model = import_state_dict(arguments.file, arguments.out, arguments.preset, names, arguments.rho)
+    out: Path = arguments.out
+    model = import_state_dict(arguments.file, out, arguments.preset, names, arguments.rho)
     parameters = sum(p.numel() for p in model.network.parameters())
     print(
         f"{arguments.out}: {parameters:,} parameters, {len(model.classes)} classes", file=sys.stderr

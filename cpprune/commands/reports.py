@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
+from shards.durable import check_output, write_output
 from shards.errors import InputError
 
 
@@ -67,15 +68,17 @@ def compare(argv: list[str]) -> int:
 
     from cpprune.report.compare_page import comparison_document, terminal_table
     from cpprune.report.comparison import compare_runs, reference
-    from cpprune.report.page import render, write_page
+    from cpprune.report.page import render
 
+    if arguments.out:
+        check_output(arguments.out, "--out")
     found = compare_runs(arguments.runs, split=arguments.split, data=arguments.data)
     if arguments.reference:
         found["reference"] = reference()
         found["notes"].append(found["reference"]["note"])
     if arguments.out:
         document = comparison_document(found)
-        write_page(arguments.out, render(document.title, [document]))
+        write_output(arguments.out, render(document.title, [document]).encode(), "--out")
         print(f"comparison: {arguments.out}", file=sys.stderr)
     print(to_json(found) if arguments.json else terminal_table(found))
     return 0

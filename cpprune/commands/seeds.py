@@ -9,7 +9,7 @@ from typing import Any
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
 from cpprune.seeds import spread
-from shards.durable import replace_file
+from shards.durable import check_output, write_output
 from shards.errors import InputError
 
 
@@ -25,12 +25,13 @@ def summarise(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
+    if arguments.out:
+        check_output(arguments.out, "--out")
     reports = [read_report(path) for path in arguments.files]
     figures = all_spreads(reports)
     text = to_json({"files": [str(path) for path in arguments.files], "figures": figures})
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(arguments.out, arguments.out.parent, f"{text}\n".encode())
+        write_output(arguments.out, f"{text}\n".encode(), "--out")
     if arguments.json:
         print(text)
         return 0

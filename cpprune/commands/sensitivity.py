@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
+from shards.durable import writing
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,14 +50,16 @@ def sensitivity(argv: list[str]) -> int:
     from cpprune import artifact
     from cpprune.calibration import measure_saliency
     from cpprune.data import open_checked
-    from cpprune.sensitivity import measure_sensitivity, write_sensitivity
+    from cpprune.sensitivity import SENSITIVITY, measure_sensitivity, write_sensitivity
+    from shards.ownership import claim
 
+    folder = arguments.out or arguments.model.parent / "sensitivity"
+    claim(folder, SENSITIVITY, "--out")
     pruning = _pruning(arguments.criterion)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(arguments.model, device)
     dataset = open_checked(arguments.data, model)
     split = dataset.split(arguments.split)
-    folder = _made(arguments.out or arguments.model.parent / "sensitivity")
     found = measure_sensitivity(
         model,
         split,
@@ -65,8 +68,10 @@ def sensitivity(argv: list[str]) -> int:
         clips=arguments.clips,
         saliency=measure_saliency(pruning, model, dataset.split("train"), 0, device),
     )
-    write_sensitivity(found, folder)
-    draw_sensitivity(found, folder / "sensitivity.png")
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_sensitivity(found, folder)
+        draw_sensitivity(found, folder / "sensitivity.png")
     print(f"{folder}: sensitivity.json, sensitivity.csv, sensitivity.png", file=sys.stderr)
     print(to_json(found) if arguments.json else table(found))
     return 0
@@ -83,14 +88,6 @@ def _ratios(text: str) -> list[float]:
             "0.25,0.5,0.75"
         ) from None
     return ratios
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); give --out") from None
-    return folder
 
 
 def _pruning(criterion: str) -> PruneConfig:

@@ -10,6 +10,7 @@ from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
 from cpprune.sweeps.agent import say
 from cpprune.sweeps.definition import Sweep, read_sweep
+from shards.durable import writing
 from shards.errors import InputError
 
 
@@ -38,10 +39,8 @@ def sweep(argv: list[str]) -> int:
     if arguments.trials is not None and arguments.trials < 1:
         raise InputError(f"--trials {arguments.trials}: must be at least 1")
     folder = arguments.out or Path("runs/sweeps") / arguments.file.stem
-    try:
+    with writing(folder, "--out"):
         return _run(defined, folder, settings, arguments.trials, arguments.retry, arguments.json)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); give --out") from None
 
 
 def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cpprune.config import ParsedRun, RunConfig, build_parser, parse
 from cpprune.finite import to_json
+from shards.durable import check_output
 from shards.errors import InputError
 from shards.launcher import process_rank
 
@@ -58,7 +59,7 @@ def _run(parsed: ParsedRun) -> int:
     if "stopped" not in result:
         from cpprune.report.run_report import report_after_training
 
-        report_after_training(parsed.config.run)
+        report_after_training(parsed.config.run, parsed.config.data.path)
     if parsed.switches["json"]:
         print(to_json(result))
     return 0
@@ -81,6 +82,8 @@ def _dry_run(parsed: ParsedRun) -> int:
     from cpprune.start import planned_model
 
     config: RunConfig = parsed.config
+    if config.prune.save_plan:
+        check_output(Path(config.prune.save_plan), "--prune.save_plan")
     if config.prune.criterion in MEASURES and config.init is None:
         raise InputError(
             f"prune.criterion={config.prune.criterion} looks at a trained network and its data: give "

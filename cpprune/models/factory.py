@@ -1,7 +1,8 @@
 """Networks of the user's own: "package.module:function", found on the import path.
 
-A model folder names its factory, so loading one calls it. Therefore only what says of itself that it
-makes networks is called: subclasses of nn.Module, and functions annotated to return one.
+A model folder names its factory, so loading one calls it, where the user trusts its module (see
+`cpprune.models.trust`). Only what says of itself that it makes networks is called: subclasses of
+nn.Module, and functions annotated to return one.
 """
 
 from __future__ import annotations

@@ -6,15 +6,17 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from cpprune.models import factory
+from cpprune.models.bounds import BoundedBuild
 from cpprune.models.cp_mobile import CPMobile
 from cpprune.models.cp_resnet import CPResNet, imported_widths
 from cpprune.models.resize import fit
+from shards.documents import DocumentError, typed
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {"cp_resnet": CPResNet, "cp_mobile": CPMobile}
 
@@ -152,12 +154,51 @@ def rebuild_model(
         # Imported by a version that did not write down what the network was cut from.
         groups = config.get("groups", [1])
         config = {**config, "widths": imported_widths(tensors, groups)}
-    network = build_model(name, num_classes=num_classes, **config)
-    fitted = fit(network, tensors)
+    if factory.is_factory(name):
+        with BoundedBuild(tensors, allocates=True):
+            network = build_model(name, num_classes=num_classes, **config)
+        fitted = fit(network, tensors)
+    else:
+        _check_config(name, config)
+        # Without memory, so that however wide it was, only what is left of it is allocated.
+        with torch.device("meta"), BoundedBuild(tensors, allocates=False):
+            network = build_model(name, num_classes=num_classes, **config)
+        fitted = fit(network, tensors)
+        _check_names(network, tensors)
+        network.to_empty(device="cpu")
+    _check_names(network, tensors)
     network.load_state_dict(tensors)
     if fitted:
         check_logits(network, input_shape, num_classes)
     return network
+
+
+def _check_config(family: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a config holds settings of a family, of their kinds."""
+    check_name(family)
+    kinds = get_type_hints(FAMILIES[family].__init__)
+    settings = inspect.signature(FAMILIES[family]).parameters.keys() - {"num_classes"}
+    for key, value in config.items():
+        if key not in settings:
+            raise ValueError(f"config.{key}: {family} has no such setting")
+        try:
+            typed(value, kinds[key])
+        except DocumentError as error:
+            raise ValueError(f"config.{key}: {error}") from None
+
+
+def _check_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless tensors have the names and kinds of a network's own."""
+    own = network.state_dict()
+    for what, names in (
+        ("lacks", own.keys() - tensors.keys()),
+        ("has", tensors.keys() - own.keys()),
+    ):
+        if names:
+            raise ValueError(f"the file {what} {min(names)}, and {len(names) - 1} more")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+            raise ValueError(f"{name} is {tensor.dtype}, not {own[name].dtype}")
 
 
 def check_logits(network: nn.Module, input_shape: Sequence[int], num_classes: int) -> None:

@@ -38,6 +38,7 @@ from cpprune.pruning.groups import ChannelGroup, dependency_graph
 from cpprune.pruning.probe import channel_groups, examine
 from cpprune.pruning.ramp import on_the_way
 from cpprune.pruning.surgery import apply_plan
+from shards.durable import write_output
 from shards.errors import InputError
 
 Plan = dict[str, Any]
@@ -185,10 +186,12 @@ def write_plan(path: Path, plan: Plan) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    try:
-        path.write_text(to_json(plan, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    write_output(path, plan_bytes(plan), "--prune.save_plan")
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Return what a file holds from which `read_plan` reads a plan."""
+    return (to_json(plan, indent=2) + "\n").encode()
 
 
 def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Plan:

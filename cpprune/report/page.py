@@ -8,13 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
-
-from shards.durable import replace_file
-from shards.errors import InputError
 
 if TYPE_CHECKING:
     from cpprune.report.measured import Mistake
@@ -145,18 +141,3 @@ def render(title: str, documents: Sequence[Document]) -> str:
 
 def _resource(name: str) -> str:
     return files("cpprune.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page, whole or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, path.parent, page.encode())
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); give another --out"
-        ) from None

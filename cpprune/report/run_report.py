@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from cpprune.report import network, sections
 from cpprune.report.measured import Measured, measure
-from cpprune.report.page import Document, render, write_page
+from cpprune.report.page import Document, render
 from cpprune.report.runs import Run, read_run, times
+from cpprune.run_folder import RUN
+from shards.durable import check_output, replace_file, write_output, writing
+from shards.locks import locked
+from shards.ownership import claim
 
 PAGE = "report.html"
 MISTAKES = 6
@@ -103,27 +109,39 @@ def write_report(
     Raises:
         InputError: a folder is no run, or a page cannot be written.
     """
-    documents = [
-        report_document(folder, data=data, split=split, mistakes=mistakes) for folder in folders
-    ]
-    if out is not None:
-        write_page(out, render(", ".join(d.title for d in documents), documents))
-        return [out]
-    pages = [folder / PAGE for folder in folders]
-    for path, document in zip(pages, documents, strict=True):
-        write_page(path, render(document.title, [document]))
+    pages = [out] if out is not None else [folder / PAGE for folder in folders]
+    with ExitStack() as held:
+        for path, folder in zip(pages, folders, strict=False):
+            if out is None:
+                read_run(folder)  # says so of what is no run
+                claim(folder, replace(RUN, parts=(PAGE,)))
+            check_output(path, "" if out is None else "--out")
+            if not path.exists() or path.is_file():
+                busy = f"{path}: another report is writing it"
+                held.enter_context(locked(path.parent / f".{path.name}.lock", busy))
+        documents = [
+            report_document(folder, data=data, split=split, mistakes=mistakes) for folder in folders
+        ]
+        if out is not None:
+            title = ", ".join(document.title for document in documents)
+            write_output(out, render(title, documents).encode(), "--out")
+            return pages
+        for path, document in zip(pages, documents, strict=True):
+            with writing(path):
+                replace_file(path, path.parent, render(document.title, [document]).encode())
     return pages
 
 
-def report_after_training(folder: str) -> None:
+def report_after_training(folder: str, data: str) -> None:
     """Write the report of a finished run, if it has none yet that is younger than its last epoch.
 
+    The address of its data is given, since what is secret in it is not in the run's configuration.
     The run must not fail for the report's sake: whatever goes wrong is one line of warning.
     """
     path, last = Path(folder) / PAGE, Path(folder) / "model_last/model.json"
     try:
         if not path.is_file() or path.stat().st_mtime_ns < last.stat().st_mtime_ns:
-            write_report([Path(folder)])
+            write_report([Path(folder)], data=data)
         print(f"report: {path}", file=sys.stderr, flush=True)
     except Exception as error:  # whatever it is, the run itself is done and well
         reason = " ".join(str(error).split()) or repr(error)

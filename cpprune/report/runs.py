@@ -15,6 +15,7 @@ import yaml
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
+from shards.credentials import recorded
 from shards.errors import InputError
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
@@ -99,8 +100,8 @@ def read_run(folder: Path) -> Run:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
-        settings=flatten(settings),
-        environment=environment,
+        settings=recorded(flatten(settings)),
+        environment=recorded(environment),
         epochs=epochs,
         cuts=cuts,
         skipped=skipped,
@@ -158,7 +159,7 @@ def _metrics(
             skipped += record["event"] == "skipped"
         else:
             damaged.append(str(number))
-    if lost := [record["epoch"] + 1 for record in epochs if "reason" in record]:
+    if lost := [record["epoch"] + 1 for record in epochs if _not_finite(record)]:
         which = f"epochs {', '.join(map(str, lost))}" if len(lost) > 1 else f"epoch {lost[0]}"
         notes.append(f"Figures of {which} are not finite and left out.")
     if damaged:
@@ -173,6 +174,10 @@ def _is_epoch(record: object) -> bool:
         and isinstance(record.get("epoch"), int)
         and all(isinstance(record.get(key, ""), (int, float, NoneType)) for key in FIGURES)
     )
+
+
+def _not_finite(record: dict[str, Any]) -> bool:
+    return not all(math.isfinite(record[key]) for key in FIGURES)
 
 
 def _is_cut(record: object) -> bool:

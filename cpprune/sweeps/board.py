@@ -24,8 +24,21 @@ from typing import Any, BinaryIO
 
 from cpprune.sweeps.definition import EarlyTermination, Sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
+from shards.credentials import recorded
 from shards.durable import replace_file
 from shards.errors import InputError
+from shards.ownership import Kind, claim, read_mark
+
+# Its journal is made before anything is drawn, and `sweep.json` before that.
+SWEEP = Kind(
+    name="a sweep",
+    parts=("sweep.json", "journal.log", "results.csv", "sweep.png", "locks/"),
+    made=lambda folder: (
+        {"method", "metric", "goal", "parameters", "program", "command", "settings"}
+        <= read_mark(folder / "sweep.json").keys()
+    ),
+    early=frozenset({"locks"}),
+)
 
 ERROR = "error"  # attribute of a trial that failed: its last error line
 
@@ -85,6 +98,7 @@ class Board:
             raise InputError("cpprune sweep draws with Optuna: pip install 'cpprune[sweep]'")
         self.folder, self.sweep = folder, sweep
         self.varied = [p.name for p in sweep.parameters if p.distribution != "constant"]
+        claim(folder, SWEEP, "--out")
         (folder / "locks").mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / "locks/journal")
         self.journal = folder / "journal.log"
@@ -102,14 +116,14 @@ class Board:
     def _check_same(self, settings: tuple[str, ...]) -> None:
         known = asdict(self.sweep)
         known.pop("run_cap")  # more trials may come later
-        mine = json.loads(json.dumps({**known, "settings": settings}))
+        mine = json.loads(json.dumps(recorded({**known, "settings": settings})))
         path = self.folder / "sweep.json"
         if not path.is_file():
             replace_file(path, self.folder, json.dumps(mine, indent=2).encode())
             return
         theirs = json.loads(path.read_bytes())
         for key, value in mine.items():
-            if key in theirs and theirs[key] != value:  # an older version had fewer keys
+            if key in theirs and recorded(theirs[key]) != value:  # an older version had fewer keys
                 raise InputError(
                     f"{self.folder}: holds another sweep ({key} differs); choose another --out, or give "
                     "the same file and settings to go on"

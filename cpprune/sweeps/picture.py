@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from cpprune.plots import COLOURS, DPI
+from shards.durable import replace_file
 
 COLUMNS = 4
 PANEL_INCHES = (4.0, 3.2)
@@ -45,7 +47,9 @@ def draw_sweep(found: dict[str, Any], logarithmic: set[str], path: Path) -> None
         panel.grid(alpha=0.3)
     for panel in panels[1 + len(names) :]:
         panel.set_axis_off()
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    replace_file(path, path.parent, picture.getvalue())
 
 
 def _draw_history(panel: Any, trials: list[dict[str, Any]], goal: str) -> None:

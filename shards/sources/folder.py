@@ -1,82 +1,140 @@
-"""A folder of folders: CLASS/…/FILE or train|val|test/CLASS/…/FILE."""
+"""A folder of folders: CLASS/…/FILE or SPLIT/CLASS/…/FILE."""
 
-import os
+import re
+from collections import Counter
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.manifest import SPLITS
+from shards.sources.names import printable
 from shards.sources.source import Item, Source
+from shards.sources.split_names import split_names
+from shards.sources.walk import (
+    FOLLOWED,
+    NO_SPLIT,
+    Found,
+    audio_files,
+    beside,
+    endings,
+    folders,
+    walk,
+)
 
-# Endings in use beside the names libsndfile gives to its formats.
-_MORE_ENDINGS = {"aif", "aifc", "snd", "oga", "opus", "mp3"}
+__all__ = ["audio_files", "endings", "read"]
 
 
-def endings() -> frozenset[str]:
-    """Returns the file name endings, without a dot, that count as audio."""
-    import soundfile
-
-    formats = {name.lower() for name in soundfile.available_formats()}
-    # A raw file says neither its rate nor its type.
-    return frozenset((formats | _MORE_ENDINGS) - {"raw"})
-
-
-def read(root: Path) -> Source:
+def read(root: Path, layout: str = "auto", together: str | None = None) -> Source:
     """Lists a folder; a class is a sub-folder, a recording is a file.
 
+    Args:
+        root: the folder.
+        layout: "classes": the sub-folders are classes, whatever they are called; "splits": those that
+            are called as splits are, with the classes in them, and others are left aside; "auto": as
+            the names say, where there is one way to read them.
+        together: a regular expression over a file's path below `root`; files for which its first
+            group, or else its match, is the same never part.
+
     Raises:
-        InputError: if the folder is missing, has no classes, or a class has no audio.
+        InputError: if the folder is missing, has no classes, or can be read in several ways.
     """
     if not root.is_dir():
         raise InputError(f"{root} does not exist or is not a folder")
     known = endings()
-    top = _folders(root)
-    parts = {name: root / name for name in top} if top and set(top) <= set(SPLITS) else {"": root}
-    if parts.keys() != {""} and "train" not in parts:
-        raise InputError(f"{root} has {', '.join(parts)} but no train folder")
-    classes = tuple(sorted({name for folder in parts.values() for name in _folders(folder)}))
+    all_found = beside(root, known)
+    splits = {} if layout == "classes" else _splits(root, layout, known, all_found)
+    parts = {split: root / name for name, split in splits.items()} or {"": root}
+    if splits and "train" not in parts:
+        raise InputError(f"{root} has {', '.join(sorted(splits))} but no train folder")
+    names = {split: folders(folder) for split, folder in parts.items()}
+    classes = tuple(sorted({name for of_split in names.values() for name in of_split}))
     if not classes:
-        raise InputError(f"{root} has no sub-folders; make one for each class")
+        raise InputError(_no_classes(root, known, list(parts.values()), layout))
     items: list[Item] = []
-    ignored = sum(not path.is_dir() for path in root.iterdir())
+    empty: dict[str, str] = {}
     for split, folder in parts.items():
-        ignored += sum(not path.is_dir() for path in folder.iterdir()) if split else 0
-        for name in _folders(folder):
-            files, others = audio_files(folder / name, known)
-            ignored += others
-            if not files:
-                raise InputError(
-                    f"the class folder {folder / name} has no audio files; fill or remove it"
+        if split:
+            all_found.add(beside(folder, known))
+        for name in names[split]:
+            found = walk(folder / name, known)
+            all_found.add(found)
+            all_found.folders[FOLLOWED] += (folder / name).is_symlink()
+            if not found.files:
+                empty[printable(str(folder / name))] = _listed(found.aside)
+            for file in found.files:
+                relative = printable(file.relative_to(root).as_posix())
+                items.append(
+                    Item(relative, str(file), classes.index(name), split, relative, (), "")
                 )
-            for file in files:
-                relative = file.relative_to(root).as_posix()
-                items.append(Item(relative, str(file), classes.index(name), split, relative))
-    for split in parts:
-        for label, name in enumerate(classes):
-            if split == "train" and not any(i.label == label and i.split == split for i in items):
-                raise InputError(f"the class {name} has no folder in {root / 'train'}")
+    if splits:
+        for name in classes:
+            if name not in names["train"]:
+                raise InputError(f"the class {printable(name)} has no folder in {parts['train']}")
+    notes = [f"{name}/ is the {split} split" for name, split in splits.items() if name != split]
     return Source(
         kind="audio",
-        classes=classes,
+        classes=tuple(printable(name) for name in classes),
         groups=(),
-        unit="recording",
-        items=items,
-        ignored=ignored,
+        unit="file" if together is None else "match of --keep-together",
+        items=items if together is None else _together(items, together),
+        aside=all_found.aside,
+        folders=all_found.folders + Counter({"empty classes": len(empty)}),
+        empty=empty,
+        notes=tuple(notes),
     )
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _splits(root: Path, layout: str, known: frozenset[str], all_found: Found) -> dict[str, str]:
+    """Returns the sub-folders that are splits, with their splits; none if they are classes."""
+    names = folders(root)
+    splits = dict(split_names(names, f"--source {root}"))
+    if layout == "splits" and not splits:
+        raise InputError(f"--layout splits: {root} has no folder called train, val or test")
+    if not splits:
+        return {}
+    for name in names:
+        if name in splits:
+            continue
+        found = walk(root / name, known)
+        if found.files and layout == "auto":
+            given = ", ".join(sorted(splits))
+            raise InputError(
+                f"{root} has {given}, which may be splits, beside {printable(name)} with audio, which "
+                "is none: move it away, or use --layout splits (to leave it aside) or --layout classes"
+            )
+        all_found.add(found)
+        if found.files:
+            all_found.aside[NO_SPLIT] += len(found.files)
+    return splits
 
 
-def audio_files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
-    """Returns the files at any depth whose ending is one of `known`, and the number of the others."""
-    found: list[Path] = []
-    others = 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith(".") or name.rpartition(".")[2].lower() not in known:
-                others += 1
-            else:
-                found.append(Path(place) / name)
-    return sorted(found), others
+def _together(items: list[Item], pattern: str) -> list[Item]:
+    """Returns the items with what the pattern finds in their names as their unit."""
+    expression = re.compile(pattern)
+    found = [expression.search(item.name) for item in items]
+    if not any(found):
+        raise InputError(
+            f"--keep-together {pattern!r} matches no path; one of the paths is {items[0].name}"
+            if items
+            else f"--keep-together {pattern!r} matches no path"
+        )
+    return [
+        item._replace(together=(match[1] if expression.groups else match[0]) or "")
+        if match
+        else item
+        for item, match in zip(items, found, strict=True)
+    ]
+
+
+def _no_classes(root: Path, known: frozenset[str], parts: list[Path], layout: str) -> str:
+    if parts == [root]:
+        return f"{root} has no sub-folders; make one for each class"
+    loose = [part for part in parts if walk(part, known).files]
+    if loose and layout == "auto":
+        return (
+            f"{root}: {loose[0].name} has audio but no sub-folders: make one for each class in it, or, "
+            "if it is a class itself, say --layout classes"
+        )
+    return f"{root}: {', '.join(part.name for part in parts)} have no sub-folders; make one a class"
+
+
+def _listed(aside: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(aside.items()))

@@ -56,9 +56,10 @@ def read(root: Path) -> Source:
         kind="image",
         classes=tuple(str(digit) for digit in range(10)),
         groups=(),
-        unit="recording",
+        unit="image",
         items=items,
         one_clip=True,
+        fixed_classes=True,
         lists=lists,
         images=np.concatenate(images),
     )

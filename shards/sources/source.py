@@ -1,29 +1,31 @@
 """What every kind of source gives to the build."""
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.manifest import sha256_of
+from shards.sources.names import printable
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One source file (or image), and what is known of it before it is read.
 
     Attributes:
-        name: how the user's list or folder calls it; unique.
+        name: how the user's list or folder calls it, printable; unique.
         file: where it is; empty for an image.
         label: class index.
         split: "train", "val" or "test", or empty if it is still to be drawn.
         recording: what its clips were cut from.
         groups: one value for each of the source's group columns.
+        together: items with the same value are never parted; empty if nothing is known of it.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Item:
     split: str
     recording: str
     groups: tuple[str, ...] = ()
+    together: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,15 @@ class Source:
         kind: "audio" or "image".
         classes: class names in the order of their indices.
         groups: names of the group columns.
-        unit: the column whose values must not part: "recording" or "location".
+        unit: what the values of `together` are: "location", a column, or "file" if there are none.
         items: everything there is, in a fixed order.
         one_clip: every file is one clip, so no header has to be read to plan.
         lists: file name to SHA-256 of the lists read.
-        ignored: files that were left aside.
+        fixed_classes: the classes are those of the task, whether or not there are clips of each.
+        aside: reason to number of the files that were left aside.
+        folders: kind to number of the folders that are not simply listed, such as hidden ones.
+        empty: class folder without a file that is used to what is in it.
+        notes: how the source was read, where that is not evident.
         images: uint8 [items, ...] for images.
     """
 
@@ -57,16 +64,20 @@ class Source:
     items: list[Item]
     one_clip: bool = False
     lists: Mapping[str, str] = field(default_factory=dict)
-    ignored: int = 0
+    fixed_classes: bool = False
+    aside: Mapping[str, int] = field(default_factory=dict)
+    folders: Mapping[str, int] = field(default_factory=dict)
+    empty: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     images: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A delimited text file: its columns, its rows as dicts, and its SHA-256."""
+    """A delimited text file: its columns, its rows as (line, cells by column), and its SHA-256."""
 
     columns: tuple[str, ...]
-    rows: list[dict[str, str]]
+    rows: list[tuple[int, dict[str, str]]]
     sha256: str
 
 
@@ -85,20 +96,46 @@ def read_table(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
         raise InputError(f"{path} does not exist")
     data = path.read_bytes()
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
-    head = lines[0] if lines else ""
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    head = text.partition("\n")[0]
     if delimiter is None:
         delimiter = max("\t,;|", key=head.count)
-    reader: Any = csv.DictReader(lines, delimiter=delimiter, restkey="", restval="")
-    names = tuple(reader.fieldnames or ())
-    for name in columns:
-        if name not in names:
-            raise InputError(
-                f"{path} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
-            )
-    rows = [{name: (row[name] or "").strip() for name in names} for row in reader]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
+    names: tuple[str, ...] = ()
+    try:
+        for cells in reader:
+            if not names:
+                names = _header(path, cells, columns)
+            elif cells:
+                rows.append((reader.line_num, _row(path, reader.line_num, names, cells)))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    if not names:
+        raise InputError(f"{path} is empty")
     if not rows:
         raise InputError(f"{path} has no rows")
     return Table(names, rows, sha256_of(data))
+
+
+def _header(path: Path, cells: list[str], columns: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(cells)
+    for name in columns:
+        if names.count(name) != 1:
+            number = "no column" if name not in names else "several columns"
+            raise InputError(
+                f"{path} has {number} {name!r}; its columns are {', '.join(map(printable, names))}"
+            )
+    return names
+
+
+def _row(path: Path, line: int, names: tuple[str, ...], cells: list[str]) -> dict[str, str]:
+    if any(cells[len(names) :]):
+        raise InputError(
+            f"{path}, line {line}: {len(cells)} cells, but the header names {len(names)} columns; "
+            "put quotes around a cell that holds the separator"
+        )
+    filled = cells[: len(names)] + [""] * (len(names) - len(cells))
+    return {name: cell.strip() for name, cell in zip(names, filled, strict=True)}

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from shards.errors import InputError
+from shards.sources.names import printable
 from shards.sources.source import Item, Source, read_table
 
 LABELS = (
@@ -39,14 +40,14 @@ def read(root: Path, split_csv: Path | None) -> Source:
     meta = read_table(
         root / META, ("filename", "scene_label", "identifier", "source_label"), delimiter="\t"
     )
-    by_name = {row["filename"]: row for row in meta.rows}
+    by_name = {row["filename"]: row for _, row in meta.rows}
     train_path = split_csv or root / TRAIN
     lists = {META: meta.sha256}
     items: dict[str, Item] = {}
     for path, split in ((train_path, "train"), (root / TEST, "test")):
         table = read_table(path, ("filename", "scene_label"), delimiter="\t")
-        lists[path.name] = table.sha256
-        for row in table.rows:
+        lists[printable(path.name)] = table.sha256
+        for _, row in table.rows:
             name = row["filename"]
             if name not in by_name:
                 raise InputError(f"{path}: {name} is not in {root / META}")
@@ -66,6 +67,7 @@ def read(root: Path, split_csv: Path | None) -> Source:
         unit="location",
         items=list(items.values()),
         one_clip=True,
+        fixed_classes=True,
         lists=lists,
     )
 
@@ -85,10 +87,11 @@ def _item(root: Path, row: dict[str, str], split: str) -> Item:
         )
     city, location, segment, _ = match.groups()
     return Item(
-        name=name,
+        name=printable(name),
         file=str(root / name),
         label=LABELS.index(scene),
         split=split,
         recording=f"{city}-{location}-{segment}",
         groups=(row["source_label"], city, row["identifier"]),
+        together=row["identifier"],
     )

@@ -232,7 +232,9 @@ def test_a_fetch_that_breaks_off(
         return block
 
     flaky.fault = always
-    with pytest.raises(InputError, match=r"train-000000\.tar cannot be fetched .*by peer.*3 times"):
+    with pytest.raises(
+        InputError, match=r"train-000000\.tar: cannot be fetched .*by peer.*3 times"
+    ):
         open_dataset(url, cache / "2").fetch(np.arange(200))
     assert names(cache / "2") == []
 
@@ -266,18 +268,19 @@ def test_addresses_that_cannot_be_used(
             assert part in str(caught.value)
 
     refused("nope://bucket/dataset", "Protocol not known", "s3://")
-    for protocol, package in (("s3", "s3fs"), ("gs", "gcsfs"), ("https", "aiohttp")):
+    for protocol, package in (("s3", "s3fs"), ("gs", "gcsfs")):
         monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
         refused(f"{protocol}://bucket/dataset", f"pip install {package}")
     started = time.monotonic()
-    monkeypatch.setattr("shards.fetch.PAUSES", (60.0, 60.0))  # what is not there is not waited for
+    monkeypatch.setattr(
+        "shards.transfer.PAUSES", (60.0, 60.0)
+    )  # what is not there is not waited for
     refused(f"flaky://{tmp_path}/nothing", "dataset.json does not exist")
     assert time.monotonic() - started < 30
-    monkeypatch.setattr("shards.fetch.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.transfer.PAUSES", (0.0, 0.0))
     folder = Path(shutil.copytree(tau_dataset, tmp_path / "d"))
     (folder / "val-000000.tar").unlink()
-    with pytest.raises(InputError, match=r"d/val-000000.tar cannot be fetched \(FileNotFound"):
+    with pytest.raises(InputError, match=r"d/val-000000.tar does not exist"):
         open_dataset(f"flaky://{folder}").split("val").fetch([0])
     resealed(folder, lambda document: document["shards"][0].update(name="../../escaped.tar"))
     refused(f"flaky://{folder}", "'../../escaped.tar' is no file name")
@@ -302,7 +305,7 @@ def test_the_commands_take_a_url(
     assert damaged.status == 1
     (problem,) = damaged.json["problems"]
     assert problem["file"] == "val-000000.tar"
-    assert f"{url}/val-000000.tar is damaged: expected sha256" in problem["what"]
+    assert f"{url}/val-000000.tar: damaged: expected sha256" in problem["what"]
     assert names(cache) == []
     for command in ("info", "verify"):
         refused("shards", command, "flaky:///nowhere", names=["flaky:///nowhere/dataset.json"])

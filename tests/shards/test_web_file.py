@@ -16,7 +16,7 @@ def fetched(server: Server, part: Path) -> int:
     """Fetches a.bin and returns the sum of what was told of its length."""
     server.files["a.bin"] = DATA
     told: list[int] = []
-    fetch(f"{server.url}/a.bin", part, told.append)
+    fetch(f"{server.url}/a.bin", part, 10_000_000, told.append)
     return sum(told)
 
 
@@ -74,7 +74,7 @@ def test_what_no_further_try_mends(server: Server, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"b\.bin: the server says 404 Not Found; check the address"
     ):
-        fetch(f"{server.url}/b.bin", tmp_path / "part", lambda change: None)
+        fetch(f"{server.url}/b.bin", tmp_path / "part", 1, lambda change: None)
     assert len(server.asked) == 1
     url = server.url
     server.server_close()
@@ -86,7 +86,7 @@ def test_what_no_further_try_mends(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.web_file.TIMEOUT", 0.05)
+    monkeypatch.setattr("shards.transfer.SILENCE", 0.05)
     monkeypatch.setattr(server, "silent", 0.3)
     with pytest.raises(InputError, match="timed out"):
         fetched(server, tmp_path / "part")

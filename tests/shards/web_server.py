@@ -45,7 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.lstrip("/").partition("?")[0]
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])  # type: ignore[index]
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "bytes=0-")
+        start = int(asked[1])  # type: ignore[index]
         if self.server.silent:
             time.sleep(self.server.silent)
         self.server.asked.append((name, start))

@@ -1,0 +1,100 @@
+"""Whose code may be imported because a model folder names it: only what the user named, too.
+
+A model folder is data, and may be a stranger's. Where its network is made by "package.module:function",
+that is imported only if the user trusts the module: by `model.factory` in a configuration, by --trust,
+by CPPRUNE_TRUST in the environment, or by `cpprune.load(folder, trust=[…])`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.errors import InputError
+
+VARIABLE = "CPPRUNE_TRUST"  # started processes inherit it
+OPTION = "--trust"
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
+
+_named_by_settings: set[str] = set()
+
+
+@contextmanager
+def trusting(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Trust the modules that --trust names, and forget it all at the end.
+
+    Args:
+        argv: words of a command line; what comes after -- is left alone.
+
+    Yields:
+        The words without --trust and its values.
+
+    Raises:
+        InputError: --trust without a value, or with one that names no modules.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    rest: list[str] = []
+    names: list[str] = []
+    words = iter(argv[:end])
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != OPTION:
+            rest.append(word)
+        else:
+            names += module_names(value if equals else next(words, ""), OPTION)
+    before, settings = os.environ.get(VARIABLE), set(_named_by_settings)
+    if names:
+        os.environ[VARIABLE] = ",".join([*filter(None, [before]), *names])
+    try:
+        yield [*rest, *argv[end:]]
+    finally:
+        _named_by_settings.clear()
+        _named_by_settings.update(settings)
+        if names and before is None:
+            del os.environ[VARIABLE]
+        elif names and before is not None:
+            os.environ[VARIABLE] = before
+
+
+def module_names(text: str, given_as: str) -> list[str]:
+    """Return the modules of a list with commas.
+
+    Raises:
+        InputError: one of them is no module's name.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if not MODULE.fullmatch(name):
+            raise InputError(
+                f"{given_as} {text!r}: must name modules, separated by commas, such as my_nets"
+            )
+    return names
+
+
+def trust_factory(name: str) -> None:
+    """Trust the module of a factory that the user's own settings name."""
+    _named_by_settings.add(name.partition(":")[0])
+
+
+def require_trust(name: str, file: Path, also: Iterable[str] = ()) -> None:
+    """Raise InputError unless the user trusts the module of a factory that a file names.
+
+    Args:
+        name: "package.module:function".
+        file: that names it.
+        also: modules that are trusted beside those of the settings and the environment. What is below
+            a trusted package is trusted.
+    """
+    module = name.partition(":")[0]
+    environment = os.environ.get(VARIABLE, "")
+    known = {*_named_by_settings, *([also] if isinstance(also, str) else also)}
+    if environment.strip():
+        known |= set(module_names(environment, VARIABLE))
+    if not any(f"{module}.".startswith(f"{package}.") for package in known):
+        raise InputError(
+            f"{file}: its network is made by {name}, so loading it runs code of {module}: if you trust "
+            f"that, add {OPTION} {module}, or set {VARIABLE}={module} (in Python: trust=[{module!r}])"
+        )

@@ -1,0 +1,325 @@
+"""Every format that libsndfile writes, cut off, with odd headers: the true audio or a named file.
+
+`CPPRUNE_FUZZ=full` tries the whole product instead of a drawn part of it.
+"""
+
+import os
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from shards.audio import BadFile, load, measure
+
+pytestmark = pytest.mark.slow
+
+FULL = os.environ.get("CPPRUNE_FUZZ") == "full"
+SECONDS = (0.3, 1.002, 1.0007, 2.5, 10.0)
+CUTS = 20
+Wave = NDArray[np.float64]
+# Their headers state no length (libsndfile writes none into XI), so that what is there is all there is.
+SILENT_ON_LENGTH = {"PAF", "PVF", "IRCAM", "XI"}
+# Largest error of the decoded samples; of the others it is 1e-3.
+COARSE = {
+    "PCM_S8": 0.01,
+    "PCM_U8": 0.01,
+    "DPCM_8": 0.02,
+    "ULAW": 0.02,
+    "ALAW": 0.02,
+    "IMA_ADPCM": 0.1,
+    "MS_ADPCM": 0.1,
+    "GSM610": 0.4,
+    "G721_32": 0.2,
+    "G723_24": 0.3,
+    "G723_40": 0.2,
+    "NMS_ADPCM_16": 0.4,
+    "NMS_ADPCM_24": 0.3,
+    "NMS_ADPCM_32": 0.2,
+    "MPEG_LAYER_III": 0.2,
+    "VORBIS": 0.2,
+    "OPUS": 0.3,
+}
+
+
+class Case(NamedTuple):
+    """A file that was written, and the sound that went into it."""
+
+    format: str
+    subtype: str
+    rate: int
+    data: bytes
+    wave: Wave
+
+    @property
+    def name(self) -> str:
+        return f"{self.format} {self.subtype} {len(self.wave) / self.rate:g} s at {self.rate} Hz"
+
+
+def sound(frames: int, rate: int) -> Wave:
+    """A quiet chord, which every codec keeps, with a level that tells one second from another."""
+    time = np.arange(frames) / rate
+    level = 0.5 + 0.4 * np.sin(0.7 * time + 1)
+    return 0.3 * level * sum(np.sin(2 * np.pi * f * time) for f in (220, 331, 550)) / 3
+
+
+def written(path: Path, kind: str, subtype: str, seconds: float, channels: int = 1) -> Case | None:
+    # Not all rates are possible in all formats.
+    for rate in {"XI": (44100,), "WVE": (8000,)}.get(kind, (16000, 44100, 8000)):
+        wave = sound(round(seconds * rate), rate)
+        data = np.stack([wave] * channels, axis=1) if channels > 1 else wave
+        try:
+            soundfile.write(path, data, rate, format=kind, subtype=subtype)
+        except soundfile.LibsndfileError:
+            continue
+        return Case(kind, subtype, rate, path.read_bytes(), wave)
+    return None
+
+
+def kinds() -> Iterator[tuple[str, str]]:
+    for kind in soundfile.available_formats():
+        # RAW and SD2 do not say what they are; of SDS libsndfile loses the end.
+        if kind not in ("RAW", "SD2", "SDS"):
+            for subtype in soundfile.available_subtypes(kind):
+                if soundfile.check_format(kind, subtype):
+                    yield kind, subtype
+
+
+class Bench:
+    """Decodes files among the remains of loud ones, and judges what comes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "file"
+        self.loud = folder / "loud.wav"
+        wave = 0.9 * np.sign(np.sin(np.arange(600_000)))
+        soundfile.write(self.loud, wave, 16000, subtype="FLOAT")
+        self.counts = Counter[str]()
+        self.faults: list[str] = []
+
+    def decode(self, data: bytes, rate: int) -> Wave | str:
+        self.file.write_bytes(data)
+        load(self.loud, rate)
+        try:
+            length = measure(self.file, rate)
+        except BadFile as reason:
+            with pytest.raises(BadFile):
+                load(self.file, rate)
+            return str(reason)
+        try:
+            samples = load(self.file, rate).samples
+        except BadFile as reason:
+            return str(reason)
+        if length != len(samples):
+            return f"FAULT: planned {length}, decoded {len(samples)}"
+        return samples / 32768
+
+    def judge(self, case: Case, what: str, data: bytes, truth: Wave, whole: bool | None) -> None:
+        """Decodes a variant of a case and compares.
+
+        `whole` True: it has to be `truth`; False: it has to be refused; None: it may be a beginning of
+        `truth`, or be refused.
+        """
+        heard = self.decode(data, case.rate)
+        name = f"{case.name}, {what}"
+        if case.format in SILENT_ON_LENGTH and not isinstance(heard, str):
+            # Nothing tells bytes behind the samples from samples.
+            heard = heard[: len(truth)] if len(data) > len(case.data) else heard
+        if isinstance(heard, str):
+            self.counts["refused"] += 1
+            if heard.startswith("FAULT") or whole is True or "\n" in heard:
+                self.faults.append(f"{name}: {heard}")
+            return
+        self.counts["accepted"] += 1
+        if whole is False:
+            self.faults.append(f"{name}: accepted with {len(heard)} of {len(truth)} samples")
+        elif len(heard) > len(truth) + ("length" in what) or (whole and len(heard) < len(truth)):
+            self.faults.append(f"{name}: {len(heard)} samples, there are {len(truth)}")
+        elif len(heard):
+            heard = heard[: len(truth)]  # a filling byte behind an odd number of bytes
+            error = np.abs(heard - truth[: len(heard)])
+            if error.max() > 1e-3:
+                first = int(np.argmax(error > 1e-3))
+                self.faults.append(
+                    f"{name}: sample {first} of {len(heard)} is wrong by {error.max():.3f}"
+                )
+
+    def whole(self, case: Case) -> Wave | None:
+        """Returns the decoded file as it was written; compared with what went into it."""
+        heard = self.decode(case.data, case.rate)
+        if isinstance(heard, str):
+            if case.format not in ("HTK", "VOC"):
+                self.faults.append(f"{case.name}: {heard}")
+            return None
+        # Block codecs fill up the last block, of up to 1017 samples.
+        filling = 1017 if case.subtype in COARSE else 16
+        if not 0 <= len(heard) - len(case.wave) < filling:
+            self.faults.append(f"{case.name}: {len(heard)} of {len(case.wave)} samples")
+        common = min(len(heard), len(case.wave))
+        # Adaptive codecs need a moment to follow, and some fade at the end.
+        edge = 400 if case.subtype in COARSE else 0
+        inside = slice(edge, common - edge)
+        error = np.abs(heard[inside] - case.wave[inside]).max()
+        if error > COARSE.get(case.subtype, 1e-3):
+            self.faults.append(f"{case.name}: differs by {error:.4f} from what was written")
+        return heard
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def report(bench: Bench) -> None:
+    print(dict(bench.counts))
+    assert not bench.faults, "\n".join([str(len(bench.faults)), *bench.faults[:60]])
+
+
+def test_files_that_are_cut_off(bench: Bench, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for kind, subtype in kinds():
+        for seconds in SECONDS if FULL else draw.sample(SECONDS, 2):
+            case = written(tmp_path / "source", kind, subtype, seconds)
+            if case is None:
+                continue
+            truth = bench.whole(case)
+            if truth is None:
+                continue
+            size = len(case.data)
+            places = [draw.randrange(1, size) for _ in range(CUTS - 5)]
+            places += [size - 1, size - 2, size - 7, size // 2, min(size - 1, 700)]
+            for place in places if FULL else draw.sample(places, 5):
+                check_cut(bench, case, case.data[:place], truth)
+    report(bench)
+
+
+def check_cut(bench: Bench, case: Case, data: bytes, truth: Wave) -> None:
+    what = f"cut to {len(data)} of {len(case.data)} bytes"
+    if case.format in SILENT_ON_LENGTH:
+        bench.judge(case, what, data, truth, None)
+        return
+    heard = bench.decode(data, case.rate)
+    # Only what comes behind the samples may be lacking, such as a filling byte.
+    kept = isinstance(heard, str) or len(data) > len(case.data) - 8
+    bench.judge(case, what, data, truth, None if kept else False)
+    if not isinstance(heard, str) and len(heard) != len(truth):
+        bench.faults.append(f"{case.name}, {what}: {len(heard)} of {len(truth)} samples accepted")
+
+
+def size_of(kind: str, data: bytes, value: int) -> bytes | None:
+    """Returns a file whose header states another length of its samples."""
+    places = {
+        "WAV": (b"data", 4, "<I"),
+        "WAVEX": (b"data", 4, "<I"),
+        "AIFF": (b"SSND", 4, ">I"),
+        "AU": (b".snd", 8, ">I"),
+        "CAF": (b"data", 4, ">q"),
+        "W64": (b"data\xf3\xac\xd3\x11", 16, "<q"),
+        "RF64": (b"ds64", 16, "<q"),
+    }
+    if kind not in places:
+        return None
+    mark, skip, form = places[kind]
+    at = data.index(mark) + skip
+    if form.endswith("q") and value == 0xFFFFFFFF:
+        value = -1
+    return (
+        data[:at]
+        + struct.pack(form.upper() if value >= 0 else form, value)
+        + data[at + struct.calcsize(form) :]
+    )
+
+
+def id3(size: int) -> bytes:
+    return (
+        b"ID3\x04\x00\x00"
+        + bytes((size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127))
+        + bytes(size)
+    )
+
+
+Mutation = Callable[[Case], bytes | None]
+
+
+def odd_headers() -> dict[str, tuple[Mutation, bool | None]]:
+    """Name to (what is done to a file, whether it then has to be read in full)."""
+    noise = np.random.default_rng(1).bytes(5000)
+
+    def wav(change: Callable[[bytes], bytes]) -> Mutation:
+        return lambda case: change(case.data) if case.format in ("WAV", "WAVEX") else None
+
+    def before_data(chunk: bytes) -> Callable[[bytes], bytes]:
+        def insert(data: bytes) -> bytes:
+            at = data.index(b"data")
+            return data[:at] + chunk + data[at:]
+
+        return insert
+
+    def riff_size(value: int) -> Callable[[bytes], bytes]:
+        return lambda data: data[:4] + struct.pack("<I", value) + data[8:]
+
+    def only(kind: str, change: Callable[[bytes], bytes]) -> Mutation:
+        return lambda case: change(case.data) if case.format == kind else None
+
+    return {
+        "length 0": (lambda case: size_of(case.format, case.data, 0), None),
+        "length unknown": (lambda case: size_of(case.format, case.data, 0xFFFFFFFF), None),
+        "length of 31 bits": (
+            lambda case: (
+                size_of(case.format, case.data, 0x7FFFF000)
+                if case.format in ("WAV", "WAVEX", "AIFF", "AU")
+                else None
+            ),
+            None,
+        ),
+        "RIFF size 0": (wav(riff_size(0)), True),
+        "RIFF size unknown": (wav(riff_size(0xFFFFFFFF)), True),
+        "RIFF size too small": (wav(riff_size(100)), True),
+        "RIFF size too large": (wav(riff_size(123456789)), True),
+        "odd chunk": (wav(before_data(b"LIST" + struct.pack("<I", 3) + b"abc\0")), True),
+        "odd chunk not filled up": (
+            wav(before_data(b"note" + struct.pack("<I", 3) + b"abc")),
+            None,
+        ),
+        "chunk that never ends": (wav(before_data(b"note" + struct.pack("<I", 1 << 30))), None),
+        "junk behind": (lambda case: case.data + noise, None),
+        "zeros behind": (lambda case: case.data + bytes(3000), None),
+        "text behind": (lambda case: case.data + b"TAG" + b"a" * 125, None),
+        "ID3 before": (lambda case: id3(1000) + case.data, None),
+        "ID3 before MP3": (only("MP3", lambda data: id3(1000) + data), True),
+        "FLAC of unknown length": (only("FLAC", unknown_flac), True),
+        "twice": (lambda case: case.data + case.data, None),
+    }
+
+
+def unknown_flac(data: bytes) -> bytes:
+    """Returns a FLAC as it is written to a pipe: neither length nor checksum of its samples."""
+    assert data[:4] == b"fLaC"
+    return data[:21] + bytes((data[21] & 0xF0,)) + bytes(4 + 16) + data[42:]
+
+
+def test_odd_headers(bench: Bench, tmp_path: Path) -> None:
+    draw = random.Random(1)
+    for kind, subtype in kinds():
+        for seconds in SECONDS if FULL else draw.sample(SECONDS, 1):
+            case = written(tmp_path / "source", kind, subtype, seconds)
+            truth = case and bench.whole(case)
+            if case is None or truth is None:
+                continue
+            for what, (mutate, whole) in odd_headers().items():
+                data = mutate(case)
+                if data is None:
+                    continue
+                if what == "twice":
+                    if kind == "MP3" or kind in SILENT_ON_LENGTH:
+                        continue
+                    truth = np.concatenate([truth, truth]) if kind == "OGG" else truth
+                bench.judge(case, what, data, truth, whole)
+                for place in [draw.randrange(1, len(data)) for _ in range(4 if FULL else 1)]:
+                    bench.judge(case, f"{what}, cut to {place} bytes", data[:place], truth, None)
+    report(bench)
