@@ -286,8 +286,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
         raise InputError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
     description = read_json(path, dict[str, Any], finite=False)
-    if description.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: has format {description.get('format')!r}, this version reads format {FORMAT}"
-        )
+    number = description.get("format")
+    if type(number) is not int or number != FORMAT:
+        raise InputError(f"{path}: has format {number!r}, this version reads format {FORMAT}")
     return description

@@ -146,21 +146,22 @@ def audit_lines(audit: Mapping[str, Any], kind: str) -> list[str]:
         (f"{clips} that are the same as another", audit["repeated"]),
         *((f"  {clips} of {split} in train too", n) for split, n in audit["also_in_train"].items()),
     ]
-    lines = _table([(what, f"{count:,}") for what, count in rows if count is not None])
-    unit = audit["kept_together"]
-    lines.append(
-        f"the {clips} of one {unit} and of its copies are in one split"
-        + ("; nothing else is kept together (see --keep-together)" if unit == "file" else "")
-    )
-    return [*lines, *audit["notes"], *(f"warning: {warning}" for warning in audit["warnings"])]
+    return [
+        *_table([(what, f"{count:,}") for what, count in rows if count is not None]),
+        *audit["notes"],
+        *(f"warning: {warning}" for warning in audit["warnings"]),
+    ]
 
 
-def closing_lines(manifest: Manifest) -> list[str]:
-    """Returns what a build says at its end."""
+def closing_lines(manifest: Manifest, said: Sequence[str]) -> list[str]:
+    """Returns what a build says at its end, beside the warnings that it has said at its beginning."""
     audit = audit_of(manifest)
     lines = class_table({name: split["classes"] for name, split in manifest.splits.items()})
     if audit is not None:
-        lines += ["", *audit_lines(audit, manifest.kind)]
+        new = [warning for warning in audit["warnings"] if warning not in said]
+        lines += ["", *audit_lines({**audit, "warnings": new}, manifest.kind)]
+    if said:
+        lines.append(f"{len(said)} warning{'s' if len(said) > 1 else ''} above")
     return [printable_line(line) for line in lines]
 
 

@@ -15,6 +15,7 @@ import yaml
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
+from cpprune.models.trust import UntrustedCodeError
 from shards.credentials import recorded
 from shards.errors import InputError
 
@@ -65,7 +66,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: it is none.
+        InputError: it is none, or its model's code is not trusted.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(
@@ -96,6 +97,8 @@ def read_run(folder: Path) -> Run:
         if not {"provenance", "metrics"} <= found.about.keys():
             raise InputError(f"{folder / 'model'} is not what a run wrote")
         model = found
+    except UntrustedCodeError:
+        raise
     except InputError as error:
         notes.append(f"There is no model to show: {error}.")
     return Run(
