@@ -192,7 +192,10 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0.8,0.1,0.1") from None
 
 
 def _folds(text: str) -> tuple[tuple[str, str], ...]:

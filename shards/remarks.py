@@ -10,6 +10,7 @@ from shards.manifest import SPLITS
 from shards.options import BuildOptions
 from shards.scan import Scan
 from shards.sources.source import Item, Source
+from shards.sources.split_names import is_split_name
 from shards.sources.walk import NEEDS_FFMPEG, NO_CLASS, NO_SPLIT
 
 # Shares that are further from those asked for than this are told.
@@ -52,6 +53,7 @@ def remarks(
     if lost:
         warnings.append(f"left out, with no file that can be used: {_names(lost, 'class')}")
     warnings += _unused(source)
+    warnings += _splits_below(items) if drawn and options.kind == "folder" else []
     clips = Counter[tuple[str, int]]()
     for item, count in zip(items, found.clips_of, strict=True):
         clips[item.split, item.label] += count
@@ -95,6 +97,18 @@ def _unused(source: Source) -> list[str]:
         if source.aside.get(reason):
             lines.append(f"{_count(source.aside[reason], 'audio file')} not used: {reason}")
     return lines
+
+
+def _splits_below(items: Sequence[Item]) -> list[str]:
+    """Returns a warning if splits lie below the classes, where they are not looked for."""
+    below = {name[1] for name in (item.name.split("/") for item in items) if len(name) > 2}
+    called = sorted(name for name in below if is_split_name(name))
+    if len(called) < 2:
+        return []
+    return [
+        f"the classes have folders called {', '.join(called)}, which are not used as splits: "
+        "put them above the classes, as in train/CLASS/FILE"
+    ]
 
 
 def _shares(splits: Sequence[str], clips_of: Sequence[int]) -> list[float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from shards.durable import check_output
 from shards.errors import InputError
 
@@ -51,7 +51,7 @@ def evaluate(argv: list[str]) -> int:
     if arguments.predictions:
         write_submission(arguments.predictions, submission_names(split), model.classes, log_prob)
     if arguments.json:
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         _print_report(report, model.classes)
     return 0
@@ -124,7 +124,7 @@ def predict(argv: list[str]) -> int:
         names = [result["file"] for result in results]
         write_submission(arguments.predictions, names, model.classes, np.log(rows))
     if arguments.json:
-        print(json.dumps({"predictions": results}))
+        print(to_json({"predictions": results}))
     return 0
 
 
@@ -187,7 +187,7 @@ def info(argv: list[str]) -> int:
     if timed:
         cost["latency_ms"] = latency(model.network, model.input_shape, device)
     if as_json:
-        print(json.dumps(cost))
+        print(to_json(cost))
         return 0
     limits = cost["limits"]
     field = cost["receptive_field"]

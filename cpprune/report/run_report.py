@@ -54,8 +54,9 @@ def report_document(
 
 def _subtitle(run: Run) -> str:
     if run.model is None:
-        return "A run of cpprune without a model yet."
-    state = "A finished" if run.result else "An unfinished"
+        failed = "A failed run of cpprune without a model."
+        return failed if run.failed else "A run of cpprune without a model yet."
+    state = "A finished" if run.result else "A failed" if run.failed else "An unfinished"
     how = "fine-tuned" if run.settings.get("init") else "trained from fresh weights"
     cuts = f", pruned {times(len(run.cuts))}" if run.cuts else ""
     return (

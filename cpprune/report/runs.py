@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -32,6 +34,7 @@ class Run:
         cuts: its prunings.
         skipped: how many steps it tells were skipped.
         result: of the finished run, or None.
+        failed: why it failed, or None.
         model: the best so far, or None.
         notes: a sentence for everything that is missing or damaged.
     """
@@ -43,6 +46,7 @@ class Run:
     cuts: list[dict[str, Any]]
     skipped: int
     result: dict[str, Any] | None
+    failed: str | None
     model: Model | None
     notes: list[str]
 
@@ -73,9 +77,14 @@ def read_run(folder: Path) -> Run:
     settings = read_mapping(folder / "config.yaml", yaml.safe_load, notes)
     environment = read_mapping(folder / "environment.json", json.loads, notes)
     epochs, cuts, skipped = _metrics(folder / "metrics.jsonl", notes)
-    result = None
+    result, failed = None, None
     if (folder / "result.json").is_file():
-        result = read_mapping(folder / "result.json", json.loads, notes) or None
+        ended = read_mapping(folder / "result.json", json.loads, notes)
+        if "failed" in ended:
+            failed = str(ended["failed"])
+            notes.append(f"The run failed: {failed}.")
+        else:
+            result = ended or None
     else:
         planned = flatten(settings).get("train.epochs", "?")
         notes.append(
@@ -100,6 +109,7 @@ def read_run(folder: Path) -> Run:
         cuts=cuts,
         skipped=skipped,
         result=result,
+        failed=failed,
         model=model,
         notes=notes,
     )
@@ -140,17 +150,21 @@ def _metrics(
     epochs, cuts, damaged, skipped = [], [], [], 0
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            record = json.loads(line)
+            # An older version wrote NaN where null stands now.
+            record = json.loads(line, parse_constant=lambda _: None)
         except ValueError:
             record = None
         if _is_epoch(record):
-            epochs.append(record)
+            epochs.append({k: math.nan if v is None else v for k, v in record.items()})
         elif _is_cut(record):
             cuts.append(record)
         elif isinstance(record, dict) and record.get("event"):
             skipped += record["event"] == "skipped"
         else:
             damaged.append(str(number))
+    if lost := [record["epoch"] + 1 for record in epochs if _not_finite(record)]:
+        which = f"epochs {', '.join(map(str, lost))}" if len(lost) > 1 else f"epoch {lost[0]}"
+        notes.append(f"Figures of {which} are not finite and left out.")
     if damaged:
         lines = f"lines {', '.join(damaged)} are" if len(damaged) > 1 else f"line {damaged[0]} is"
         notes.append(f"metrics.jsonl: {lines} damaged and left out.")
@@ -161,8 +175,12 @@ def _is_epoch(record: object) -> bool:
     return (
         isinstance(record, dict)
         and isinstance(record.get("epoch"), int)
-        and all(isinstance(record.get(key), (int, float)) for key in FIGURES)
+        and all(isinstance(record.get(key, ""), (int, float, NoneType)) for key in FIGURES)
     )
+
+
+def _not_finite(record: dict[str, Any]) -> bool:
+    return not all(math.isfinite(record[key]) for key in FIGURES)
 
 
 def _is_cut(record: object) -> bool:

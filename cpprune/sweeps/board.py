@@ -123,7 +123,7 @@ class Board:
             return
         theirs = json.loads(path.read_bytes())
         for key, value in mine.items():
-            if recorded(theirs.get(key)) != value:
+            if key in theirs and recorded(theirs[key]) != value:  # an older version had fewer keys
                 raise InputError(
                     f"{self.folder}: holds another sweep ({key} differs); choose another --out, or give "
                     "the same file and settings to go on"

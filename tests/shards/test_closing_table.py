@@ -181,6 +181,24 @@ def test_links_that_lead_in_circles(tmp_path: Path, make_audio: Make) -> None:
         make_plan(options, 1)
 
 
+def test_a_folder_that_cannot_be_listed(
+    tmp_path: Path, make_audio: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would be missing without a word."""
+    options = folder(tmp_path / "s", make_audio, owl=10, wren=10)
+    (tmp_path / "s" / "owl" / "locked").mkdir()
+    scandir = os.scandir
+
+    def locked(path: Path) -> object:
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match=r"owl/locked cannot be listed: Permission denied"):
+        make_plan(options, 1)
+
+
 def test_a_class_that_is_a_link(tmp_path: Path, make_audio: Make) -> None:
     options = folder(tmp_path / "s", make_audio, owl=10, wren=10)
     (tmp_path / "s" / "heron").symlink_to("owl")
