@@ -7,7 +7,6 @@ classes, the front end that made its features, where the model comes from and ho
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from cpprune.audio.mel import (
     spec_from_json,
     spec_to_json,
 )
+from cpprune.finite import not_finite, to_json
 from cpprune.models.factory import is_factory
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
@@ -148,7 +148,7 @@ def save(
     }
     with replaced_folder(folder, FILES) as new:
         write_bytes(new / "model.safetensors", payload)
-        write_bytes(new / "model.json", (json.dumps(description, indent=2) + "\n").encode())
+        write_bytes(new / "model.json", f"{to_json(description, indent=2)}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,12 @@ def load(
         )
         if layer_widths(network) != description.widths:
             raise ValueError("widths are not those of the weights")
+    if wrong := not_finite(network):
+        raise InputError(
+            f"{folder / 'model.safetensors'}: holds numbers that are not finite, in {wrong[0]}: what it "
+            "was trained with diverged (train again, with a lower optim.lr or with train.clip_norm), or "
+            "the file was changed"
+        )
     own = {"format", "input_shape", *Description.__dataclass_fields__}
     model = Model(
         network,
@@ -255,7 +261,7 @@ def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        InputError: it is none, or holds numbers that are not finite.
+        InputError: it is none.
     """
     try:
         tensors = safetensors.torch.load(payload)
@@ -263,12 +269,6 @@ def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: is no safetensors file ({' '.join(str(error).split())})"
         ) from None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise InputError(
-                f"{path}: holds numbers that are not finite, in {name}: what it was trained with "
-                "diverged, or the file was changed"
-            )
     return tensors
 
 
@@ -286,8 +286,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
         raise InputError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
     description = read_json(path, dict[str, Any], finite=False)
-    if description.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: has format {description.get('format')!r}, this version reads format {FORMAT}"
-        )
+    number = description.get("format")
+    if type(number) is not int or number != FORMAT:
+        raise InputError(f"{path}: has format {number!r}, this version reads format {FORMAT}")
     return description

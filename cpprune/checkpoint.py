@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from cpprune.finite import to_json
 from shards.durable import write_bytes
 from shards.errors import InputError
 from shards.ownership import remove, replaced_folder
@@ -35,11 +37,12 @@ class Progress:
         events_done: pruning events that have happened.
         widths: output channels by layer, as they are now.
         original_widths: as they were at the start of the run.
-        val_losses: validation log loss of each epoch so far.
+        val_losses: validation log loss of each epoch so far; None where it was not finite.
         best: the best value of the monitored figure since the last pruning event, or None.
         best_step: the step at which it was measured.
         loss_sums: sum of the losses of this epoch's clips so far, of each rank.
         clips_seen: how many those are.
+        seconds: how long was trained.
         skipped: steps so far whose gradient was not finite.
         metrics_bytes: length of metrics.jsonl, so that lines of lost work are cut off.
     """
@@ -50,11 +53,12 @@ class Progress:
     events_done: int = 0
     widths: dict[str, int] = field(default_factory=dict)
     original_widths: dict[str, int] = field(default_factory=dict)
-    val_losses: list[float] = field(default_factory=list)
+    val_losses: list[float | None] = field(default_factory=list)
     best: float | None = None
     best_step: int = -1
     loss_sums: list[float] = field(default_factory=list)
     clips_seen: int = 0
+    seconds: float = 0.0
     skipped: int = 0
     metrics_bytes: int = 0
 
@@ -108,7 +112,7 @@ def save(
         )
         for name in TENSOR_FILES
     }
-    files["state.json"] = (json.dumps(state, indent=2) + "\n").encode()
+    files["state.json"] = f"{to_json(state, indent=2)}\n".encode()
     manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
     with replaced_folder(folder / _name(progress.step), FILES) as new:
@@ -163,12 +167,15 @@ def read(checkpoint: Path) -> Saved:
     files = {name: _read_whole(checkpoint, f"{name}.safetensors") for name in TENSOR_FILES}
     text = _read_whole(checkpoint, "state.json")
     try:
-        state = json.loads(text)
+        # An older version wrote NaN, which is never the best, as null is not.
+        state = json.loads(text, parse_constant=lambda _: None)
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+        progress = Progress(**state["progress"])
+        progress.loss_sums = [math.nan if x is None else x for x in progress.loss_sums]
         return Saved(
             checkpoint,
-            Progress(**state["progress"]),
+            progress,
             state["identity"],
             state["scaler"],
             Tensors(**{name: safetensors.torch.load(payload) for name, payload in files.items()}),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Clips a forward pass: bounds memory, and changes no result.
 CHUNK = 256
 
+DIVERGED = "its training diverged: train again, with a lower optim.lr or with train.clip_norm"
+
 
 @torch.no_grad()
 def predict_split(
@@ -83,9 +85,19 @@ def evaluate_split(
 def evaluate_model(
     model: Model, split: Split, device: torch.device
 ) -> tuple[dict[str, Any], metrics.Floats]:
-    """Return the full report on a split, and the log-probabilities [N, K] it rests on."""
+    """Return the full report on a split, and the log-probabilities [N, K] it rests on.
+
+    Raises:
+        InputError: the model's output is not finite.
+    """
     logits = predict_split(model.network, model.features, split, device)
     log_prob = metrics.log_softmax(logits)
+    wrong = np.flatnonzero(~np.isfinite(log_prob).all(1))
+    if len(wrong):
+        raise InputError(
+            f"the model's output is not finite for {len(wrong):,} of {len(split):,} clips, such as "
+            f"{split.dataset.key(int(split.ids[wrong[0]]))}; {DIVERGED}"
+        )
     columns = {name: split.column(name) for name in split.dataset.groups}
     return metrics.full_report(log_prob, split.labels, model.classes, columns), log_prob
 
@@ -129,6 +141,7 @@ def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
 
     Raises:
         BadFile: it is no audio, or not all of it is there.
+        InputError: the model's output is not finite.
     """
     from shards.audio import load
     from shards.clips import MIN_SOUND, count_clips, cut
@@ -143,6 +156,8 @@ def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
             places = range(begin, min(begin + CHUNK, number))
             clips = np.stack([cut(samples, place, length) for place in places])
             parts.append(model(torch.from_numpy(clips)))
+    if not torch.cat(parts).isfinite().all():
+        raise InputError(f"{path}: the model's output is not finite; {DIVERGED}")
     probabilities = np.exp(metrics.log_softmax(torch.cat(parts).numpy()))
     sound = np.minimum(length, len(samples) - length * np.arange(number))
     return np.average(probabilities, axis=0, weights=sound), number

@@ -13,7 +13,10 @@ from cpprune.artifact import Model
 from cpprune.audio.mel import PRESETS, LogMel
 from cpprune.models.cp_resnet import imported_widths
 from cpprune.models.registry import rebuild_model
+from shards.durable import writing
 from shards.errors import InputError
+from shards.locks import locked
+from shards.ownership import claim
 from shards.sources.tau2022 import LABELS
 
 
@@ -24,14 +27,16 @@ def import_state_dict(
 
     Args:
         file: written by `torch.save`; read with weights_only, so no code in it is run.
-        out: folder to write.
+        out: folder to write: absent, empty, or a model, which is replaced.
         preset: front end that the weights were trained with.
         classes: names, by default those of TAU Urban Acoustic Scenes.
         rho: receptive-field parameter.
 
     Raises:
-        InputError: the file cannot be read, or holds no CP-ResNet.
+        InputError: the file cannot be read, or holds no CP-ResNet; or `out` cannot be written, holds
+            anything but a model, or is being written by another process.
     """
+    claim(out, artifact.MODEL, "--out")
     tensors = _read(file)
     tensors = {_plain(name): t for name, t in tensors.items()}
     convolutions = {n: t for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 4}
@@ -67,7 +72,9 @@ def import_state_dict(
         clip_shape=(spec.sample_rate,),
         about={"provenance": {"imported": file.name}, "metrics": {}},
     )
-    artifact.save(model, out)
+    busy = f"{out}: another import is writing it"
+    with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
+        artifact.save(model, out)
     return model
 
 

@@ -18,8 +18,8 @@ from cpprune import rendezvous, zero
 from cpprune.checkpoint import Progress
 from cpprune.data import Batch
 from cpprune.distributed import largest, on_rank_0, rank, world_size
+from cpprune.divergence import REMEDY, DivergenceError
 from cpprune.run import Journal
-from shards.errors import InputError
 from shards.reader import Dataset
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SkippedSteps:
             now: or only when there are many.
 
         Raises:
-            InputError: there are more than there may be; it names the clips of the last.
+            DivergenceError: there are more than there may be; it names the clips of the last.
         """
         if not self.recent or (not now and len(self.recent) < EVERY_STEPS):
             return
@@ -75,10 +75,9 @@ class SkippedSteps:
                 f"(clips {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})"
             )
             if zero.asked_for() or progress.skipped > self.most:
-                raise InputError(
+                raise DivergenceError(
                     f"{what}; {progress.skipped} such step(s), train.max_skipped is {self.most}: look "
-                    "at these clips, lower optim.lr or set train.clip_norm, and choose another --run or "
-                    "--resume never"
+                    f"at these clips, {REMEDY}"
                 )
             self.journal.say(f"{what}: the step is skipped")
 

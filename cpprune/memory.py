@@ -25,10 +25,14 @@ def available_memory(root: Path = ROOT, environment: Mapping[str, str] = os.envi
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             rooms += _rooms_of_groups(root / "sys/fs/cgroup" / controllers, path.strip("/"))
-    # SLURM counts in MiB; 0 is all of the machine.
-    per_node = int(environment.get("SLURM_MEM_PER_NODE", 0))
-    per_cpu = int(environment.get("SLURM_MEM_PER_CPU", 0))
-    limit = per_node or per_cpu * int(environment.get("SLURM_CPUS_ON_NODE", 0))
+
+    def slurm(name: str) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+
+    # SLURM counts in MiB; 0 is all of the machine, and so is what it would not write.
+    per_cpu = slurm("SLURM_MEM_PER_CPU") * slurm("SLURM_CPUS_ON_NODE")
+    limit = slurm("SLURM_MEM_PER_NODE") or per_cpu
     return min([*rooms, limit << 20] if limit else rooms)
 
 

@@ -25,8 +25,9 @@ DEVICE_GROUPS: dict[str, tuple[str, ...]] = {
 def log_softmax(logits_NK: NDArray[np.floating[Any]]) -> Floats:
     """[N, K] logits → log-probabilities in float64."""
     x = np.asarray(logits_NK, np.float64)
-    x = x - x.max(1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)), np.float64)
+    with np.errstate(invalid="ignore"):  # what is no number stays none, and `summary` says so
+        x = x - x.max(1, keepdims=True)
+        return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)), np.float64)
 
 
 def log_loss(log_prob_NK: Floats, label_N: Ints) -> float:
@@ -74,7 +75,13 @@ def calibration(log_prob_NK: Floats, label_N: Ints, bins: int = 15) -> dict[str,
 
 
 def summary(log_prob_NK: Floats, label_N: Ints) -> dict[str, Any]:
-    """Return macro_accuracy, accuracy, log_loss and clips of these predictions."""
+    """Return macro_accuracy, accuracy, log_loss and clips of these predictions.
+
+    The three figures are None if a log-probability is not finite: such predictions are none.
+    """
+    if not np.isfinite(log_prob_NK).all():
+        none = dict.fromkeys(("macro_accuracy", "accuracy", "log_loss"))
+        return {**none, "clips": len(label_N)}
     confusion = confusion_matrix(log_prob_NK, label_N)
     return {
         "macro_accuracy": macro_accuracy(confusion),

@@ -120,7 +120,7 @@ def cosine_factor(config: OptimConfig, epoch: int, epochs: int) -> float:
     )
 
 
-def plateau_factor(config: OptimConfig, val_losses: Sequence[float]) -> float:
+def plateau_factor(config: OptimConfig, val_losses: Sequence[float | None]) -> float:
     """Return the factor after these validation losses, one an epoch.
 
     As torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min", threshold=1e-4), but a function of the
@@ -128,7 +128,7 @@ def plateau_factor(config: OptimConfig, val_losses: Sequence[float]) -> float:
     """
     factor, best, waited = 1.0, math.inf, 0
     for loss in val_losses:
-        if loss < best * (1 - 1e-4):
+        if loss is not None and loss < best * (1 - 1e-4):
             best, waited = loss, 0
         else:
             waited += 1
@@ -137,14 +137,16 @@ def plateau_factor(config: OptimConfig, val_losses: Sequence[float]) -> float:
     return factor
 
 
-def lr_factor(config: OptimConfig, epoch: int, epochs: int, val_losses: Sequence[float]) -> float:
+def lr_factor(
+    config: OptimConfig, epoch: int, epochs: int, val_losses: Sequence[float | None]
+) -> float:
     """Return what the learning rate is multiplied with in this epoch.
 
     Args:
         config: which schedule, and its numbers.
         epoch: from 0.
         epochs: how many there are in all.
-        val_losses: validation losses of the epochs before.
+        val_losses: validation losses of the epochs before; None where it was not finite.
     """
     match config.schedule:
         case "lambda":

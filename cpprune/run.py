@@ -21,8 +21,11 @@ from cpprune import artifact, checkpoint, tracking
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import RunConfig
 from cpprune.distributed import fingerprint
+from cpprune.divergence import has_failed
+from cpprune.finite import to_json
 from cpprune.identity import check_same
 from cpprune.run_folder import claim_run, clear_run
+from shards.credentials import recorded
 from shards.durable import replace_file, writing
 from shards.errors import InputError
 
@@ -93,7 +96,7 @@ class Journal:
         """Add a line to metrics.jsonl."""
         if self.rank == 0:
             with self.file.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
             if self.tracking is not None:
                 self.tracking.look()
 
@@ -147,7 +150,8 @@ def find_checkpoint(
     if resume == "never" or not found:
         if resume == "must":
             raise InputError(f"{folder}: has no checkpoint to resume; leave out --resume must")
-        if resume != "never" and (folder / "result.json").is_file():
+        finished = (folder / "result.json").is_file() and not has_failed(folder)
+        if resume != "never" and finished:
             raise InputError(
                 f"{folder}: holds a finished run whose checkpoints are gone; choose another --run, or "
                 "replace it with --resume never"
@@ -184,7 +188,7 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
         if config.init is not None:  # that model carries its network and front end with it
             del tree["model"]
             tree["features"] = {"backend": config.features.backend}
-        text = yaml.safe_dump(tree, sort_keys=False)
+        text = yaml.safe_dump(recorded(tree), sort_keys=False)
         replace_file(folder / "config.yaml", folder, text.encode())
 
 
@@ -200,7 +204,7 @@ def write_result(folder: Path) -> dict[str, Any]:
         "val": best.about["metrics"]["val"],
         "fingerprint": fingerprint(best.network),
     }
-    text = json.dumps(result, indent=2) + "\n"
+    text = to_json(result, indent=2) + "\n"
     replace_file(folder / "result.json", folder, text.encode())
     return result
 
@@ -222,7 +226,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": sys.argv,
+        "command": recorded(sys.argv),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -22,13 +21,15 @@ from torch import Tensor, nn
 from cpprune import metrics
 from cpprune.artifact import Model
 from cpprune.distributed import fingerprint, structure
-from cpprune.evaluation import CHUNK
+from cpprune.evaluation import CHUNK, DIVERGED
+from cpprune.finite import to_json
 from cpprune.pruning.budget import bounds, uniform
 from cpprune.pruning.curves import FORMAT
 from cpprune.pruning.plan import scored_groups, widths_plan
 from cpprune.pruning.saliency import Saliency
 from cpprune.pruning.surgery import apply_plan
 from shards.durable import replace_file
+from shards.errors import InputError
 from shards.order import permutation
 from shards.ownership import Kind, read_mark
 from shards.progress import progress
@@ -71,7 +72,7 @@ def measure_sensitivity(
         a group its `width`, and the `widths`, `macro_accuracy` and `log_loss` at each of the `ratios`.
 
     Raises:
-        InputError: the criterion does not work on this network.
+        InputError: the criterion does not work on this network, or its output is not finite.
     """
     network, input_shape = model.network, model.input_shape
     positions = np.sort(permutation(len(split), 0)[:clips])
@@ -138,12 +139,14 @@ def _inputs(model: Model, split: Split, positions: NDArray[np.int64]) -> Tensor:
 def _figures(network: nn.Module, x_NCFT: Tensor, label_N: NDArray[np.int64]) -> dict[str, float]:
     logits = torch.cat([network(part).float() for part in torch.split(x_NCFT, CHUNK)])
     found = metrics.summary(metrics.log_softmax(logits.cpu().numpy()), label_N)
+    if found["log_loss"] is None:
+        raise InputError(f"the model's output is not finite; {DIVERGED}")
     return {key: found[key] for key in FIGURES}
 
 
 def write_sensitivity(found: Mapping[str, Any], folder: Path) -> None:
     """Write sensitivity.json, and as a table, one line a cut, sensitivity.csv."""
-    text = json.dumps(found, indent=2) + "\n"
+    text = to_json(found, indent=2) + "\n"
     replace_file(folder / "sensitivity.json", folder, text.encode())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cpprune.complexity import latency
+from cpprune.complexity import count_macs, count_parameters, latency
 from cpprune.config import RunConfig
 from cpprune.pruning.budget import parse_budget
 from cpprune.tracking import read_state
+from shards.credentials import without_credentials
 
 if TYPE_CHECKING:
     from cpprune.artifact import Model
+    from cpprune.checkpoint import Saved
     from cpprune.data import Batch
 
 # The loss is on the device. Reading it waits for all steps before: so not at every step of a GPU.
@@ -27,7 +30,7 @@ SECONDS_BETWEEN_READINGS = 0.25
 
 @contextmanager
 def epoch_line(
-    epoch: str, batches: int, clips: int, done: int, accuracy: float, loss_sum: Tensor, show: bool
+    epoch: str, batches: int, clips: int, done: int, accuracy: float, loss_sum: Tensor
 ) -> Iterator[Callable[[Batch], None]]:
     """Show how far an epoch is while the block runs, if standard error is a terminal.
 
@@ -38,12 +41,11 @@ def epoch_line(
         done: clips of it that were trained on before.
         accuracy: macro accuracy on validation of the last epoch; NaN if there was none.
         loss_sum: of all losses of this rank, on the device, which the caller adds to.
-        show: nothing otherwise, as on other ranks than the first.
 
     Yields:
         What takes every batch that was trained on.
     """
-    if not (show and sys.stderr.isatty()):
+    if not sys.stderr.isatty():
         yield lambda batch: None
         return
     from rich.console import Console
@@ -56,7 +58,7 @@ def epoch_line(
         TextColumn("{task.fields[speed]:,.0f} clips/s"),
         TimeRemainingColumn(compact=True),
         TextColumn("loss {task.fields[loss]}"),
-        TextColumn("" if accuracy != accuracy else f"val accuracy {accuracy:.4f}"),
+        TextColumn("" if accuracy != accuracy else f"val macro accuracy {accuracy:.4f}"),
     )
     bar = Progress(
         *columns,
@@ -113,6 +115,48 @@ class RunningLoss:
         return self.text
 
 
+def opening_text(config: RunConfig, model: Model, clips: int, steps: int) -> str:
+    """Return the line that a run begins with: what is trained, on `clips` in `steps` an epoch."""
+    macs = count_macs(model.network, model.input_shape)
+    return (
+        f"{config.run}: {model.family} with {count_parameters(model.network):,} parameters and {macs:,} "
+        f"MACs, {clips:,} clips in {steps} step(s) an epoch, precision {config.train.precision}"
+    )
+
+
+def resumed_text(folder: Path, found: Saved, epochs: int) -> str:
+    """Return the line that says from where a run goes on; `epochs` are those in all."""
+    progress = found.progress
+    if progress.epoch >= epochs:
+        return f"{folder}: is complete already"
+    where = f"epoch {progress.epoch + 1}, batch {progress.batch + 1}"
+    return f"{folder}: goes on from {found.path.name} ({where})"
+
+
+def figure_text(value: float | None) -> str:
+    """Return a loss or an accuracy as it is printed; None is one that is not finite."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def epoch_text(record: dict[str, Any], epochs: int) -> str:
+    """Return the line that says how an epoch went.
+
+    Args:
+        record: of metrics.jsonl.
+        epochs: in all.
+    """
+    train_loss, val_loss = record["train_loss"], record["val_log_loss"]
+    shown = [figure_text(x) for x in (train_loss, val_loss, record["val_macro_accuracy"])]
+    text = (
+        f"epoch {record['epoch'] + 1}/{epochs}  loss {shown[0]}  val loss {shown[1]}  "
+        f"val macro accuracy {shown[2]}{' *' if record['best'] else '  '}  lr {record['lr']:.1e}  "
+        f"{record['clips_per_second']:,.0f} clips/s"
+    )
+    return f"{text}  ({record['reason']})" if "reason" in record else text
+
+
 def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> list[str]:
     """Return what is said of a run that is over, and where to look next.
 
@@ -127,9 +171,9 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
         f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
         f"{result['parameters']:,} parameters, val macro accuracy "
         f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
-        f"--data {config.data.path}",
+        f"--data {without_credentials(config.data.path)}",
         f"  best by {config.train.monitor}: accuracy {val['accuracy']:.4f}, log loss "
-        f"{val['log_loss']:.4f} over {val['clips']:,} clips of validation",
+        f"{figure_text(val['log_loss'])} over {val['clips']:,} clips of validation",
         f"  costs {result['parameters']:,} parameters and {result['macs']:,} MACs",
         *_budget_lines(config.prune.budget, result, model),
         f"  curves: {'; '.join(look)}",

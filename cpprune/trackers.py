@@ -7,6 +7,7 @@ standard input is open, and no more than `SECONDS` longer.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -23,6 +24,7 @@ from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 from cpprune.config import flatten
+from cpprune.finite import to_json
 from cpprune.metrics import Ints
 from cpprune.plots import confusion_figure
 from cpprune.tracking import STATE, read_state
@@ -69,7 +71,7 @@ class State:
     def note(self, **changes: Any) -> None:
         """Change what it says, at once and on disk."""
         self.content.update(changes)
-        replace_file(self.path, self.path.parent, (json.dumps(self.content) + "\n").encode())
+        replace_file(self.path, self.path.parent, (to_json(self.content) + "\n").encode())
 
 
 def main(folder: Path, seconds: float) -> int:
@@ -146,7 +148,7 @@ def measures(record: dict[str, Any]) -> dict[str, float]:
     return {
         f"{prefix}{name}": value
         for name, value in record.items()
-        if isinstance(value, (int, float))
+        if isinstance(value, (int, float)) and math.isfinite(value)
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 import shards
-from cpprune import artifact, checkpoint, distributed, metrics, tracking
+from cpprune import artifact, checkpoint, distributed, divergence, metrics, tracking
 from cpprune.calibration import measure_saliency
 from cpprune.checkpoint import Progress
-from cpprune.complexity import count_macs, count_parameters
+from cpprune.complexity import count_parameters
 from cpprune.config import RunConfig
 from cpprune.data import TrainingBatches
+from cpprune.divergence import REMEDY, DivergenceError, failure_written
 from cpprune.evaluation import predict_split
+from cpprune.finite import not_finite
 from cpprune.guards import SkippedSteps, Watchdog
 from cpprune.identity import identity
 from cpprune.models.resize import fit, layer_widths
@@ -39,7 +41,7 @@ from cpprune.run_folder import claim_run, hold_run
 from cpprune.start import start_model
 from cpprune.stepper import Stepper
 from cpprune.stopping import Stopping
-from cpprune.terminal import closing_lines, epoch_line
+from cpprune.terminal import closing_lines, epoch_line, epoch_text, opening_text, resumed_text
 from shards.durable import replace_file
 from shards.errors import InputError
 
@@ -57,6 +59,7 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
 
     Raises:
         InputError: something in the configuration, the data or the run folder has to be mended.
+        DivergenceError: the run has failed, as result.json then says too.
     """
     with distributed.joined(config.train.precision, config.train.clip_norm) as accelerator:
         trainer = Trainer(config, given, accelerator)
@@ -66,6 +69,7 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
             trainer.watchdog,
             trainer.journal,
             closing(trainer.stepper),
+            failure_written(trainer.folder, trainer.rank),
         ):
             # Before any rank looks for a checkpoint there.
             hold = hold_run(trainer.folder)
@@ -193,13 +197,9 @@ class Trainer:
         prune = self.config.prune
         if prune.sparsity == "none" or self.progress.events_done == len(self.events):
             return None
-        return Penalty(
-            self.model.network,
-            self.model.input_shape,
-            prune.sparsity,
-            prune.sparsity_strength,
-            until=self.events[-1].epoch,
-        )
+        network, shape = self.model.network, self.model.input_shape
+        kind, strength = prune.sparsity, prune.sparsity_strength
+        return Penalty(network, shape, kind, strength, until=self.events[-1].epoch)
 
     def train_epoch(self, epoch: int) -> str:
         """Train on what is left of this epoch's global batches.
@@ -214,15 +214,11 @@ class Trainer:
         self.stepper.set_lr(self.lr)
         self.model.network.train()
         begin, seen_before = time.monotonic(), progress.clips_seen
-        with epoch_line(
-            f"{epoch + 1}/{config.train.epochs}",
-            len(self.batches),
-            self.batches.clips,
-            seen_before,
-            self.accuracy,
-            self.loss_sum,
-            show=self.rank == 0,
-        ) as advance:
+        shown, clips = f"{epoch + 1}/{config.train.epochs}", self.batches.clips
+        line = epoch_line(
+            shown, len(self.batches), clips, seen_before, self.accuracy, self.loss_sum
+        )
+        with line if self.rank == 0 else nullcontext(lambda batch: None) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
                 stepped = self.stepper.step(epoch, batch, progress.step)
                 self.loss_sum += stepped.loss_sum
@@ -242,9 +238,8 @@ class Trainer:
                 self.skipped.settle(progress, now=False)
         self.skipped.settle(progress)
         if progress.clips_seen <= 0:
-            raise InputError(
-                f"{self.folder}: the training loss is not finite in all of epoch {epoch + 1}; lower "
-                "optim.lr or set train.clip_norm, and choose another --run or --resume never"
+            raise DivergenceError(
+                f"{self.folder}: the training loss is not finite in all of epoch {epoch + 1}; {REMEDY}"
             )
         self.train_loss = math.fsum(self.loss_sums()) / progress.clips_seen
         self.speed = (progress.clips_seen - seen_before) / max(time.monotonic() - begin, 1e-9)
@@ -254,7 +249,7 @@ class Trainer:
         return ""
 
     def validate(self, epoch: int) -> None:
-        """Evaluate on the validation split; write the last model, and the best if it is that."""
+        """Evaluate on the validation split; write the last finite model, and the best if it is that."""
         progress, config = self.progress, self.config
         model, fetch = (self.stepper.evaluated, self.model.features), self.batches.validation()
         with self.accelerator.autocast():
@@ -262,10 +257,11 @@ class Trainer:
         log_prob, labels = metrics.log_softmax(logits), self.val.labels
         figures = metrics.summary(log_prob, labels)
         progress.val_losses.append(figures["log_loss"])
-        self.accuracy = figures["macro_accuracy"]
-        value, sign = figures[config.train.monitor], 1 if config.train.monitor != "log_loss" else -1
+        value, monitor = figures[config.train.monitor], config.train.monitor
+        self.accuracy = math.nan if value is None else figures["macro_accuracy"]
+        wrong = not_finite(self.stepper.evaluated)
         final_size = progress.events_done == len(self.events)
-        best = final_size and (progress.best is None or sign * value > sign * progress.best)
+        best = final_size and not wrong and divergence.is_better(value, progress.best, monitor)
         if best:
             progress.best, progress.best_step = value, progress.step
         record = {
@@ -278,23 +274,21 @@ class Trainer:
             "parameters": count_parameters(self.model.network),
             "clips_per_second": self.speed,
             "memory_bytes": peak_memory_bytes(self.device),
-            "seconds": time.monotonic() - self.started,
+            "seconds": self.seconds(),
+            **divergence.why_not_finite(wrong, figures, self.train_loss),
         }
         if best:
             record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
         distributed.on_rank_0(lambda: self.journal.log(record), self.device)
         self.model.about = provenance(config, self.identity, progress, epoch, figures)
         weights = self.stepper.evaluated.state_dict()
-        for name in ["model_last", "model"] if best else ["model_last"]:
+        finite = value is not None and not wrong
+        for name in ["model_last", "model"] if best else ["model_last"] * finite:
             folder = self.folder / name
             write = partial(artifact.save, self.model, folder, weights=weights, claimed=True)
             distributed.on_rank_0(write, self.device)
         self.watchdog.progress(progress.step)
-        self.journal.say(
-            f"epoch {epoch + 1}/{config.train.epochs}  loss {self.train_loss:.4f}  val loss "
-            f"{figures['log_loss']:.4f}  val accuracy {figures['macro_accuracy']:.4f}"
-            f"{' *' if best else '  '}  lr {self.lr:.1e}  {self.speed:,.0f} clips/s"
-        )
+        self.journal.say(epoch_text(record, config.train.epochs))
 
     def begin(self) -> None:
         """Go on from the run folder's last checkpoint, if there is one; else begin the folder."""
@@ -305,15 +299,12 @@ class Trainer:
         if found is None:
             self.stepper.wrap({})
             self.stepper.penalty = self.penalty()
-            self.journal.say(
-                f"{self.folder}: {self.model.family} with {count_parameters(network):,} parameters "
-                f"and {count_macs(network, self.model.input_shape):,} MACs, {self.batches.clips:,} "
-                f"clips in {len(self.batches)} step(s) an epoch, {self.world} process(es) on "
-                f"{self.device.type}, precision {self.config.train.precision}"
-            )
+            text = opening_text(self.config, self.model, self.batches.clips, len(self.batches))
+            self.journal.say(f"{text}, {self.world} process(es) on {self.device.type}")
             return
         tensors = found.tensors
         self.progress = progress = found.progress
+        self.started -= progress.seconds
         fit(network, tensors.network)
         network.load_state_dict(tensors.network)
         self.stepper.wrap(tensors.optimizer)
@@ -326,18 +317,14 @@ class Trainer:
         if len(sums) == self.world:
             self.loss_sum.fill_(sums[self.rank])
         elif self.rank == 0:  # another number of processes goes on
-            self.loss_sum.fill_(math.fsum(sums))
-        self.journal.say(
-            f"{self.folder}: goes on from {found.path.name} (epoch {progress.epoch + 1}, batch "
-            f"{progress.batch + 1})"
-            if progress.epoch < self.config.train.epochs
-            else f"{self.folder}: is complete already"
-        )
+            self.loss_sum.fill_(sum(sums))
+        self.journal.say(resumed_text(self.folder, found, self.config.train.epochs))
 
     def open_folder(self, found: checkpoint.Saved | None) -> None:
         """Begin the run's folder, or take back what it tells of work that is not in the checkpoint."""
         write_start(self.folder, self.config, fresh=found is None)
         self.stopping.forget_file()
+        divergence.forget_failure(self.folder)
         if found is not None:
             checkpoint.set_aside(self.folder / "checkpoints", found.path)
             self.journal.cut_back(found.progress.metrics_bytes)
@@ -345,10 +332,11 @@ class Trainer:
         self.journal.track(self.config.track)
 
     def save(self) -> None:
-        """Write a checkpoint, which all ranks agree on."""
+        """Write a checkpoint that all ranks agree on; DivergenceError if weights are not finite."""
         self.skipped.settle(self.progress)
-        self.progress.loss_sums = self.loss_sums()
+        self.progress.loss_sums, self.progress.seconds = self.loss_sums(), self.seconds()
         self.share_buffers()
+        divergence.check_weights(not_finite(self.model.network), self.folder, self.progress)
         average = self.stepper.average
         tensors = checkpoint.Tensors(
             network=self.model.network.state_dict(),
@@ -386,14 +374,18 @@ class Trainer:
         }
 
     def result(self) -> dict[str, Any]:
-        """Write result.json and say where to look next."""
+        """Write result.json and say where to look next; DivergenceError if there is no best model."""
+        divergence.check_any_finite(self.progress.best, self.folder)
         written: list[dict[str, Any]] = []
         distributed.on_rank_0(lambda: written.append(write_result(self.folder)), self.device)
         result: dict[str, Any] = distributed.share_json(written[:1], self.device)[0]
-        if self.rank == 0:
-            for line in closing_lines(self.config, result, self.model):
-                self.journal.say(line)
+        for line in closing_lines(self.config, result, self.model) if self.rank == 0 else []:
+            self.journal.say(line)
         return result
+
+    def seconds(self) -> float:
+        """Return how long was trained, over all starts, what was lost and done again left out."""
+        return time.monotonic() - self.started
 
     def share_buffers(self) -> None:
         """Give every rank rank 0's running statistics."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +51,7 @@ from shards.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shap
 from shards.progress import progress
 from shards.shard_job import ShardJob, make_shard
 from shards.spool import Spooled, needs_spool, spool
+from shards.summary import closing_lines, printable_line
 from shards.workers import cpu_count, run_jobs
 
 
@@ -84,7 +85,7 @@ def build_dataset(
     plan = make_plan(options, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists() and not overwrite and not work.exists():
-        return _finished(folder, plan)
+        return _close(folder, _finished(folder, plan), (), show=show)
     _refuse_small_disk(folder, plan)
     with _at_work(folder), writing(folder, "--out"):
         claim_dataset(folder)  # another build may have been there since
@@ -93,16 +94,16 @@ def build_dataset(
         elif (folder / MANIFEST_NAME).exists():
             manifest = _finished(folder, plan)
             remove(work, WORK_FILES)
-            return manifest
+            return _close(folder, manifest, (), show=show)
         _claim(work, plan)
-        _say(plan, show=show)
+        _warn(plan, show=show)
         spooled, bad, clipped = (
             spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [], {})
         )
         records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers, show=show)
         manifest = _finish(plan, folder, records, bad, clipped)
         remove(work, WORK_FILES)
-    return manifest
+    return _close(folder, manifest, plan.remarks.warnings, show=show)
 
 
 def build_part(
@@ -151,7 +152,7 @@ def build_part(
             _finished(folder, plan)
             return True
         _claim(work, plan)
-        _say(plan, show=show)
+        _warn(plan, show=show)
         if needs_spool(plan):
             spool(plan, work, workers, show=show, share=share)
         else:
@@ -208,13 +209,21 @@ def _at_work(folder: Path, part: str = "") -> Iterator[None]:
                 folder.rmdir()
 
 
-def _say(plan: Plan, *, show: bool) -> None:
-    """Says what is to be known before hours of decoding, not after."""
+def _warn(plan: Plan, *, show: bool) -> None:
+    """Says what is wrong before hours of decoding, not after."""
     if show:
-        for line in plan.remarks.notes:
-            print(f"cpprune: {line}", file=sys.stderr)
         for line in plan.remarks.warnings:
-            print(f"cpprune: warning: {line}", file=sys.stderr)
+            print(f"cpprune: warning: {printable_line(line)}", file=sys.stderr)
+
+
+def _close(folder: Path, manifest: Manifest, said: Sequence[str], *, show: bool) -> Manifest:
+    """Says what became of all files and clips."""
+    if show:
+        for line in closing_lines(manifest, said):
+            print(line, file=sys.stderr)
+        if manifest.rejected:
+            print(f"bad files: see {folder / manifest.rejected['name']}", file=sys.stderr)
+    return manifest
 
 
 def _claim(work: Path, plan: Plan) -> None:

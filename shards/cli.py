@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from shards.credentials import without_credentials
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -191,7 +192,10 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0.8,0.1,0.1") from None
 
 
 def _folds(text: str) -> tuple[tuple[str, str], ...]:
@@ -244,7 +248,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build_dataset
     from shards.dataset_folder import claim_dataset
     from shards.plan import BuildOptions, make_plan
-    from shards.summary import audit_of, closing_lines, plan_lines, plan_summary
+    from shards.summary import audit_of, plan_lines, plan_summary
     from shards.workers import cpu_count
 
     workers = _workers(arguments.workers)
@@ -260,10 +264,6 @@ def _build(arguments: argparse.Namespace) -> int:
     manifest = build_dataset(
         options, arguments.out, workers=workers, overwrite=arguments.overwrite, show=True
     )
-    for line in closing_lines(manifest):
-        print(line, file=sys.stderr)
-    if manifest.rejected:
-        print(f"bad files: see {arguments.out / manifest.rejected['name']}", file=sys.stderr)
     counts = {name: split["count"] for name, split in manifest.splits.items()}
     if arguments.json:
         per_class = {name: split["classes"] for name, split in manifest.splits.items()}
@@ -298,6 +298,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     most_lines = 50
     problems = verify(arguments.dataset)
+    shown = without_credentials(arguments.dataset)
     if arguments.json:
         found = [{"file": p.file, "key": p.key, "what": p.what} for p in problems]
         _say(json.dumps({"whole": not problems, "count": len(problems), "problems": found}))
@@ -307,9 +308,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         more = len(problems) - most_lines
         if more > 0:
             _say(f"… and {more:,} more")
-        _say(f"{arguments.dataset}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
+        _say(f"{shown}: {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
     else:
-        _say(f"{arguments.dataset} is whole")
+        _say(f"{shown} is whole")
     return 1 if problems else 0
 
 

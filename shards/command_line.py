@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from shards.credentials import without_credentials
 from shards.errors import InputError
 from shards.launcher import process_rank
 
@@ -81,7 +82,7 @@ def run_command(command: Callable[[], int], debug: bool) -> int:
             return 2
         kind = type(error).__name__
         sys.stderr.write(
-            f"{traceback.format_exc()}cpprune: internal error{where}: "
+            f"{without_credentials(traceback.format_exc())}cpprune: internal error{where}: "
             f"{one_line(f'{kind}: {error}')}; this is a fault of cpprune: please report it with the "
             "lines above\n"
         )
@@ -98,7 +99,8 @@ def _drop_output_that_cannot_be_written() -> None:
 
 def one_line(text: str) -> str:
     """Return a text as one line of bounded length, with what cannot be printed escaped."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split("\n")))
+    text = " ".join(without_credentials(text).split("\n"))
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     half = LONGEST_LINE // 2
     return text if len(text) <= LONGEST_LINE else f"{text[:half]} … {text[-half:]}"
 

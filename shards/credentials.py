@@ -1,21 +1,38 @@
-"""Names and passwords in URLs: used to fetch, and neither printed nor written down."""
+"""Names and passwords in URLs: used to fetch, and neither printed nor written down.
+
+What is printed goes through `without_credentials`, as the message of every InputError does; what is
+written down of a user's settings and words, through `recorded`.
+"""
 
 import base64
 import netrc
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 # What precedes a host, also where a password holds a slash that should have been written as %2F; and
-# the query of a URL, which is where signatures and tokens are.
-_BEFORE_HOST = re.compile(r"://(?:[^\s/?#'\"]*@|[^\s/?#:'\"]*:(?!\d*(?:[/?#\s'\"]|$))[^\s'\"]*@)")
-_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*=[^\s'\"]*")
+# the query of a URL, which is where signatures and tokens are. Bounded, so that no text takes long.
+_BEFORE_HOST = re.compile(
+    r"://(?:[^\s/?#'\"]{0,1024}@"
+    r"|[^\s/?#:'\"]{0,256}:(?!\d{0,5}(?:[/?#\s'\"]|$))[^\s'\"]{0,1024}@)"
+)
+_QUERY = re.compile(r"(://[^\s?'\"]{0,2048})\?[^\s'\"=]{1,256}=[^\s'\"]*")
 
 
 def without_credentials(text: str) -> str:
     """Returns a text with its URLs bare of names, passwords and queries."""
     return _QUERY.sub(r"\1", _BEFORE_HOST.sub("://", text)) if "://" in text else text
+
+
+def recorded(value: Any) -> Any:
+    """Returns what may be written down of a value, or of all that a dict or list holds."""
+    if isinstance(value, dict):
+        return {key: recorded(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [recorded(held) for held in value]
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def file_in(url: str, name: str) -> str:

@@ -40,7 +40,8 @@ def _is_manifest(found: dict[str, Any]) -> bool:
 
 
 def _is_plan(found: dict[str, Any]) -> bool:
-    return found.keys() == {"plan", "inputs", "arguments"}
+    named = found.keys() == {"plan", "inputs", "arguments"}
+    return named and isinstance(found["arguments"], dict)
 
 
 DATASET = Kind(
@@ -62,7 +63,7 @@ def claim_dataset(folder: Path) -> None:
     work = folder / WORK_NAME
     if not work.is_dir() or _is_plan(read_mark(work / PLAN_NAME)):
         return
-    known = ("lock", *WORK_FILES)
+    known = ("lock", *(name for name in WORK_FILES if name != PLAN_NAME))
     for path in sorted(work.iterdir()):
         if not any(fnmatchcase(path.name, pattern) for pattern in known):
             raise InputError(

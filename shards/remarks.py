@@ -10,6 +10,7 @@ from shards.manifest import SPLITS
 from shards.options import BuildOptions
 from shards.scan import Scan
 from shards.sources.source import Item, Source
+from shards.sources.split_names import is_split_name
 from shards.sources.walk import NEEDS_FFMPEG, NO_CLASS, NO_SPLIT
 
 # Shares that are further from those asked for than this are told.
@@ -50,24 +51,33 @@ def remarks(
     notes = list(source.notes)
     warnings: list[str] = []
     if lost:
-        warnings.append(f"left out, for nothing of them can be used: {_names(lost, 'class')}")
+        warnings.append(f"left out, with no file that can be used: {_names(lost, 'class')}")
     warnings += _unused(source)
+    warnings += _splits_below(items) if drawn and options.kind == "folder" else []
     clips = Counter[tuple[str, int]]()
     for item, count in zip(items, found.clips_of, strict=True):
         clips[item.split, item.label] += count
     splits = [split for split in SPLITS if any(of == split for of, _ in clips)]
+    alone = source.unit == "file"
+    how = f"by {source.unit}, seed {options.seed}"
     if drawn:
         got = _shares([item.split for item in items], found.clips_of)
-        notes.append(
-            f"the splits were drawn by {source.unit}, seed {options.seed}: {_percent(got)}"
+        notes.append(f"the splits were drawn {how}: {_percent(got)}")
+        kept = (
+            "copies of it too; nothing else does (see --keep-together)"
+            if alone
+            else "copies of its files too"
         )
+        notes.append(f"the clips of one {source.unit} stay together, {kept}")
         if max(abs(a - b) for a, b in zip(got, options.fractions, strict=True)) > FAR:
             warnings.append(_far_from(got, units, found.clips_of, options))
     elif "val" in splits and not any(item.split == "val" for item in found.items):
-        notes.append(f"val was carved out of train by {source.unit}, seed {options.seed}")
+        notes.append(f"the splits are those of the source; val was carved out of train {how}")
+    else:
+        notes.append("the splits are those of the source")
     warnings += _missing(clips, splits, source, options, drawn=drawn)
     warnings += _copies(items, found.copies, source)
-    if source.unit == "file":
+    if alone:
         warnings += _pieces(items, source, options) if options.kind in ("folder", "table") else []
     else:
         unknown = sum(not item.together for item in items)
@@ -85,8 +95,20 @@ def _unused(source: Source) -> list[str]:
         lines.append(f"{files} left aside, for ffmpeg is needed to read {endings}: {INSTALL}")
     for reason in (NO_CLASS, NO_SPLIT):
         if source.aside.get(reason):
-            lines.append(f"{_count(source.aside[reason], 'audio file')} left aside: {reason}")
+            lines.append(f"{_count(source.aside[reason], 'audio file')} not used: {reason}")
     return lines
+
+
+def _splits_below(items: Sequence[Item]) -> list[str]:
+    """Returns a warning if splits lie below the classes, where they are not looked for."""
+    below = {name[1] for name in (item.name.split("/") for item in items) if len(name) > 2}
+    called = sorted(name for name in below if is_split_name(name))
+    if len(called) < 2:
+        return []
+    return [
+        f"the classes have folders called {', '.join(called)}, which are not used as splits: "
+        "put them above the classes, as in train/CLASS/FILE"
+    ]
 
 
 def _shares(splits: Sequence[str], clips_of: Sequence[int]) -> list[float]:

@@ -93,7 +93,7 @@ def info_lines(info: dict[str, Any]) -> list[str]:
                     listed = f"{len(counts):,} values"
                 lines.append(f"  {key.replace('_', ' ')}: {listed}")
     if info["audit"] is not None:
-        lines += ["", *audit_lines(info["audit"])]
+        lines += ["", *audit_lines(info["audit"], info["kind"])]
     elif info["rejected"]:
         lines.append(f"{info['rejected']:,} bad files left out")
     lines.append(f"sha256 {info['sha256']}")
@@ -131,39 +131,38 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def audit_lines(audit: Mapping[str, Any]) -> list[str]:
+def audit_lines(audit: Mapping[str, Any], kind: str) -> list[str]:
     """Returns what became of the source's files as lines of text."""
-    known = {
-        "files used without their rest, too short for a clip": audit.get("rests"),
-        "files used that are copies of others": audit["copies"],
-        "files used with samples louder than full scale (clipped)": audit["clipped"],
-        "clips that are silent": audit["silent"],
-        "clips that are the same as another": audit["repeated"],
-    }
+    one, clips = ("file", "clips") if kind == "audio" else ("image", "images")
     rows = [
-        ("files found", audit["found"]),
+        (f"{one}s found", audit["found"]),
         ("  used", audit["used"]),
         ("  left aside", audit["found"] - audit["used"]),
         *((f"    {reason}", count) for reason, count in audit["left_aside"].items()),
         *((f"folders: {kind}", count) for kind, count in audit["folders"].items()),
-        *((what, count) for what, count in known.items() if count is not None),
-        *((f"  clips of {split} in train too", n) for split, n in audit["also_in_train"].items()),
+        (f"{one}s used without their rest, too short for a clip", audit.get("rests")),
+        (f"{one}s used that are copies of others", audit["copies"]),
+        (f"{one}s used with samples louder than full scale (clipped)", audit["clipped"]),
+        (f"{clips} that are silent", audit["silent"]),
+        (f"{clips} that are the same as another", audit["repeated"]),
+        *((f"  {clips} of {split} in train too", n) for split, n in audit["also_in_train"].items()),
     ]
-    lines = _table([(what, f"{count:,}") for what, count in rows])
-    unit = audit["kept_together"]
-    lines.append(
-        f"the clips of one {unit} and of its copies are in one split"
-        + ("; nothing else is kept together (see --keep-together)" if unit == "file" else "")
-    )
-    return [*lines, *audit["notes"], *(f"warning: {warning}" for warning in audit["warnings"])]
+    return [
+        *_table([(what, f"{count:,}") for what, count in rows if count is not None]),
+        *audit["notes"],
+        *(f"warning: {warning}" for warning in audit["warnings"]),
+    ]
 
 
-def closing_lines(manifest: Manifest) -> list[str]:
-    """Returns what a build says at its end."""
+def closing_lines(manifest: Manifest, said: Sequence[str]) -> list[str]:
+    """Returns what a build says at its end, beside the warnings that it has said at its beginning."""
     audit = audit_of(manifest)
     lines = class_table({name: split["classes"] for name, split in manifest.splits.items()})
     if audit is not None:
-        lines += ["", *audit_lines(audit)]
+        new = [warning for warning in audit["warnings"] if warning not in said]
+        lines += ["", *audit_lines({**audit, "warnings": new}, manifest.kind)]
+    if said:
+        lines.append(f"{len(said)} warning{'s' if len(said) > 1 else ''} above")
     return [printable_line(line) for line in lines]
 
 
@@ -194,7 +193,7 @@ def plan_lines(summary: dict[str, Any]) -> list[str]:
         "",
         *class_table({name: split["per_class"] for name, split in summary["splits"].items()}),
         "",
-        *audit_lines(summary["audit"]),
+        *audit_lines(summary["audit"], summary["kind"]),
     ]
     lines.extend(f"bad: {bad['filename']}: {bad['reason']}" for bad in summary["bad_files"])
     return [printable_line(line) for line in lines]

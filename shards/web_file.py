@@ -131,7 +131,8 @@ def _refused(url: str, start: int, error: urllib.error.HTTPError) -> Answer:
         raise BrokenError(f"the server says {error.code} {error.reason}", seconds)
     advice = "check the address"
     if error.code in (401, 403):
-        advice += ", and the name and password: in it, or for its host in ~/.netrc"
+        advice = "give name and password in the address, or for its host in ~/.netrc (they are not "
+        advice += "written down with a run)"
     raise InputError(f"{url}: the server says {error.code} {error.reason}; {advice}")
 
 

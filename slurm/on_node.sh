@@ -3,15 +3,15 @@
 # SCRATCH, then starts this node's processes.
 # usage: on_node.sh SCRIPT DATASET SETTINGS…
 set -euo pipefail
-# shellcheck source=slurm/site.env
-source "$CPPRUNE_SITE"
+# shellcheck source=slurm/read_site.sh
+source slurm/read_site.sh
 source slurm/stage.sh
 script=$1 data=$2
 shift 2
 
+keep_on_scratch "$data"
 data=$(staged "$data")
-processes=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1))
-export OMP_NUM_THREADS=$((CPUS_PER_NODE > processes ? CPUS_PER_NODE / processes : 1))
+export OMP_NUM_THREADS=$threads
 
 # SLURM signals the launcher and the processes alike. The processes save and end well; the launcher
 # fails, which is then no failure of the run.
@@ -20,7 +20,7 @@ trap 'told_to_end=yes' TERM
 "${CONTAINER[@]}" "$PYTHON" -m torch.distributed.run \
     --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node "$processes" \
     --master_addr "$SLURM_LAUNCH_NODE_IPADDR" --master_port $((10000 + SLURM_JOB_ID % 20000)) \
-    -- "$script" --data.path "$data" "$@" &
+    -- "$script" --data.path="$data" "$@" &
 launcher=$! status=0
 wait "$launcher" || status=$?
 if [[ -n $told_to_end ]]; then

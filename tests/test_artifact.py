@@ -167,7 +167,7 @@ def test_an_older_model_is_replaced_whole(folder: Path) -> None:
     other = make_model({"widths": [2, 3, 4]})
     artifact.save(other, folder)
     assert layer_widths(artifact.load(folder).network) == layer_widths(other.network)
-    assert names(folder) == ["model.json", "model.safetensors"]
+    assert names(folder) == ["model.json", "model.safetensors", "stray"]
     assert names(folder.parent) == ["model"]
 
 

@@ -57,6 +57,7 @@ def test_version_1(machine):
         ({"SLURM_MEM_PER_NODE": "0"}, 8 * GIB),
         ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_ON_NODE": "6"}, 3 * GIB),
         ({"SLURM_MEM_PER_NODE": "999999"}, 8 * GIB),
+        *(({"SLURM_MEM_PER_NODE": text}, 8 * GIB) for text in ("4G", "²", "", "9" * 5000)),
     ],
 )
 def test_slurm(machine, environment, expected):

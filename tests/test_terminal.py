@@ -57,7 +57,7 @@ def test_the_line_of_an_epoch(scenes: Path, tmp_path: Path) -> None:
     live = [
         re.fullmatch(
             r"epoch (\d)/2 \S+ batch (\d+)/16 ([\d,]+) clips/s (\S+) loss (\S+)"
-            r"( val accuracy (0\.\d{4}))?",
+            r"( val macro accuracy (0\.\d{4}))?",
             line,
         )
         for line in frames

@@ -62,6 +62,8 @@ class MelSpec:
                 f"features.{wrong}={edges[wrong]}: must be at least 0, and both jitters together less "
                 f"than half the sample rate, {self.sample_rate // 2}"
             )
+        if not math.isfinite(self.pre_emphasis):
+            raise ValueError(f"features.pre_emphasis={self.pre_emphasis}: must be a finite number")
         if self.n_mels * self.n_fft > MOST_BANK or self.sample_rate > MOST_BANK:
             raise ValueError(
                 f"features.n_mels={self.n_mels}, features.n_fft={self.n_fft}: their product, and the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import redirect_stdout
@@ -12,6 +11,7 @@ from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.config import RunConfig, TrainConfig
+from cpprune.finite import to_json
 from shards.dataset_folder import DATASET
 from shards.durable import replace_file, writing
 from shards.errors import InputError
@@ -59,7 +59,7 @@ def demo(argv: list[str]) -> int:
     with writing(out, "--out"):
         out.mkdir(parents=True, exist_ok=True)
         about = {"made_by": "cpprune demo", "clips": arguments.clips, "epochs": arguments.epochs}
-        replace_file(out / MARK, out, f"{json.dumps(about)}\n".encode())
+        replace_file(out / MARK, out, f"{to_json(about)}\n".encode())
     dataset = build(out, arguments.clips)
     rows = [
         run_and_evaluate(title, config, dataset)
@@ -68,10 +68,10 @@ def demo(argv: list[str]) -> int:
     seconds = time.monotonic() - begin
     results = {"models": rows, "clips": arguments.clips, "seconds": seconds}
     with writing(out, "--out"):
-        text = json.dumps(results, indent=2) + "\n"
+        text = to_json(results, indent=2) + "\n"
         replace_file(out / "results.json", out, text.encode())
     if arguments.json:
-        print(json.dumps(results))
+        print(to_json(results))
     else:
         print(table(rows))
         print(f"\n{seconds:.0f} s; everything is in {out}, the figures in {out / 'results.json'}")
@@ -140,7 +140,7 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
 
     print(f"\n{title}", file=sys.stderr)
     trained = train(config)
-    report_after_training(config.run)
+    report_after_training(config.run, config.data.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(trained["model"], device)
     report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
-from shards.durable import check_output, writing
+from cpprune.finite import to_json
+from shards.durable import check_output
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
 PREDICTIONS_HELP = (
@@ -49,7 +49,7 @@ def evaluate(argv: list[str]) -> int:
     if arguments.predictions:
         write_submission(arguments.predictions, submission_names(split), model.classes, log_prob)
     if arguments.json:
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         _print_report(report, model.classes)
     return 0
@@ -125,7 +125,7 @@ def info(argv: list[str]) -> int:
     if timed:
         cost["latency_ms"] = latency(model.network, model.input_shape, device)
     if as_json:
-        print(json.dumps(cost))
+        print(to_json(cost))
         return 0
     limits = cost["limits"]
     field = cost["receptive_field"]
@@ -146,11 +146,8 @@ def info(argv: list[str]) -> int:
 
 def import_weights(argv: list[str]) -> int:
     """Turn a state dict of the seed project, or of CP-JKU's code, into a model folder."""
-    from cpprune.artifact import MODEL
     from cpprune.audio.mel import PRESETS
     from cpprune.foreign import import_state_dict
-    from shards.locks import locked
-    from shards.ownership import claim
 
     parser = OneLineParser(
         "cpprune import",
@@ -169,10 +166,7 @@ def import_weights(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     names = arguments.classes.split(",") if arguments.classes else None
     out: Path = arguments.out
-    claim(out, MODEL, "--out")
-    busy = f"{out}: another import writes it"
-    with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
-        model = import_state_dict(arguments.file, out, arguments.preset, names, arguments.rho)
+    model = import_state_dict(arguments.file, out, arguments.preset, names, arguments.rho)
     parameters = sum(p.numel() for p in model.network.parameters())
     print(
         f"{arguments.out}: {parameters:,} parameters, {len(model.classes)} classes", file=sys.stderr

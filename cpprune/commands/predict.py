@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.commands.models import PREDICTIONS_HELP
+from cpprune.finite import to_json
 from shards.durable import check_output
 from shards.errors import InputError
 
@@ -77,7 +77,7 @@ def predict(argv: list[str]) -> int:
         names = [result["file"] for result in results]
         write_submission(arguments.predictions, names, model.classes, np.log(rows))
     if arguments.json:
-        print(json.dumps({"predictions": results, "bad": bad}))
+        print(to_json({"predictions": results, "bad": bad}))
     return 1 if bad else 0
 
 

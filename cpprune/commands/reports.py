@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from shards.durable import check_output, write_output
 from shards.errors import InputError
 
@@ -41,7 +41,7 @@ def report(argv: list[str]) -> int:
         mistakes=arguments.mistakes,
     )
     if arguments.json:
-        print(json.dumps({"pages": [str(path) for path in pages]}))
+        print(to_json({"pages": [str(path) for path in pages]}))
     else:
         for path in pages:
             print(f"report: {path}", file=sys.stderr)
@@ -80,5 +80,5 @@ def compare(argv: list[str]) -> int:
         document = comparison_document(found)
         write_output(arguments.out, render(document.title, [document]).encode(), "--out")
         print(f"comparison: {arguments.out}", file=sys.stderr)
-    print(json.dumps(found) if arguments.json else terminal_table(found))
+    print(to_json(found) if arguments.json else terminal_table(found))
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from cpprune.seeds import spread
 from shards.durable import check_output, write_output
 from shards.errors import InputError
@@ -28,7 +29,7 @@ def summarise(argv: list[str]) -> int:
         check_output(arguments.out, "--out")
     reports = [read_report(path) for path in arguments.files]
     figures = all_spreads(reports)
-    text = json.dumps({"files": [str(path) for path in arguments.files], "figures": figures})
+    text = to_json({"files": [str(path) for path in arguments.files], "figures": figures})
     if arguments.out:
         write_output(arguments.out, f"{text}\n".encode(), "--out")
     if arguments.json:
@@ -45,16 +46,22 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read what `cpprune evaluate --json` printed.
 
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: the file is missing or holds something else, or figures that are not finite.
     """
     try:
-        report = json.loads(path.read_bytes())
+        # An older version wrote NaN where null stands now.
+        report = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         report = None
     if not isinstance(report, dict) or "macro_accuracy" not in report:
         raise InputError(f"{path}: give files with what `cpprune evaluate --json` printed")
+    if any(report.get(name, 0.0) is None for name in ("macro_accuracy", "accuracy", "log_loss")):
+        raise InputError(
+            f"{path}: its figures are not finite, since the training of its model diverged: train it "
+            "again, with a lower optim.lr or with train.clip_norm"
+        )
     return report
 
 

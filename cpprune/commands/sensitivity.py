@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from shards.durable import writing
 from shards.errors import InputError
 
@@ -73,7 +73,7 @@ def sensitivity(argv: list[str]) -> int:
         write_sensitivity(found, folder)
         draw_sensitivity(found, folder / "sensitivity.png")
     print(f"{folder}: sensitivity.json, sensitivity.csv, sensitivity.png", file=sys.stderr)
-    print(json.dumps(found) if arguments.json else table(found))
+    print(to_json(found) if arguments.json else table(found))
     return 0
 
 

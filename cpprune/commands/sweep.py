@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
+from cpprune.finite import to_json
 from cpprune.sweeps.agent import say
 from cpprune.sweeps.definition import Sweep, read_sweep
 from shards.durable import writing
@@ -86,10 +86,17 @@ def _run(
         logarithmic = {p.name for p in defined.parameters if p.distribution in LOGARITHMIC}
         draw_sweep(found, logarithmic, folder / "sweep.png")
     found["stopped"] = why or None
-    print(json.dumps(found) if as_json else table(found))
+    print(to_json(found) if as_json else table(found))
     _say_end(found, folder, why)
     if why in signal.Signals.__members__:
         return 128 + signal.Signals[why]
+    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
+    if failed and len(failed) == len(found["trials"]) and not why:
+        last = max(failed, key=lambda trial: int(trial["number"]))
+        raise InputError(
+            f"{folder}: all {len(failed)} trials failed, the last with: {last['error']}; mend it, then "
+            "give the same command with --retry"
+        )
     return 1 if why else 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cpprune.config import ParsedRun, RunConfig, build_parser, parse
+from cpprune.finite import to_json
 from shards.durable import check_output
 from shards.errors import InputError
 from shards.launcher import process_rank
@@ -59,9 +59,9 @@ def _run(parsed: ParsedRun) -> int:
     if "stopped" not in result:
         from cpprune.report.run_report import report_after_training
 
-        report_after_training(parsed.config.run)
+        report_after_training(parsed.config.run, parsed.config.data.path)
     if parsed.switches["json"]:
-        print(json.dumps(result))
+        print(to_json(result))
     return 0
 
 
@@ -124,7 +124,7 @@ def _dry_run(parsed: ParsedRun) -> int:
             )
         write_plan(Path(config.prune.save_plan), plans[0])
     if parsed.switches["json"]:
-        print(json.dumps(shown))
+        print(to_json(shown))
     else:
         _print_preview(shown)
     return 0

@@ -154,20 +154,23 @@ def rebuild_model(
         # Imported by a version that did not write down what the network was cut from.
         groups = config.get("groups", [1])
         config = {**config, "widths": imported_widths(tensors, groups)}
-    if factory.is_factory(name):
+    own_code = factory.is_factory(name)
+    if own_code:
         with BoundedBuild(tensors, allocates=True):
             network = build_model(name, num_classes=num_classes, **config)
-        fitted = fit(network, tensors)
     else:
         _check_config(name, config)
         # Without memory, so that however wide it was, only what is left of it is allocated.
         with torch.device("meta"), BoundedBuild(tensors, allocates=False):
             network = build_model(name, num_classes=num_classes, **config)
-        fitted = fit(network, tensors)
-        _check_names(network, tensors)
-        network.to_empty(device="cpu")
+    fitted = fit(network, tensors)
     _check_names(network, tensors)
-    network.load_state_dict(tensors)
+    if own_code:
+        network.load_state_dict(tensors)
+    else:
+        own = network.state_dict()
+        copies = {key: tensor.to(own[key].dtype, copy=True) for key, tensor in tensors.items()}
+        network.load_state_dict(copies, assign=True)
     if fitted:
         check_logits(network, input_shape, num_classes)
     return network

@@ -22,6 +22,10 @@ MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
 _named_by_settings: set[str] = set()
 
 
+class UntrustedCodeError(InputError):
+    """A model folder names code that the user does not trust; the message says how to."""
+
+
 @contextmanager
 def trusting(argv: Sequence[str]) -> Iterator[list[str]]:
     """Trust the modules that --trust names, and forget it all at the end.
@@ -80,7 +84,7 @@ def trust_factory(name: str) -> None:
 
 
 def require_trust(name: str, file: Path, also: Iterable[str] = ()) -> None:
-    """Raise InputError unless the user trusts the module of a factory that a file names.
+    """Raise UntrustedCodeError unless the user trusts the module of a factory that a file names.
 
     Args:
         name: "package.module:function".
@@ -94,7 +98,7 @@ def require_trust(name: str, file: Path, also: Iterable[str] = ()) -> None:
     if environment.strip():
         known |= set(module_names(environment, VARIABLE))
     if not any(f"{module}.".startswith(f"{package}.") for package in known):
-        raise InputError(
+        raise UntrustedCodeError(
             f"{file}: its network is made by {name}, so loading it runs code of {module}: if you trust "
             f"that, add {OPTION} {module}, or set {VARIABLE}={module} (in Python: trust=[{module!r}])"
         )

@@ -21,6 +21,7 @@ from cpprune.complexity import (
     layer_costs,
 )
 from cpprune.distributed import fingerprint, structure
+from cpprune.finite import to_json
 from cpprune.pruning.budget import (
     Widths,
     allocate,
@@ -190,7 +191,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def plan_bytes(plan: Plan) -> bytes:
     """Return what a file holds from which `read_plan` reads a plan."""
-    return (json.dumps(plan, indent=2) + "\n").encode()
+    return (to_json(plan, indent=2) + "\n").encode()
 
 
 def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Plan:

@@ -64,7 +64,12 @@ def curves(
         parts += _line(x, y, epochs, line.values, number)
     parts += legend([line.name for line in series])
     for place, epoch in enumerate(epochs):  # what the pointer meets
-        texts = [f"{line.name} {line.values[place]:.4g}" for line in series]
+        texts = [
+            f"{line.name} {line.values[place]:.4g}"
+            if math.isfinite(line.values[place])
+            else f"{line.name}: none"
+            for line in series
+        ]
         left, right = x(epoch - 0.5), x(epoch + 0.5)
         where: dict[str, Any] = {
             "x": left,

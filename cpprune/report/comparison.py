@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -108,6 +109,9 @@ def _entries(
     entries = []
     for run in runs:
         label = Path(os.path.relpath(run.folder.resolve(), root)).as_posix()
+        if run.failed:
+            notes.append(f"{label} is left out: the run failed.")
+            continue
         if run.result is None or run.model is None or not run.settings:
             notes.append(f"{label} is left out: it is no finished run with settings and a model.")
             continue
@@ -118,6 +122,9 @@ def _entries(
                 notes.append(f"{label} is left out. {measured}")
                 continue
             figures = measured.figures
+        if not all(figures[key] is not None and math.isfinite(figures[key]) for key in FIGURES):
+            notes.append(f"{label} is left out: its figures are not finite.")
+            continue
         network = run.model.network
         costs = (count_parameters(network), count_macs(network, run.model.input_shape))
         kept = dict(zip(COSTS, costs, strict=True)) | {key: figures[key] for key in FIGURES}

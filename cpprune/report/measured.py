@@ -75,11 +75,14 @@ def measure(run: Run, path: str | None, split: str, mistakes: int) -> Measured |
     try:
         dataset = open_checked(place, run.model, *cache)
         part = dataset.split(split)
+    except InputError as error:
+        return f"The data cannot be reached, so nothing is measured: {error}."
+    try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         figures, log_prob = evaluate_model(run.model.to(device), part, device)
         shown = find_mistakes(run.model.cpu(), part, log_prob, mistakes)
     except InputError as error:
-        return f"The data cannot be reached, so nothing is measured: {error}."
+        return f"Nothing could be measured: {error}."
     return Measured(split=split, dataset=dataset, figures=figures, mistakes=shown)
 
 

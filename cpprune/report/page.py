@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -29,7 +30,9 @@ def count(number: float) -> Cell:
 
 
 def fraction(number: float, digits: int = 4) -> Cell:
-    """Return a cell with a number of so many decimals."""
+    """Return a cell with a number of so many decimals; a dash for one that is not finite."""
+    if not math.isfinite(number):
+        return Cell("–")
     return Cell(f"{number:.{digits}f}", number)
 
 

@@ -54,8 +54,9 @@ def report_document(
 
 def _subtitle(run: Run) -> str:
     if run.model is None:
-        return "A run of cpprune without a model yet."
-    state = "A finished" if run.result else "An unfinished"
+        failed = "A failed run of cpprune without a model."
+        return failed if run.failed else "A run of cpprune without a model yet."
+    state = "A finished" if run.result else "A failed" if run.failed else "An unfinished"
     how = "fine-tuned" if run.settings.get("init") else "trained from fresh weights"
     cuts = f", pruned {times(len(run.cuts))}" if run.cuts else ""
     return (
@@ -114,7 +115,7 @@ def write_report(
             if out is None:
                 read_run(folder)  # says so of what is no run
                 claim(folder, replace(RUN, parts=(PAGE,)))
-            check_output(path)
+            check_output(path, "" if out is None else "--out")
             if not path.exists() or path.is_file():
                 busy = f"{path}: another report is writing it"
                 held.enter_context(locked(path.parent / f".{path.name}.lock", busy))
@@ -131,15 +132,16 @@ def write_report(
     return pages
 
 
-def report_after_training(folder: str) -> None:
+def report_after_training(folder: str, data: str) -> None:
     """Write the report of a finished run, if it has none yet that is younger than its last epoch.
 
+    The address of its data is given, since what is secret in it is not in the run's configuration.
     The run must not fail for the report's sake: whatever goes wrong is one line of warning.
     """
     path, last = Path(folder) / PAGE, Path(folder) / "model_last/model.json"
     try:
         if not path.is_file() or path.stat().st_mtime_ns < last.stat().st_mtime_ns:
-            write_report([Path(folder)])
+            write_report([Path(folder)], data=data)
         print(f"report: {path}", file=sys.stderr, flush=True)
     except Exception as error:  # whatever it is, the run itself is done and well
         reason = " ".join(str(error).split()) or repr(error)

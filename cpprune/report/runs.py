@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -13,6 +15,8 @@ import yaml
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
+from cpprune.models.trust import UntrustedCodeError
+from shards.credentials import recorded
 from shards.errors import InputError
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
@@ -30,6 +34,7 @@ class Run:
         cuts: its prunings.
         skipped: how many steps it tells were skipped.
         result: of the finished run, or None.
+        failed: why it failed, or None.
         model: the best so far, or None.
         notes: a sentence for everything that is missing or damaged.
     """
@@ -41,6 +46,7 @@ class Run:
     cuts: list[dict[str, Any]]
     skipped: int
     result: dict[str, Any] | None
+    failed: str | None
     model: Model | None
     notes: list[str]
 
@@ -60,7 +66,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: it is none.
+        InputError: it is none, or its model's code is not trusted.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(
@@ -71,9 +77,14 @@ def read_run(folder: Path) -> Run:
     settings = read_mapping(folder / "config.yaml", yaml.safe_load, notes)
     environment = read_mapping(folder / "environment.json", json.loads, notes)
     epochs, cuts, skipped = _metrics(folder / "metrics.jsonl", notes)
-    result = None
+    result, failed = None, None
     if (folder / "result.json").is_file():
-        result = read_mapping(folder / "result.json", json.loads, notes) or None
+        ended = read_mapping(folder / "result.json", json.loads, notes)
+        if "failed" in ended:
+            failed = str(ended["failed"])
+            notes.append(f"The run failed: {failed}.")
+        else:
+            result = ended or None
     else:
         planned = flatten(settings).get("train.epochs", "?")
         notes.append(
@@ -86,16 +97,19 @@ def read_run(folder: Path) -> Run:
         if not {"provenance", "metrics"} <= found.about.keys():
             raise InputError(f"{folder / 'model'} is not what a run wrote")
         model = found
+    except UntrustedCodeError:
+        raise
     except InputError as error:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
-        settings=flatten(settings),
-        environment=environment,
+        settings=recorded(flatten(settings)),
+        environment=recorded(environment),
         epochs=epochs,
         cuts=cuts,
         skipped=skipped,
         result=result,
+        failed=failed,
         model=model,
         notes=notes,
     )
@@ -136,17 +150,21 @@ def _metrics(
     epochs, cuts, damaged, skipped = [], [], [], 0
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            record = json.loads(line)
+            # An older version wrote NaN where null stands now.
+            record = json.loads(line, parse_constant=lambda _: None)
         except ValueError:
             record = None
         if _is_epoch(record):
-            epochs.append(record)
+            epochs.append({k: math.nan if v is None else v for k, v in record.items()})
         elif _is_cut(record):
             cuts.append(record)
         elif isinstance(record, dict) and record.get("event"):
             skipped += record["event"] == "skipped"
         else:
             damaged.append(str(number))
+    if lost := [record["epoch"] + 1 for record in epochs if _not_finite(record)]:
+        which = f"epochs {', '.join(map(str, lost))}" if len(lost) > 1 else f"epoch {lost[0]}"
+        notes.append(f"Figures of {which} are not finite and left out.")
     if damaged:
         lines = f"lines {', '.join(damaged)} are" if len(damaged) > 1 else f"line {damaged[0]} is"
         notes.append(f"metrics.jsonl: {lines} damaged and left out.")
@@ -157,8 +175,12 @@ def _is_epoch(record: object) -> bool:
     return (
         isinstance(record, dict)
         and isinstance(record.get("epoch"), int)
-        and all(isinstance(record.get(key), (int, float)) for key in FIGURES)
+        and all(isinstance(record.get(key, ""), (int, float, NoneType)) for key in FIGURES)
     )
+
+
+def _not_finite(record: dict[str, Any]) -> bool:
+    return not all(math.isfinite(record[key]) for key in FIGURES)
 
 
 def _is_cut(record: object) -> bool:

@@ -81,7 +81,7 @@ def curves_section(run: Run) -> Section:
 
     loss = drawn("Loss in nats", training="train_loss", validation="val_log_loss")
     accuracy = drawn(
-        "Validation accuracy", mean_of_classes="val_macro_accuracy", all_clips="val_accuracy"
+        "Validation accuracy", macro_accuracy="val_macro_accuracy", accuracy="val_accuracy"
     )
     rate = drawn("Learning rate", zero=True, learning_rate="lr")
     return Section(title, [replace(loss, table=_epoch_table(run)), accuracy, rate])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import nan
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -99,7 +99,7 @@ class Agent:
         metric = board.sweep.metric
         if ended_early:
             say(f"{run.name}: ended early, after epoch {board.reported(claim)}")
-        elif process.returncode == 0 and result and kept and isfinite(kept[metric]):
+        elif process.returncode == 0 and result and kept and kept[metric] is not None:
             board.done(claim, kept[metric])
             say(f"{run.name}: {metric} {kept[metric]:.6g}")
         elif self.signals.count:
@@ -168,7 +168,8 @@ class Agent:
             elif self.board.sweep.early is not None:
                 for record in read_epochs(run)[seen:]:
                     seen += 1
-                    early = self.board.report(claim, seen, record[self.board.sweep.metric])
+                    value = record[self.board.sweep.metric]
+                    early = self.board.report(claim, seen, nan if value is None else value)
                     if early:
                         break
         return early

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from cpprune.sweeps.definition import EarlyTermination, Sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
+from shards.credentials import recorded
 from shards.durable import replace_file
 from shards.errors import InputError
 from shards.ownership import Kind, claim, read_mark
@@ -115,14 +116,14 @@ class Board:
     def _check_same(self, settings: tuple[str, ...]) -> None:
         known = asdict(self.sweep)
         known.pop("run_cap")  # more trials may come later
-        mine = json.loads(json.dumps({**known, "settings": settings}))
+        mine = json.loads(json.dumps(recorded({**known, "settings": settings})))
         path = self.folder / "sweep.json"
         if not path.is_file():
             replace_file(path, self.folder, json.dumps(mine, indent=2).encode())
             return
         theirs = json.loads(path.read_bytes())
         for key, value in mine.items():
-            if theirs.get(key) != value:
+            if key in theirs and recorded(theirs[key]) != value:  # an older version had fewer keys
                 raise InputError(
                     f"{self.folder}: holds another sweep ({key} differs); choose another --out, or give "
                     "the same file and settings to go on"

@@ -19,17 +19,20 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
         lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    # An older version wrote NaN where null stands now.
+    whole = [
+        json.loads(line, parse_constant=lambda _: None) for line in lines if line.endswith(b"\n")
+    ]
     return [record for record in whole if "event" not in record]
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
-    """Return the result of a finished run; None of another."""
+    """Return the result of a finished run; None of another, or of one that failed."""
     try:
         found: dict[str, Any] = json.loads((run / "result.json").read_bytes())
     except FileNotFoundError:
         return None
-    return found
+    return None if "failed" in found else found
 
 
 def kept_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:

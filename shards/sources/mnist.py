@@ -56,7 +56,7 @@ def read(root: Path) -> Source:
         kind="image",
         classes=tuple(str(digit) for digit in range(10)),
         groups=(),
-        unit="file",
+        unit="image",
         items=items,
         one_clip=True,
         fixed_classes=True,

@@ -14,6 +14,11 @@ _WORDS = {
 _DEVELOPMENT = ("dev", "devel", "development")
 
 
+def is_split_name(name: str) -> bool:
+    """Tells whether people call a split so."""
+    return name.lower() in {*_DEVELOPMENT, *(word for words in _WORDS.values() for word in words)}
+
+
 def split_names(names: Collection[str], where: str) -> Mapping[str, str]:
     """Returns the split that each of the names means, in any case; names of no split are left out.
 

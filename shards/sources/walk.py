@@ -12,7 +12,7 @@ from shards.sources.names import printable
 LONGEST_ENDING = 12
 HIDDEN = "hidden, not looked into"
 FOLLOWED = "links, followed"
-LISTED = "links to what is listed already"
+BACK = "links that lead back, not followed"
 NEEDS_FFMPEG = "needs ffmpeg, which is not installed"
 NO_CLASS = "in no class folder"
 NO_SPLIT = "in no split folder"
@@ -51,19 +51,18 @@ def audio_files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
 
 
 def walk(folder: Path, known: frozenset[str]) -> Found:
-    """Lists a folder to any depth; a folder that links lead to is listed once.
+    """Lists a folder to any depth; a folder that links lead to is listed once, and none above it.
 
     Raises:
         InputError: if a folder cannot be listed.
     """
     found = Found()
-    seen: set[tuple[int, int]] = set()
+    seen = {_identity(above) for above in folder.resolve().parents}
     links = deque([folder])
     while links:
         link = links.popleft()
-        status = link.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            found.folders[LISTED] += 1
+        if _identity(link) in seen:
+            found.folders[BACK] += 1
             continue
         found.folders[FOLLOWED] += link != folder
         links.extend(_list(link, known, seen, found))
@@ -114,8 +113,7 @@ def _list(
     below = [folder]
     while below:
         here = below.pop()
-        status = here.stat()
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(_identity(here))
         for entry in _listed(here):
             if not _is_folder(entry):
                 reason = left_aside(entry.name, known)
@@ -128,6 +126,11 @@ def _list(
             else:
                 (links if entry.is_symlink() else below).append(here / entry.name)
     return sorted(links)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -36,6 +36,7 @@ SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=30
+MinJobAge=86400
 ReturnToService=0
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none

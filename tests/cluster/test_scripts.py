@@ -13,8 +13,8 @@ CHAIN = "--source TAU --data data/tau --out runs/big --train configs/big.yaml"
 CHAIN += " --prune configs/prune.yaml"
 ARGUMENTS = {
     "chain": f"{CHAIN} -- --train.epochs 20",
-    "seeds": f"{CHAIN} --kind folder --seeds 0-4",
-    "sweep": "--data data/tau --out runs/big --train configs/big.yaml --agents 3"
+    "seeds": f"{CHAIN} --kind folder --seeds 0-4%2 --build --fractions 0.7,0.1,0.2",
+    "sweep": "--data data/tau --out runs/big --train configs/big.yaml --agents 8%2"
     " --sweep configs/sweeps/criterion.yaml -- --train.epochs 20",
     "prune": "--data data/tau --out runs/big --prune configs/prune.yaml -- --init old/model",
 }
@@ -25,8 +25,10 @@ PARTITION=gpu
 CPU_PARTITION=cpu
 ACCOUNT='my lab'
 OPTIONS=(--qos=long)
+GPU_OPTIONS=(--constraint=a100)
+CPU_OPTIONS=(--qos=cpu --exclude='n[1-2]')
 NODES=2
-GPUS_PER_NODE=4
+GPUS_PER_NODE=gpu:a100:4
 MEMORY_PER_NODE=64G
 """
 
@@ -64,7 +66,9 @@ def test_dry_run(name, tmp_path):
     scripts, _, commands = done.stdout.partition("# ---- commands\n")
     assert commands.replace(str(REPOSITORY), "ROOT") == (GOLDEN / f"{name}.txt").read_text()
     for path in SCRIPTS:
-        if path.suffix == ".sbatch" or path.name in ("job.sh", "stage.sh", "on_node.sh"):
+        if path.suffix == ".sbatch" or path.name in (
+            *("read_site.sh", "job.sh", "stage.sh", "on_node.sh"),
+        ):
             assert f"# ---- slurm/{path.name}\n{path.read_text()}" in scripts
     assert not (REPOSITORY / "runs/big").exists()
 
@@ -82,6 +86,16 @@ def test_dry_run(name, tmp_path):
         ("--data d --out o --sweep configs/sweeps/none.yaml", ["configs/sweeps/none.yaml"]),
         ("--data d --out o --sweep README.md --seeds 0-2", ["--sweep", "--seeds"]),
         ("--data d --out o --sweep README.md --agents 0", ["--agents 0"]),
+        ("--data d --out o --sweep README.md --agents 8%0", ["--agents 8%0"]),
+        ("--data d --out o --train README.md --seeds 0..4", ["--seeds 0..4"]),
+        ("--data d --out o --source s -- --train.epochs 20", ["--train.epochs", "--build"]),
+        ("--data d --out o --train README.md --build --seed 1", ["--build", "--source"]),
+        ("--data d --out o --source s --build --train README.md", ["--train after --build"]),
+        ("--data d --out o --source s --build --out=x", ["--out after --build"]),
+        ("--data d --out o --source s --build --overwrite", ["--overwrite after --build"]),
+        ("--data d --out o --source s --build --part 1", ["--part after --build", "SHARD_TASKS"]),
+        ("--data d --out o --source s --build -- --x", ["--build needs options"]),
+        ("--data d --out o\\x --source s", ["--out o\\x", "backslash"]),
     ],
     ids=str,
 )
@@ -98,42 +112,3 @@ def test_help():
     done = submit("--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: slurm/submit.sh ")
-
-
-@pytest.fixture
-def job(tmp_path):
-    """Runs lines after job.sh, as a job; commands of SLURM only print what they are asked."""
-    (tmp_path / "site.env").write_text("MAX_REQUEUES=3\n")
-    for name, text in (("squeue", 'echo "$STATE"'), ("scontrol", 'echo "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"CPPRUNE_SITE": str(tmp_path / "site.env"), "SLURM_JOB_ID": "7"}
-    environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "STATE": "RUNNING"}
-
-    def run(lines, **variables):
-        return subprocess.run(
-            ["bash", "-c", f"source slurm/job.sh\n{lines}"],
-            cwd=REPOSITORY,
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-        )
-
-    return run
-
-
-def test_a_job_gives_up_after_so_many_returns(job):
-    for count, status in (("3", 0), ("4", 1)):
-        done = job("true", SLURM_RESTART_COUNT=count)
-        assert done.returncode == status
-        assert ("given up" in done.stderr) == bool(status)
-
-
-def test_only_a_running_job_is_put_back(job):
-    assert job("requeue why").stdout == "requeue 7\n"
-    assert job("requeue why", STATE="COMPLETING").stdout == ""
-
-
-def test_of_an_array_only_the_task_is_put_back(job):
-    done = job("requeue why", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
-    assert done.stdout == "requeue 7_2\n"

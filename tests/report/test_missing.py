@@ -63,7 +63,7 @@ def test_figures_that_are_not_finite(run: Path, page_of: Pages) -> None:
     lines[1]["train_loss"], lines[2]["val_log_loss"] = float("nan"), float("inf")
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     page = page_of(run)
-    assert page.column("Epochs", "train loss")[1] == "nan"
+    assert page.column("Epochs", "train loss")[1] == "–"
     points = "".join(page.of("polyline", "points"))
     assert "nan" not in points
     assert "inf" not in points

@@ -108,6 +108,16 @@ def test_split_folders_that_hold_audio_and_no_classes(tmp_path: Path, make_audio
         plan(tmp_path, kind="folder")
 
 
+def test_splits_below_the_classes_are_told(tmp_path: Path, make_audio: Make) -> None:
+    for name in ("owl/train", "owl/test", "wren/train", "wren/test"):
+        for number in range(10):
+            make_audio(tmp_path / name / f"{number}.wav")
+    (line,) = plan(tmp_path, kind="folder").remarks.warnings
+    assert line.startswith(
+        "the classes have folders called test, train, which are not used as splits"
+    )
+
+
 def table(tmp_path: Path, make_audio: Make, column: str, cells: list[str]) -> Path:
     rows = []
     for number, cell in enumerate(cells):
