@@ -12,7 +12,7 @@ from typing import Any
 from cpprune import artifact
 from cpprune.checkpoint import Progress
 from cpprune.finite import to_json
-from shards.durable import write_bytes
+from shards.durable import replace_file
 from shards.errors import InputError
 
 REMEDY = "lower optim.lr or set train.clip_norm, and choose another --run or --resume never"
@@ -85,7 +85,8 @@ def failure_written(folder: Path, rank: int) -> Iterator[None]:
                 "epoch": about["provenance"]["epoch"] if about else None,
                 "val": about["metrics"]["val"] if about else None,
             }
-            write_bytes(folder / "result.json", f"{to_json(result, indent=2)}\n".encode())
+            text = f"{to_json(result, indent=2)}\n"
+            replace_file(folder / "result.json", folder, text.encode())
         raise
 
 

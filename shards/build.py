@@ -38,7 +38,9 @@ from shards.manifest import (
     SPLITS,
     WORK_NAME,
     Manifest,
+    RejectedFile,
     Shard,
+    SplitCounts,
     canonical,
     parse_manifest,
     read_manifest,
@@ -364,7 +366,7 @@ def _finish(
 
 def _split_counts(
     columns: dict[str, list[Any]], classes: tuple[str, ...]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SplitCounts]:
     counts = Counter(zip(columns["split"], columns["label"], strict=True))
     there = set(columns["split"])
     return {
@@ -377,7 +379,7 @@ def _split_counts(
     }
 
 
-def _write_rejected(folder: Path, bad: list[Bad]) -> dict[str, Any]:
+def _write_rejected(folder: Path, bad: list[Bad]) -> RejectedFile:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Bad._fields)

@@ -32,7 +32,8 @@ class LocalFolder:
         """
         path = self.files / shard.name
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A named pipe would wait for a writer; reading at an offset then says what it is.
+            return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
+from shards.documents import DocumentError, parse_json, read_bytes, typed
 from shards.errors import InputError
 
 FORMAT = "cpprune-shards/1"
@@ -34,32 +38,64 @@ INDEX_TYPES: Mapping[str, str] = {
 }
 
 
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+Size = Annotated[int, Meta(ge=0, le=1 << 50)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}$")]
+MOST_MANIFEST = 64 << 20  # bytes: that of 100,000 shards has 25 MB
+MOST_VALUES = 1 << 26  # in one sample
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """One tar file: its name in the folder, its split, its samples, its bytes and their SHA-256."""
 
-    name: str
+    name: FileName
     split: str
-    count: int
-    bytes: int
-    sha256: str
+    count: Count
+    bytes: Size
+    sha256: Digest
+
+
+class SplitCounts(TypedDict):
+    """How many samples a split has, in all and of each class."""
+
+    count: Count
+    classes: dict[str, Count]
+
+
+class IndexFile(TypedDict):
+    """The index: its name, hash and rows."""
+
+    name: Annotated[str, Meta(pattern=r"^index\.parquet$")]
+    sha256: Digest
+    rows: Count
+    bytes: NotRequired[Size]  # older builds did not say it
+
+
+class RejectedFile(TypedDict):
+    """The list of files that were not used: its name, hash and lines."""
+
+    name: Annotated[str, Meta(pattern=r"^rejected\.csv$")]
+    sha256: Digest
+    count: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What `dataset.json` says; `sha256` covers all the rest and is the dataset's fingerprint."""
 
-    kind: str
-    classes: tuple[str, ...]
-    sample_rate: int | None
-    shape: tuple[int, ...]
-    dtype: str
-    encoding: str
-    splits: dict[str, dict[str, Any]]
+    kind: Annotated[str, Meta(pattern="^(audio|image)$")]
+    classes: Annotated[tuple[str, ...], Meta(min_length=1)]
+    sample_rate: Annotated[int, Meta(ge=1, le=1 << 30)] | None
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1, max_length=3)]
+    dtype: Annotated[str, Meta(pattern="^(int16|uint8)$")]
+    encoding: Annotated[str, Meta(pattern="^(wav|flac|npy)$")]
+    splits: dict[Annotated[str, Meta(pattern="^(train|val|test)$")], SplitCounts]
     groups: tuple[str, ...]
     shards: tuple[Shard, ...]
-    index: dict[str, Any]
-    rejected: dict[str, Any] | None
+    index: IndexFile
+    rejected: RejectedFile | None
     source: dict[str, Any]
     sha256: str = ""
 
@@ -101,32 +137,70 @@ def parse_manifest(data: bytes) -> Manifest:
         ValueError: if the bytes are not those that were written; the message says why.
     """
     try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"it is not JSON ({error})") from error
-    if not isinstance(document, dict) or "format" not in document:
+        document = parse_json(data, dict[str, Any], finite=False)
+    except DocumentError as error:
+        raise ValueError(f"it {error}") from None
+    if "format" not in document:
         raise ValueError("it is not the manifest of a dataset")
     if document["format"] != FORMAT:
         raise ValueError(f"its format is {document['format']!r}, this version reads {FORMAT!r}")
+    fields = {name: value for name, value in document.items() if name != "format"}
+    unknown = sorted(fields.keys() - Manifest.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"it has a field {unknown[0]!r} that is not known")
     try:
-        fields = {name: value for name, value in document.items() if name != "format"}
-        manifest = Manifest(
-            **{
-                **fields,
-                "classes": tuple(fields["classes"]),
-                "splits": {
-                    name: fields["splits"][name] for name in SPLITS if name in fields["splits"]
-                },
-                "shape": tuple(fields["shape"]),
-                "groups": tuple(fields["groups"]),
-                "shards": tuple(Shard(**entry) for entry in fields["shards"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError("fields are missing or unknown") from error
+        typed(fields, Manifest)
+    except DocumentError as error:
+        raise ValueError(f"its {error}") from None
+    manifest = Manifest(
+        **{
+            **fields,
+            "classes": tuple(fields["classes"]),
+            "splits": {name: fields["splits"][name] for name in SPLITS if name in fields["splits"]},
+            "shape": tuple(fields["shape"]),
+            "groups": tuple(fields["groups"]),
+            "shards": tuple(typed(entry, Shard) for entry in fields["shards"]),
+        }
+    )
     if manifest.sealed().to_bytes() != data:
         raise ValueError("its sha256 does not match its contents")
+    _check_sense(manifest)
     return manifest
+
+
+def _check_sense(manifest: Manifest) -> None:
+    """Raises ValueError where parts of a manifest contradict each other, as only forged ones do."""
+    audio = manifest.kind == "audio"
+    shards, splits = manifest.shards, manifest.splits
+    numbers = [SPLITS.index(shard.split) for shard in shards if shard.split in SPLITS]
+    of_shards = Counter[str]()
+    for shard in shards:
+        of_shards[shard.split] += shard.count
+    taken = set(INDEX_TYPES)
+    sound = (
+        ("sample_rate", (manifest.sample_rate is not None) == audio),
+        ("shape", len(manifest.shape) == (1 if audio else 3)),
+        ("shape", math.prod(manifest.shape) <= MOST_VALUES),
+        ("dtype", manifest.dtype == ("int16" if audio else "uint8")),
+        ("encoding", (manifest.encoding == "npy") != audio),
+        ("classes", len(set(manifest.classes)) == len(manifest.classes)),
+        ("groups", len({*manifest.groups, *taken}) == len(manifest.groups) + len(taken)),
+        ("shards", len({shard.name for shard in shards}) == len(shards)),
+        ("shards", {shard.split for shard in shards} <= splits.keys()),
+        ("shards", numbers == sorted(numbers)),
+        ("splits", all(of_shards[name] == split["count"] for name, split in splits.items())),
+        (
+            "splits",
+            all(split["classes"].keys() == set(manifest.classes) for split in splits.values()),
+        ),
+        ("splits", all(sum(s["classes"].values()) == s["count"] for s in splits.values())),
+        ("index", manifest.index["rows"] == of_shards.total()),
+        # A record has at least two headers of 512 bytes.
+        ("shards", all(1024 * shard.count <= shard.bytes for shard in shards)),
+    )
+    wrong = [name for name, holds in sound if not holds]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} contradict the rest of it, or cannot be")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -146,7 +220,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
         raise InputError(f"{folder} is not a dataset: {why}")
     try:
-        return parse_manifest(path.read_bytes())
+        return parse_manifest(read_bytes(path, MOST_MANIFEST))
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from shards.cache import Cache, default_root
 from shards.errors import InputError
 from shards.fetch import is_remote
+from shards.index import contradictions, open_index
 from shards.local import LocalFolder
 from shards.manifest import (
     INDEX_NAME,
+    MANIFEST_NAME,
     SPLITS,
     Manifest,
     Shard,
-    read_index,
     read_manifest,
     sha256_of_file,
 )
@@ -63,7 +64,13 @@ class Dataset:
         self.fingerprint = manifest.sha256
         texts = ("recording", *self.groups)
         numbers = ("shard", "offset", "size", "crc32", "label")
-        index = read_index(folder.files / INDEX_NAME, ("key", *numbers, *texts), encoded=texts)
+        path = folder.files / INDEX_NAME
+        index = open_index(path, manifest, ("key", *numbers, *texts), encoded=texts)
+        if wrong := contradictions(index, manifest):
+            raise InputError(
+                f"{path} cannot be used: its {wrong[0]} contradict {MANIFEST_NAME}; copy the dataset "
+                "again from where it was built"
+            )
         self._texts: dict[str, Any] = {name: index[name] for name in ("key", *texts)}
         self._shard: NDArray[np.int32] = index["shard"]
         self._offset: Ids = index["offset"]
@@ -255,7 +262,13 @@ class Dataset:
                 raise self._unreadable(row, error) from error
             if not self._checked[row]:
                 self._check(row, zlib.crc32(payload))
-            out[position] = soundfile.read(io.BytesIO(payload), dtype="int16")[0]
+            try:
+                samples = soundfile.read(io.BytesIO(payload), dtype="int16")[0]
+            except soundfile.LibsndfileError as error:
+                raise self._damaged(row, str(error)) from error
+            if samples.shape != self.shape:
+                raise self._damaged(row, f"it has the shape {samples.shape}")
+            out[position] = samples
 
     def _check(self, row: int, crc32: int) -> None:
         if crc32 != self._crc32[row]:

@@ -11,11 +11,13 @@ from typing import Any, BinaryIO
 
 from shards.cache import Cache, note, unwritable
 from shards.credentials import file_in, without_credentials
+from shards.documents import read_bytes, read_json
 from shards.errors import InputError
 from shards.fetch import fetch_bytes, fetch_file
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
+    MOST_MANIFEST,
     Manifest,
     Shard,
     parse_manifest,
@@ -23,8 +25,6 @@ from shards.manifest import (
     sha256_of_file,
 )
 
-# Of a manifest, in bytes: that of 100,000 shards has 25 MB.
-MOST_MANIFEST = 64 << 20
 # Of an index whose manifest does not tell its size, in bytes.
 MOST_INDEX = 1 << 20
 MOST_INDEX_ROW = 4096
@@ -162,9 +162,6 @@ def _manifest(url: str, cache: Cache) -> Manifest:
             manifest = parse_manifest(data)
         except ValueError as error:
             raise InputError(f"{place} cannot be used: {error}") from error
-        strange = [s.name for s in manifest.shards if Path(s.name).name != s.name]
-        if strange:
-            raise InputError(f"{place} cannot be used: {strange[0]!r} is no file name")
         with cache.new_file(cache.folder(manifest.sha256) / MANIFEST_NAME) as file:
             file.write(data)
         with cache.new_file(known) as file:
@@ -175,11 +172,11 @@ def _manifest(url: str, cache: Cache) -> Manifest:
 def _last(known: Path, cache: Cache) -> Manifest | None:
     """Returns the manifest that this user got from an address the last time, if it is still there."""
     try:
-        sha256 = json.loads(known.read_bytes())["dataset"]
+        sha256 = read_json(known, dict[str, str])["dataset"]
         if known.stat().st_uid != os.getuid() or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             return None
-        manifest = parse_manifest((cache.root / sha256 / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = parse_manifest(read_bytes(cache.root / sha256 / MANIFEST_NAME, MOST_MANIFEST))
+    except (OSError, ValueError, KeyError):
         return None
     return manifest if manifest.sha256 == sha256 else None
 

@@ -6,7 +6,6 @@ say which samples are damaged.
 
 import os
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,21 +15,23 @@ from typing import Any
 import numpy as np
 
 from shards.credentials import file_in
+from shards.documents import read_bytes
 from shards.errors import InputError
 from shards.fetch import fetch_bytes, fetch_file, is_remote
+from shards.index import contradictions, open_index
 from shards.manifest import (
     INDEX_NAME,
     INDEX_TYPES,
     MANIFEST_NAME,
+    MOST_MANIFEST,
     REJECTED_NAME,
     WORK_NAME,
     Manifest,
     Shard,
     parse_manifest,
-    read_index,
     sha256_of_file,
 )
-from shards.remote import MOST_MANIFEST, fetch_index
+from shards.remote import fetch_index
 from shards.tar import END_OF_ARCHIVE
 
 # Of a line of rejected.csv, in bytes: a path and a reason.
@@ -69,7 +70,7 @@ def verify(location: str | Path) -> list[Problem]:
     if not file.is_file():
         return [Problem(MANIFEST_NAME, None, "missing: the folder is no finished dataset")]
     try:
-        manifest = parse_manifest(file.read_bytes())
+        manifest = parse_manifest(read_bytes(file, MOST_MANIFEST))
     except ValueError as error:
         return [Problem(MANIFEST_NAME, None, f"damaged: {error}; nothing else can be checked")]
     index, problems = _check_index(path, manifest)
@@ -124,33 +125,16 @@ def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | No
     problems = _check_listed(path, INDEX_NAME, manifest.index["sha256"])
     if problems:
         return None, problems
-    index = read_index(path / INDEX_NAME, tuple(INDEX_TYPES))
     # The hashes agree, so anything from here on was written by a faulty or forged build.
-    wrong = [
-        what
-        for agrees, what in (
-            (len(index["key"]) == manifest.index["rows"], "rows"),
-            (_counts(index["shard"]) == [s.count for s in manifest.shards], "clips of the shards"),
-            (
-                Counter(index["split"].to_pylist())
-                == {name: split["count"] for name, split in manifest.splits.items()},
-                "clips of the splits",
-            ),
-            (
-                len(index["label"]) == 0
-                or 0 <= index["label"].min() <= index["label"].max() < len(manifest.classes),
-                "labels",
-            ),
-        )
-        if not agrees
-    ]
-    return index, [
+    try:
+        index = open_index(path / INDEX_NAME, manifest, tuple(INDEX_TYPES))
+    except InputError as error:
+        return None, [Problem(INDEX_NAME, None, str(error))]
+    wrong = contradictions(index, manifest)
+    problems = [
         Problem(INDEX_NAME, None, f"its {what} contradict {MANIFEST_NAME}") for what in wrong
     ]
-
-
-def _counts(shard_of_row: Any) -> list[int]:
-    return [int(count) for count in np.bincount(shard_of_row)]
+    return None if wrong else index, problems
 
 
 def _extra_files(path: Path, manifest: Manifest) -> dict[str, str]:

@@ -145,14 +145,14 @@ def test_an_edited_manifest(copy: Path) -> None:
     path.write_bytes(whole.replace(b"  ", b" ", 1))
     assert "its sha256 does not match" in _what(verify(copy))["dataset.json"]
     path.write_bytes(whole[:100])
-    assert "not JSON" in _what(verify(copy))["dataset.json"]
+    assert "not valid JSON" in _what(verify(copy))["dataset.json"]
     # Forged with care: the hash is right, the counts are not.
     document = json.loads(whole)
     del document["sha256"]
     document["splits"]["train"]["count"] += 1
     document["sha256"] = sha256_of(canonical(document))
     path.write_bytes(canonical(document))
-    assert "contradict" in _what(verify(copy))["index.parquet"]
+    assert "contradict" in _what(verify(copy))["dataset.json"]
 
 
 def test_an_edited_sample(copy: Path) -> None:

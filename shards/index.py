@@ -1,0 +1,130 @@
+"""Reading `index.parquet` as if it were forged: its hash may be right and its contents still wrong."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.manifest import INDEX_TYPES, MANIFEST_NAME, Manifest, read_index
+
+BYTES_PER_ROW = 4096  # unpacked, at most; and for all rows together
+BYTES_MORE = 16 << 20
+LONGEST_TEXT = 4096
+
+
+def open_index(
+    path: Path, manifest: Manifest, columns: Sequence[str], encoded: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Reads columns of an index, unless their number, types or sizes are not those of the manifest.
+
+    Args:
+        path: the file.
+        manifest: of its dataset.
+        columns: the names of the columns wanted; see `shards.manifest.read_index`.
+        encoded: likewise.
+
+    Raises:
+        InputError: it is no index of this dataset.
+    """
+    import pyarrow as pa
+
+    try:
+        _check_columns(path, manifest, columns)
+        texts = [name for name in columns if INDEX_TYPES.get(name, "string") == "string"]
+        index = read_index(path, columns, texts)
+        for name in texts:
+            # A dictionary may unpack to far more than it takes.
+            if any(len(text or "") > LONGEST_TEXT for text in index[name].dictionary.to_pylist()):
+                raise InputError(f"{path}: a {name} has more than {LONGEST_TEXT:,} letters")
+            if name not in encoded:
+                index[name] = index[name].dictionary_decode()
+        return index
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no index of a dataset ({reason})") from None
+
+
+def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        found, schema = file.metadata, file.schema_arrow
+        if found.num_rows != manifest.index["rows"]:
+            raise InputError(f"{path}: its rows contradict {MANIFEST_NAME}")
+        groups = range(found.num_row_groups)
+        unpacked = sum(
+            found.row_group(group).column(column).total_uncompressed_size
+            for group in groups
+            for column in range(found.num_columns)
+        )
+        if unpacked > BYTES_PER_ROW * found.num_rows + BYTES_MORE:
+            raise InputError(f"{path}: unpacks to {unpacked:,} bytes for {found.num_rows:,} rows")
+        for name in columns:
+            places = schema.get_all_field_indices(name)
+            kind = schema.field(places[0]).type if len(places) == 1 else None
+            expected = pa.type_for_alias(INDEX_TYPES.get(name, "string"))
+            if kind != expected and not (
+                pa.types.is_large_string(kind) and expected == pa.string()
+            ):
+                raise InputError(f"{path}: its column {name!r} must be one of {expected}")
+
+
+def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:
+    """Returns what an index says otherwise than the manifest, such as "labels"; empty if nothing.
+
+    Args:
+        index: its columns, of which "label", "shard", "offset" and "size" have to be there.
+        manifest: of its dataset.
+    """
+    shards, labels = index["shard"], index["label"]
+    rows = len(shards)
+    wrong = []
+    if rows != manifest.index["rows"] or any(len(column) != rows for column in index.values()):
+        return ["rows"]
+    if any(getattr(column, "null_count", 0) for column in index.values()):
+        return ["rows"]
+    counts = np.array([shard.count for shard in manifest.shards], np.int64)
+    if not np.array_equal(shards, np.repeat(np.arange(len(counts)), counts)):
+        return ["clips of the shards"]
+    if "split" in index and Counter(index["split"].to_pylist()) != {
+        name: split["count"] for name, split in manifest.splits.items()
+    }:
+        wrong.append("clips of the splits")
+    if rows and not 0 <= labels.min() <= labels.max() < len(manifest.classes):
+        wrong.append("labels")
+    for first, length in (("offset", "size"), ("record_offset", "record_size")):
+        if first in index and not _fits(index[first], index[length], shards, manifest):
+            wrong.append("places of the clips")
+            break
+    else:
+        # Samples that are not packed are all alike: a header of a few bytes, and the samples.
+        width = int(np.prod(manifest.shape)) * np.dtype(manifest.dtype).itemsize
+        sizes = index["size"]
+        alike = manifest.encoding == "flac" or not rows or sizes.min() == sizes.max()
+        if rows and (
+            not alike or (manifest.encoding != "flac" and not 0 <= sizes[0] - width < 4096)
+        ):
+            wrong.append("sizes of the clips")
+    return wrong
+
+
+def _fits(
+    offsets: NDArray[Any], sizes: NDArray[Any], shards: NDArray[Any], manifest: Manifest
+) -> bool:
+    """Returns whether pieces lie in their shards, one after the other."""
+    if not len(offsets):
+        return True
+    if offsets.min() < 0 or sizes.min() < 1:
+        return False
+    bytes_of = np.array([shard.bytes for shard in manifest.shards], np.int64)
+    if (offsets > bytes_of[shards] - sizes).any():
+        return False
+    same = shards[1:] == shards[:-1]
+    return bool((~same | (offsets[1:] >= offsets[:-1] + sizes[:-1])).all())
