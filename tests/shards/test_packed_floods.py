@@ -20,6 +20,9 @@ ZEROS = gzip.compress(bytes(50_000_000))
 @pytest.fixture
 def little_memory() -> Iterator[None]:
     """A gigabyte more than what is in use; without it a flood would take five."""
+    import torch
+
+    assert torch  # which alone takes more
     limits = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + (1 << 30), limits[1]))
