@@ -122,7 +122,7 @@ def blocks(file: str | Path, sample_rate: int) -> Iterator[Recording]:
             made += len(wave)
             yield _quantised(wave)
         if sound.frames is not None and heard != sound.frames:
-            raise BadFile(f"only {heard} of {sound.frames} samples can be decoded")
+            raise BadFile(f"cut short or damaged: {heard} of {sound.frames} samples can be decoded")
         _some(heard)
         if resampler is not None:
             rest = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
