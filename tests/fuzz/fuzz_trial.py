@@ -12,8 +12,10 @@ import shutil
 import signal
 import stat
 import sys
+import tempfile
 import time
 import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,13 +115,33 @@ class Trials:
             made.environment[rng.choice(ENVIRONMENT)] = fuzz_values.word(rng).replace("\0", "")
         return made
 
-    def run(self, number: int) -> tuple[Verdict, Input]:
-        """Run an input and judge it."""
-        made = self.make(number)
-        folder = self.scratch / f"{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "place").mkdir(parents=True)
-        status, hung = self._fork(made, folder)
+    def run(self, numbers: Sequence[int]) -> Iterator[tuple[Verdict, Input]]:
+        """Run inputs in one process, or in another from the next on where it ends; judge them."""
+        made = {number: self.make(number) for number in numbers}
+        for number in numbers:
+            shutil.rmtree(self.scratch / f"{number}", ignore_errors=True)
+            (self.scratch / f"{number}/place").mkdir(parents=True)
+        left = list(numbers)
+        while left:
+            for number in left:
+                if not (self.scratch / f"{number}/ready").exists():
+                    shutil.rmtree(self.scratch / f"{number}/place")
+                    (self.scratch / f"{number}/place").mkdir()
+            ended, hung = self._fork({number: made[number] for number in left})
+            while left and (found := self._status(left[0])) is not None:
+                yield self._judge(left.pop(0), made, found, hung=False)
+            if left:  # it ended in the middle of this one
+                yield self._judge(left.pop(0), made, ended, hung)
+        self.check_world(numbers[-1])
+
+    def _status(self, number: int) -> int | None:
+        text = (self.scratch / f"{number}/status").read_text()
+        return int(text) if text else None
+
+    def _judge(
+        self, number: int, inputs: Mapping[int, Input], status: int, hung: bool
+    ) -> tuple[Verdict, Input]:
+        made, folder = inputs[number], self.scratch / f"{number}"
         out, err = ((folder / name).read_bytes() for name in ("out", "err"))
         made.what += (folder / "what").read_text(errors="replace").splitlines()
         fault, text = _judge(made, status, hung, out, err)
@@ -131,10 +153,6 @@ class Trials:
         ]
         if not fault and left:
             fault, text = f"left {re.sub('[0-9]+', 'N', left[0].name)}", str(left)
-        if number % 16 == 0:
-            self.check_world(number)
-        if not stat.S_ISCHR(Path("/dev/null").stat().st_mode):
-            raise SystemExit(f"input {number} destroyed /dev/null: {made}")
         if not fault:
             for name in ("closed", "locked"):
                 (folder / "place" / name).chmod(0o755)
@@ -148,70 +166,62 @@ class Trials:
         if now != self.unchanged:
             changed = sorted(set(now.items()) ^ set(self.unchanged.items()))
             raise SystemExit(f"an input up to {number} changed the world: {changed[:3]}")
+        if not stat.S_ISCHR(Path("/dev/null").stat().st_mode):
+            raise SystemExit(f"an input up to {number} destroyed /dev/null")
 
-    def _fork(self, made: Input, folder: Path) -> tuple[int, bool]:
+    def _fork(self, inputs: Mapping[int, Input]) -> tuple[int, bool]:
+        """Run inputs in a process of their own; return how it ended, and whether it had to be killed."""
+        for number in inputs:
+            for name in ("out", "err", "status", "what"):
+                (self.scratch / f"{number}" / name).touch()
         child = os.fork()
         if child == 0:
             status = 99
             try:
-                status = self._be_the_child(made, folder)
+                self._be_the_child(inputs)
+                status = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 with contextlib.suppress(Exception):
                     sys.stdout.flush()
                     sys.stderr.flush()
-                os._exit(status & 255)
-        return _wait(child)
+                os._exit(status)
+        return _wait(child, [self.scratch / f"{number}/status" for number in inputs])
 
-    def _be_the_child(self, made: Input, folder: Path) -> int:
+    def _be_the_child(self, inputs: Mapping[int, Input]) -> None:
         os.setsid()
-        place = folder / "place"
         nothing = os.open("/dev/null", os.O_RDONLY)
         os.dup2(nothing, 0)
-        for number, name in ((1, "out"), (2, "err")):
-            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(file, number)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-        self._set_up(made, place, folder / "what")
+        for number, made in inputs.items():
+            folder = self.scratch / f"{number}"
+            _print_to(folder)
+            if not (folder / "ready").exists():
+                self._set_up(made, folder / "place", folder / "what")
+                (folder / "ready").touch()
+            if self.drop:
+                os.chown(folder / "status", NOBODY, NOBODY)
+                for path in (folder / "place", *(folder / "place").rglob("*")):
+                    if path.lstat().st_uid != NOBODY:
+                        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+                os.chmod(folder / "out", 0o666)  # noqa: PTH101
+                os.chmod(folder / "err", 0o666)  # noqa: PTH101
         if self.drop:
-            for path in (place, *place.rglob("*")):
-                if path.lstat().st_uid != NOBODY:
-                    os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
             _become_nobody()
-        os.chdir(place)
         most = _virtual_bytes() + 4 * GIB
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        own = {
-            "HOME": str(place),
-            "TMPDIR": str(place / "tmp"),
-            "XDG_CACHE_HOME": str(place / "cache"),
-        }
-        os.environ.update(own | {"CPPRUNE_CACHE": str(place / "cache"), "WANDB_MODE": "offline"})
-        os.environ.update(
-            {k: v.encode("utf-8", "replace").decode() for k, v in made.environment.items()}
-        )
-        import tempfile
-
-        tempfile.tempdir = None
-        sys.argv = ["cpprune", *made.words]
-        from cpprune.cli import main
-
-        try:
-            return main(made.words)
-        except SystemExit as end:
-            if end.code is None:
-                return 0
-            if isinstance(end.code, int):
-                return end.code
-            print(end.code, file=sys.stderr)
-            return 1
-        except BaseException:
-            traceback.print_exc()
-            return 1
+        before = dict(os.environ)
+        for number, made in inputs.items():
+            folder = self.scratch / f"{number}"
+            _print_to(folder)
+            status = _call(made, folder / "place")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            (folder / "status").write_text(str(status))
+            os.environ.clear()
+            os.environ.update(before)
 
     def _set_up(self, made: Input, place: Path, note: Path) -> None:
         with note.open("w", errors="backslashreplace") as file:
@@ -229,6 +239,40 @@ class Trials:
                     how = fuzz_files.spoil(own, path, [p for p in files if p.is_file()])
                     file.write(f"{path.relative_to(place)}: {how!r:.300}\n")
             fuzz_values.make_odd_places(place)
+
+
+def _print_to(folder: Path) -> None:
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _call(made: Input, place: Path) -> int:
+    """Run an input in its folder; return its exit status."""
+    from cpprune.cli import main
+
+    os.chdir(place)
+    tmp, cache = str(place / "tmp"), str(place / "cache")
+    own = {"HOME": str(place), "TMPDIR": tmp, "XDG_CACHE_HOME": cache, "CPPRUNE_CACHE": cache}
+    given = {k: v.encode("utf-8", "replace").decode() for k, v in made.environment.items()}
+    os.environ.update(own | {"WANDB_MODE": "offline"} | given)
+    tempfile.tempdir = None
+    sys.argv = ["cpprune", *made.words]
+    try:
+        return main(made.words) & 255
+    except SystemExit as end:
+        if end.code is None:
+            return 0
+        if isinstance(end.code, int):
+            return end.code & 255
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
 
 
 def _become_nobody() -> None:
@@ -270,10 +314,15 @@ def _virtual_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-def _wait(child: int) -> tuple[int, bool]:
-    """Return the exit status of a child, negative for a signal, and whether it had to be killed."""
-    begin = time.monotonic()
-    pause, worked, moved = 0.002, 0.0, begin
+def _wait(child: int, done: Sequence[Path]) -> tuple[int, bool]:
+    """Return the exit status of a child, negative for a signal, and whether it had to be killed.
+
+    Args:
+        child: its number.
+        done: files that it writes, one after the other; each gives it time anew.
+    """
+    begin = moved = time.monotonic()
+    pause, worked, before, place = 0.002, 0.0, 0.0, 0
     hung = False
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -284,9 +333,11 @@ def _wait(child: int) -> tuple[int, bool]:
             seconds = _work_of_session(child)
             if seconds > worked + 0.05:
                 worked, moved = seconds, now
+            while place < len(done) and done[place].stat().st_size:
+                place, begin, before, moved = place + 1, now, worked, now
             if (
                 now - moved > BLOCKED_SECONDS
-                or worked > BUSY_SECONDS
+                or worked - before > BUSY_SECONDS
                 or now - begin > LONGEST_SECONDS
             ):
                 hung = True
