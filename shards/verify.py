@@ -127,7 +127,7 @@ def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | No
         return None, problems
     # The hashes agree, so anything from here on was written by a faulty or forged build.
     try:
-        index = open_index(path / INDEX_NAME, manifest, tuple(INDEX_TYPES))
+        index = open_index(path / INDEX_NAME, manifest, (*INDEX_TYPES, *manifest.groups))
     except InputError as error:
         return None, [Problem(INDEX_NAME, None, str(error))]
     wrong = contradictions(index, manifest)

@@ -31,20 +31,17 @@ def spoil(rng: random.Random, path: Path, others: list[Path]) -> str:
     if roll < 0.15:
         return _replace(rng, path, others)
     data = path.read_bytes()
-    if roll < 0.35:
-        how, data = _spoil_bytes(rng, data)
-    elif path.suffix in DOCUMENTS:
-        how, data = _spoil_document(rng, path.suffix, data)
-    elif path.suffix in TABLES:
-        how, data = _spoil_table(rng, data)
-    elif path.suffix == ".safetensors":
-        how, data = _spoil_safetensors(rng, data)
-    elif path.suffix == ".parquet":
-        how, data = _spoil_parquet(rng, data)
-    elif path.suffix == ".gz":
-        how, data = _spoil_bytes(rng, gzip.decompress(data))
-        data = gzip.compress(data)
-    else:
+    ways = {
+        **dict.fromkeys(DOCUMENTS, _spoil_document),
+        **dict.fromkeys(TABLES, _spoil_table),
+        ".safetensors": _spoil_safetensors,
+        ".parquet": _spoil_parquet,
+        ".gz": _spoil_packed,
+    }
+    way = ways.get(path.suffix, _spoil_bytes) if roll >= 0.35 else _spoil_bytes
+    try:
+        how, data = way(rng, data) if way is not _spoil_document else way(rng, data, path.suffix)
+    except Exception:  # it was spoilt before, so that it is none of its kind
         how, data = _spoil_bytes(rng, data)
     path.unlink()
     path.write_bytes(data)
@@ -101,10 +98,15 @@ def _spoil_bytes(rng: random.Random, data: bytes) -> tuple[str, bytes]:
     return how, ways[how]
 
 
+def _spoil_packed(rng: random.Random, data: bytes) -> tuple[str, bytes]:
+    how, data = _spoil_bytes(rng, gzip.decompress(data))
+    return how, gzip.compress(data)
+
+
 # --- documents ----------------------------------------------------------------------------------------
 
 
-def _spoil_document(rng: random.Random, kind: str, data: bytes) -> tuple[str, bytes]:
+def _spoil_document(rng: random.Random, data: bytes, kind: str) -> tuple[str, bytes]:
     text = data.decode()
     if kind in (".jsonl", ".log"):
         return _spoil_lines(rng, text)
