@@ -9,6 +9,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def spoil(rng: random.Random, path: Path, others: list[Path]) -> str:
         return _replace(rng, path, others)
     data = path.read_bytes()
     ways = {
-        **dict.fromkeys(DOCUMENTS, _spoil_document),
+        **{kind: partial(_spoil_document, kind=kind) for kind in DOCUMENTS},
         **dict.fromkeys(TABLES, _spoil_table),
         ".safetensors": _spoil_safetensors,
         ".parquet": _spoil_parquet,
@@ -40,7 +41,7 @@ def spoil(rng: random.Random, path: Path, others: list[Path]) -> str:
     }
     way = ways.get(path.suffix, _spoil_bytes) if roll >= 0.35 else _spoil_bytes
     try:
-        how, data = way(rng, data) if way is not _spoil_document else way(rng, data, path.suffix)
+        how, data = way(rng, data)
     except Exception:  # it was spoilt before, so that it is none of its kind
         how, data = _spoil_bytes(rng, data)
     path.unlink()
@@ -106,7 +107,7 @@ def _spoil_packed(rng: random.Random, data: bytes) -> tuple[str, bytes]:
 # --- documents ----------------------------------------------------------------------------------------
 
 
-def _spoil_document(rng: random.Random, data: bytes, kind: str) -> tuple[str, bytes]:
+def _spoil_document(rng: random.Random, data: bytes, *, kind: str) -> tuple[str, bytes]:
     text = data.decode()
     if kind in (".jsonl", ".log"):
         return _spoil_lines(rng, text)
