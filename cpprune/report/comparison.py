@@ -13,8 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cpprune.complexity import count_macs, count_parameters
 from cpprune.config import FREE_KEYS, flatten
 from cpprune.report.measured import measure
@@ -141,7 +139,7 @@ def _made_with(settings: dict[str, Any], seen: set[str]) -> dict[str, Any]:
     init = settings.get("init")
     config = Path(init).parent / "config.yaml" if init else None
     if config is not None and config.is_file() and str(config) not in seen:
-        tree = read_mapping(config, yaml.safe_load, [])
+        tree = read_mapping(config, [])
         kept["init"] = _made_with(flatten(tree), seen | {str(config)})
     return kept
 
