@@ -64,7 +64,7 @@ class Progress:
     best_step: Annotated[int, Meta(ge=-1)] = -1
     loss_sums: list[float] = field(default_factory=list)
     clips_seen: Count = 0
-    seconds: float = 0.0
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
     skipped: Count = 0
     metrics_bytes: Count = 0
 
