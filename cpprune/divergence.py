@@ -56,8 +56,8 @@ def check_weights(names: list[str], folder: Path, progress: Progress) -> None:
     """
     if names:
         raise DivergenceError(
-            f"{folder}: in epoch {progress.epoch + (progress.batch > 0)} {_listed(names)} no longer "
-            f"finite; {_kept(folder)}; {REMEDY}"
+            f"{folder}: in epoch {progress.epoch + (progress.batch > 0)} {_listed(names)} not "
+            f"finite any more; {_kept(folder)}; {REMEDY}"
         )
 
 

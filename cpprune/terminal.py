@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -170,8 +171,8 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
     return [
         f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
         f"{result['parameters']:,} parameters, val macro accuracy "
-        f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {result['model']} "
-        f"--data {without_credentials(config.data.path)}",
+        f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {quote(result['model'])} "
+        f"--data {quote(without_credentials(config.data.path))}",
         f"  best by {config.train.monitor}: accuracy {val['accuracy']:.4f}, log loss "
         f"{figure_text(val['log_loss'])} over {val['clips']:,} clips of validation",
         f"  costs {result['parameters']:,} parameters and {result['macs']:,} MACs",

@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import numpy as np
@@ -218,8 +219,10 @@ class Wandb:
         self.tracker.start()
         run = self.tracker.tracker
         self.id = run.id
-        self.look = f"wandb sync {folder}/wandb/offline-run-*" if run.offline else run.url
-        self.rest = f"wandb sync {run.settings.sync_dir}"
+        self.look = (
+            f"wandb sync {quote(str(folder))}/wandb/offline-run-*" if run.offline else run.url
+        )
+        self.rest = f"wandb sync {quote(run.settings.sync_dir)}"
         self.tracker.store_init_configuration(flatten(config))
         run.define_metric("*", step_metric="epoch")
 
@@ -283,7 +286,7 @@ class TensorBoard:
         self.tracker = TensorBoardTracker("", folder / "tensorboard")
         self.tracker.start()
         self.id = folder.name
-        self.look = f"tensorboard --logdir {folder / 'tensorboard'}"
+        self.look = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"
         self.rest = "begin the same command again"
         if not state.content["told"]:
             kinds = (bool, int, float, str)

@@ -75,6 +75,7 @@ def measure(file: str | Path, sample_rate: int) -> int:
         BadFile: if it is no audio, is cut short, or is empty.
     """
     with opened(file) as sound:
+        _check_rate(sound.rate)
         frames = sound.frames
         if frames is None:
             frames = sum(len(block) for block in sound.blocks)
@@ -105,6 +106,7 @@ def blocks(file: str | Path, sample_rate: int) -> Iterator[Recording]:
     import soxr
 
     with opened(file) as sound:
+        _check_rate(sound.rate)
         resampler = None
         if sound.rate != sample_rate:
             try:
@@ -119,10 +121,12 @@ def blocks(file: str | Path, sample_rate: int) -> Iterator[Recording]:
             heard += len(wave)
             if resampler is not None:
                 wave = resampler.resample_chunk(wave)
+                if not np.isfinite(wave).all():
+                    raise BadFile("samples too large to resample")
             made += len(wave)
             yield _quantised(wave)
         if sound.frames is not None and heard != sound.frames:
-            raise BadFile(f"only {heard} of {sound.frames} samples can be decoded")
+            raise BadFile(f"cut short or damaged: {heard} of {sound.frames} samples can be decoded")
         _some(heard)
         if resampler is not None:
             rest = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
@@ -137,7 +141,8 @@ def quantise(wave: Wave) -> Clips:
 
 
 def _quantised(wave: Wave) -> Recording:
-    scaled = wave * np.float32(32768)
+    with np.errstate(over="ignore"):
+        scaled = wave * np.float32(32768)
     clipped = int(np.count_nonzero(np.abs(scaled) > 32768))
     np.rint(scaled, out=scaled)
     np.clip(scaled, -32768, 32767, out=scaled)
@@ -150,6 +155,12 @@ def _mono(block_TC: Wave) -> Wave:
     with np.errstate(invalid="ignore", over="ignore"):  # reported as a bad file
         mean: Wave = block_TC.mean(axis=1, dtype=np.float32)
     return mean
+
+
+def _check_rate(rate: int) -> None:
+    # A few damaged bytes of a header would otherwise become terabytes.
+    if not 1000 <= rate <= 10_000_000:
+        raise BadFile(f"a sample rate of {rate} Hz; 1,000 to 10,000,000 are read")
 
 
 def _some(frames: int) -> int:

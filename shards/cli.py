@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NoReturn
 
 from shards.credentials import without_credentials
@@ -227,7 +228,7 @@ def _download(arguments: argparse.Namespace) -> int:
     else:
         _say(
             f"{len(fetched)} of {len(files)} files were fetched, the others were there; next: "
-            f"cpprune shards build {arguments.kind} --source {out} --out DATASET"
+            f"cpprune shards build {arguments.kind} --source {quote(str(out))} --out DATASET"
         )
     return 0
 
@@ -239,7 +240,7 @@ def _synth(arguments: argparse.Namespace) -> int:
     synthesise(arguments.out, arguments.clips, arguments.seed, workers, show=True)
     _say(
         f"{arguments.clips:,} clips in {arguments.out}; next: "
-        f"cpprune shards build tau2022 --source {arguments.out} --out DATASET"
+        f"cpprune shards build tau2022 --source {quote(str(arguments.out))} --out DATASET"
     )
     return 0
 

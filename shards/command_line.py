@@ -43,6 +43,9 @@ NO_MEMORY = "out of memory: end other programs, or give smaller sizes, batches o
 # How torch says that there is no memory, whichever of its allocators says it.
 TORCH_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 
+# How pathlib says that HOME is not set, and that the user is not in /etc/passwd.
+NO_HOME = "Could not determine home directory."
+
 
 def run_command(command: Callable[[], int], debug: bool) -> int:
     """Run a command and return its exit status.
@@ -117,6 +120,8 @@ def explain(error: BaseException) -> str | None:
         text = str(error)
         if any(words in text for words in TORCH_NO_MEMORY):
             return f"{NO_MEMORY} ({text.splitlines()[0]})"
+        if text == NO_HOME:
+            return "your home folder is not known: set HOME, or name the cache (CPPRUNE_CACHE)"
         if text.startswith("DataLoader worker") and "exited unexpectedly" in text:
             return "a worker process was killed, perhaps for want of memory: set data.workers=0"
     if isinstance(error, RecursionError):

@@ -54,7 +54,7 @@ class Extent:
 
     @property
     def _whole(self) -> int:
-        size = self.there if self.stated is None else self.stated
+        size = max(0, self.there if self.stated is None else self.stated)
         return size - size % self.block
 
     @property
@@ -84,7 +84,10 @@ class Extent:
         if self.field is None or whole == self.stated:
             return end, None
         place, form, more = self.field
-        return end, Piece(place, struct.pack(form, whole + more))
+        try:
+            return end, Piece(place, struct.pack(form, whole + more))
+        except struct.error as error:
+            raise BadFile("more samples than its header can state; convert it to FLAC") from error
 
 
 def extent_of(handle: int, start: int, size: int) -> Extent | None:
@@ -148,7 +151,7 @@ def _chunks(
         end = body + max(0, size - inside)
         at = end + (file.start - end) % align
         # Some programs forget to fill up an odd chunk.
-        if at != end and not _named(os.pread(file.handle, 4, at)):
+        if at != end < file.size and not _named(os.pread(file.handle, 4, at)):
             at = end if _named(os.pread(file.handle, 4, end)) else at
 
 

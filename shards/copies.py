@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,10 +49,12 @@ def same_clips(rows: Iterable[int], columns: dict[str, list[Any]], folder: Path)
 def _digests(
     rows: Sequence[int], columns: dict[str, list[Any]], folder: Path
 ) -> Iterable[tuple[int, bytes]]:
-    for row in rows:
-        with (folder / columns["shard_name"][row]).open("rb") as file:
-            file.seek(columns["offset"][row])
-            yield row, hashlib.sha256(file.read(columns["size"][row])).digest()
+    of_shard = groupby(rows, key=lambda row: columns["shard_name"][row])
+    for shard, in_shard in of_shard:
+        with (folder / shard).open("rb") as file:
+            for row in in_shard:
+                file.seek(columns["offset"][row])
+                yield row, hashlib.sha256(file.read(columns["size"][row])).digest()
 
 
 def _split(

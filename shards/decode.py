@@ -47,7 +47,7 @@ def opened(file: str | Path) -> Iterator[Sound]:
 def _open_regular(file: str | Path) -> int:
     try:
         # Not blocking: a named pipe would be waited for.
-        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise BadFile("no such file") from error
     except (OSError, ValueError) as error:
@@ -153,7 +153,10 @@ def _read(sound: Any) -> Iterator[Wave]:
         while len(block := sound.read(frames, dtype="float32", always_2d=True)):
             yield block
     except _errors() as error:
-        raise BadFile(_reason(error)) from error
+        reason = _reason(error)
+        if sound.frames != _UNKNOWN:
+            reason = f"cut short or damaged, its {sound.frames} samples cannot be decoded: {reason}"
+        raise BadFile(reason) from error
 
 
 class _View(io.RawIOBase):
@@ -192,7 +195,7 @@ class _View(io.RawIOBase):
 
 def _piped(handle: int, begin: int, end: int, stack: ExitStack) -> int:
     """Returns the end of a pipe from which a part of a file can be read."""
-    out, into = os.pipe2(os.O_CLOEXEC)
+    out, into = os.pipe()
 
     def feed() -> None:
         at = begin

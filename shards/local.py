@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 from shards.errors import InputError
 from shards.manifest import Shard
@@ -22,7 +23,7 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.location = self.files = path
-        self.remedy = f"see `cpprune shards verify {path}`"
+        self.remedy = f"see `cpprune shards verify {quote(str(path))}`"
 
     def open(self, shard: Shard) -> int:
         """Returns a file descriptor of a shard.

@@ -16,6 +16,7 @@ from shards.sources.names import printable
 
 # So many values of a column are listed; of more, only how many there are.
 MOST_VALUES = 50
+MOST_REASONS = 20
 
 
 def summarise(location: str | Path) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def audit_lines(audit: Mapping[str, Any], kind: str) -> list[str]:
         (f"{one}s found", audit["found"]),
         ("  used", audit["used"]),
         ("  left aside", audit["found"] - audit["used"]),
-        *((f"    {reason}", count) for reason, count in audit["left_aside"].items()),
+        *((f"    {reason}", count) for reason, count in _most(audit["left_aside"])),
         *((f"folders: {kind}", count) for kind, count in audit["folders"].items()),
         (f"{one}s used without their rest, too short for a clip", audit.get("rests")),
         (f"{one}s used that are copies of others", audit["copies"]),
@@ -152,6 +153,15 @@ def audit_lines(audit: Mapping[str, Any], kind: str) -> list[str]:
         *audit["notes"],
         *(f"warning: {warning}" for warning in audit["warnings"]),
     ]
+
+
+def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Returns as many counts as are read at a glance, the rest in one."""
+    if len(counts) <= MOST_REASONS:
+        return list(counts.items())
+    rare = sorted(counts, key=lambda reason: counts[reason])[: len(counts) - MOST_REASONS + 1]
+    shown = [(reason, count) for reason, count in counts.items() if reason not in rare]
+    return [*shown, (f"{len(rare)} other reasons", sum(counts[reason] for reason in rare))]
 
 
 def closing_lines(manifest: Manifest, said: Sequence[str]) -> list[str]:

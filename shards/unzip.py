@@ -4,6 +4,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from shards.errors import InputError
@@ -29,6 +30,7 @@ def unpack(archive: Path, out: Path, top: str) -> dict[str, int]:
         with zipfile.ZipFile(archive) as zipped:
             members = [member for member in zipped.infolist() if not member.is_dir()]
             places = [_place(member, archive, top) for member in members]
+            _refuse_twins(archive, places)
             sizes = {place: member.file_size for place, member in zip(places, members, strict=True)}
             _refuse_flood(archive, out, sizes)
             for place, member in zip(places, members, strict=True):
@@ -59,6 +61,13 @@ def _place(member: zipfile.ZipInfo, archive: Path, top: str) -> str:
             raise InputError(f"{archive}: {name!r} {reason}; nothing was unpacked")
     parts = path.parts[1:] if path.parts[0] == top else path.parts
     return "/".join(parts)
+
+
+def _refuse_twins(archive: Path, places: list[str]) -> None:
+    """What is there twice would be written twice, and counted once."""
+    twice = [place for place, times in Counter(places).items() if times > 1]
+    if twice:
+        raise InputError(f"{archive}: {twice[0]!r} is there twice; nothing was unpacked")
 
 
 def _refuse_links(out: Path, target: Path) -> None:

@@ -80,7 +80,9 @@ def test_a_line_is_not_endless(capfd):
 
 @pytest.mark.parametrize("error", [TypeError("no\nnumber"), RuntimeError("odd"), ValueError("x")])
 def test_a_fault_of_the_program_shows_where(capfd, monkeypatch, error):
-    monkeypatch.setenv("RANK", "3")
+    launched = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "h"}
+    for name, value in (launched | {"MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     assert run_command(raising(error), debug=False) == 1
     out, err = capfd.readouterr()
     assert out == ""

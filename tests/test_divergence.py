@@ -84,7 +84,7 @@ def test_a_learning_rate_that_is_far_too_high(train, cli, tmp_path):
     run = tmp_path / "run"
     settings = ["--optim.lr", "1e38", "--train.epochs", 3]
     line = error_of(train(*settings))
-    assert "no longer finite; no epoch left a finite model; lower optim.lr" in line
+    assert "not finite any more; no epoch left a finite model; lower optim.lr" in line
     assert not (run / "model").exists()
     assert not (run / "model_last").exists()
     result = strict((run / "result.json").read_text())

@@ -1,8 +1,12 @@
 """What is not ours outlives every command: folders, files, links, devices, and a user's own notes."""
 
+import json
 import os
 import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,3 +274,34 @@ def test_a_report_of_a_folder_that_no_run_wrote(refused: Refused, tmp_path: Path
     before = snapshot(tmp_path)
     refused("report", tmp_path, names=[f"{tmp_path} is not a run"])
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_two_trainings_in_one_folder(tiny: Any, scenes: Path, tmp_path: Path) -> None:
+    """The second is refused, the first unharmed; killed, it leaves the folder to the next."""
+    run = tmp_path / "run"
+    words = [sys.executable, "-m", "cpprune.cli", "train", *tiny, "--data.path", scenes]
+    command = [*map(str, words), "--run", str(run), "--train.epochs", "40"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as first:
+        assert first.stderr is not None
+        while b"epoch 1/40" not in first.stderr.readline():
+            assert first.poll() is None
+        second = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if first.poll() is None:  # else it was too slow to meet the first
+            assert second.returncode == 2, second.stderr
+            assert "another process trains in this run folder (process" in second.stderr
+            assert second.stderr.count("\n") == 1
+        first.stderr.read()
+        assert first.wait() == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(40))
+    begun = (run / "checkpoints").stat().st_mtime_ns
+    with subprocess.Popen([*command, "--resume", "never"]) as third:
+        while (
+            not (run / "checkpoints").exists() or (run / "checkpoints").stat().st_mtime_ns == begun
+        ):
+            assert third.poll() is None
+            time.sleep(0.05)
+        third.kill()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr

@@ -185,7 +185,7 @@ def test_without_matplotlib_nothing_is_begun(
         (["--clips", "0"], "--clips 0: must be at least 1"),
         (["--criterion", "size"], "--criterion 'size': choose one of magnitude, "),
         (["--split", "validation"], "validation"),
-        (["--out", "{file}"], "cannot be written (File exists); give --out"),
+        (["--out", "{file}"], "is a file; name a folder"),
     ],
 )
 def test_mistakes_are_named(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.complexity import count_macs, count_parameters
-from cpprune.config import FREE_KEYS, flatten
+from cpprune.report.ancestry import made_with, weights_of
 from cpprune.report.measured import measure
-from cpprune.report.runs import Run, read_mapping, read_run
+from cpprune.report.runs import Run, read_run
 from cpprune.seeds import holm, paired_test, spread
 from shards.errors import InputError
 
@@ -104,6 +104,9 @@ def _entries(
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     parents = [str(run.folder.resolve().parent) for run in runs]
     root = os.path.commonpath(parents) if parents else ""
+    models = {
+        sha: run.folder / "model" for run in runs if (sha := weights_of(run.folder / "model"))
+    }
     entries = []
     for run in runs:
         label = Path(os.path.relpath(run.folder.resolve(), root)).as_posix()
@@ -126,22 +129,11 @@ def _entries(
         network = run.model.network
         costs = (count_parameters(network), count_macs(network, run.model.input_shape))
         kept = dict(zip(COSTS, costs, strict=True)) | {key: figures[key] for key in FIGURES}
-        made_with = _made_with(run.settings, set()) | {"dataset": run.about["dataset"]}
-        entries.append(Entry(label=label, run=run, made_with=made_with, figures=kept))
+        shaped = made_with(run, models, notes)
+        entries.append(Entry(label=label, run=run, made_with=shaped, figures=kept))
     if not entries:
         raise InputError(f"there is no finished run to compare: {' '.join(notes)}")
     return entries
-
-
-def _made_with(settings: dict[str, Any], seen: set[str]) -> dict[str, Any]:
-    """Return the settings that shape a run, but the seed; those of the run it began with for `init`."""
-    kept = {k: v for k, v in settings.items() if k not in FREE_KEYS and k != "seed"}
-    init = settings.get("init")
-    config = Path(init).parent / "config.yaml" if init else None
-    if config is not None and config.is_file() and str(config) not in seen:
-        tree = read_mapping(config, [])
-        kept["init"] = _made_with(flatten(tree), seen | {str(config)})
-    return kept
 
 
 def _grouped(entries: list[Entry], notes: list[str]) -> list[list[Entry]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from cpprune.report import network, sections
 from cpprune.report.measured import Measured, measure
@@ -150,7 +151,8 @@ def report_after_training(folder: str, data: str) -> None:
     except Exception as error:  # whatever it is, the run itself is done and well
         reason = " ".join(str(error).split()) or repr(error)
         print(
-            f"cpprune: warning: {folder}: no report was made ({reason}); try: cpprune report {folder}",
+            f"cpprune: warning: {folder}: no report was made ({reason}); try: "
+            f"cpprune report {quote(folder)}",
             file=sys.stderr,
             flush=True,
         )

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from math import nan
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -169,7 +168,9 @@ class Agent:
                 for record in read_epochs(run)[seen:]:
                     seen += 1
                     value = record.get(self.board.sweep.metric)
-                    early = self.board.report(claim, seen, nan if value is None else value)
+                    if value is None:  # not finite: says nothing of the epochs to come
+                        continue
+                    early = self.board.report(claim, seen, value)
                     if early:
                         break
         return early

@@ -7,7 +7,7 @@ from pathlib import Path
 from shards.errors import InputError
 from shards.sources.names import printable
 from shards.sources.source import Item, Source
-from shards.sources.split_names import split_names
+from shards.sources.split_names import meaning, split_names
 from shards.sources.walk import (
     FOLLOWED,
     NO_SPLIT,
@@ -68,7 +68,6 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
         for name in classes:
             if name not in names["train"]:
                 raise InputError(f"the class {printable(name)} has no folder in {parts['train']}")
-    notes = [f"{name}/ is the {split} split" for name, split in splits.items() if name != split]
     return Source(
         kind="audio",
         classes=tuple(printable(name) for name in classes),
@@ -78,7 +77,7 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
         aside=all_found.aside,
         folders=all_found.folders + Counter({"empty classes": len(empty)}),
         empty=empty,
-        notes=tuple(notes),
+        notes=meaning("folders", splits),
     )
 
 
@@ -109,19 +108,13 @@ def _splits(root: Path, layout: str, known: frozenset[str], all_found: Found) ->
 def _together(items: list[Item], pattern: str) -> list[Item]:
     """Returns the items with what the pattern finds in their names as their unit."""
     expression = re.compile(pattern)
-    found = [expression.search(item.name) for item in items]
-    if not any(found):
+    matches = [expression.search(item.name) for item in items]
+    found = [match[1 if expression.groups else 0] if match else "" for match in matches]
+    if items and not any(found):
         raise InputError(
-            f"--keep-together {pattern!r} matches no path; one of the paths is {items[0].name}"
-            if items
-            else f"--keep-together {pattern!r} matches no path"
+            f"--keep-together {pattern!r} finds nothing in any path, as {items[0].name}"
         )
-    return [
-        item._replace(together=(match[1] if expression.groups else match[0]) or "")
-        if match
-        else item
-        for item, match in zip(items, found, strict=True)
-    ]
+    return [item._replace(together=of or "") for item, of in zip(items, found, strict=True)]
 
 
 def _no_classes(root: Path, known: frozenset[str], parts: list[Path], layout: str) -> str:

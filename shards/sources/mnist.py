@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.manifest import sha256_of
+from shards.manifest import sha256_of_file
 from shards.sources.source import Item, Source
 
 _FILES = {
@@ -17,6 +17,10 @@ _FILES = {
     "t10k": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 SPLIT_SEED = 1
+# Bytes of a file's images, unpacked; EMNIST, the largest of the kind, has 0.64e9. And what a byte of a
+# .gz unpacks to.
+MOST_BYTES = 1 << 30
+MOST_PACKED = 1100
 
 
 def read(root: Path) -> Source:
@@ -71,16 +75,24 @@ def _read_idx(root: Path, name: str, axes: int, lists: dict[str, str]) -> NDArra
             break
     else:
         raise InputError(f"{root} has neither {name} nor {name}.gz")
-    raw = path.read_bytes()
-    lists[path.name] = sha256_of(raw)
+    lists[path.name] = sha256_of_file(path)
+    size = 4 + 4 * axes
     try:
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(size)
+            if head[:4] != bytes((0, 0, 8, axes)) or len(head) < size:
+                raise InputError(f"{path} is not an IDX file of bytes with {axes} axes")
+            shape = tuple(int(length) for length in np.frombuffer(head[4:], dtype=">u4"))
+            count = math.prod(shape)
+            if count > MOST_BYTES or count > MOST_PACKED * path.stat().st_size:
+                raise InputError(
+                    f"{path} is damaged, or none of MNIST's kind: its header says {shape}, which its "
+                    f"{path.stat().st_size:,} bytes do not hold, or which is more than {MOST_BYTES:,}"
+                )
+            # One byte more than there should be, so that there is none, and the checksum is compared.
+            data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    head = 4 + 4 * axes
-    if data[:4] != bytes((0, 0, 8, axes)) or len(data) < head:
-        raise InputError(f"{path} is not an IDX file of bytes with {axes} axes")
-    shape = tuple(int(size) for size in np.frombuffer(data[4:head], dtype=">u4"))
-    if len(data) - head != math.prod(shape):
+    if len(data) != count:
         raise InputError(f"{path} is cut short or damaged: its header says {shape}")
-    return np.frombuffer(data, dtype=np.uint8, offset=head).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)

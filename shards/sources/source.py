@@ -93,7 +93,7 @@ def read_table(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
         InputError: if it is missing, no text, or lacks a column.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist")
+        raise InputError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 from shards.errors import InputError
 from shards.manifest import SPLITS
+from shards.sources.names import printable
 
 _WORDS = {
     "train": ("train", "training"),
@@ -17,6 +18,14 @@ _DEVELOPMENT = ("dev", "devel", "development")
 def is_split_name(name: str) -> bool:
     """Tells whether people call a split so."""
     return name.lower() in {*_DEVELOPMENT, *(word for words in _WORDS.values() for word in words)}
+
+
+def meaning(what: str, splits: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns a note of how names were understood, unless they are the splits' own."""
+    if all(name.lower() == split for name, split in splits.items()):
+        return ()
+    listed = ", ".join(f"{printable(name)} → {split}" for name, split in sorted(splits.items()))
+    return (f"{what}: {listed}",)
 
 
 def split_names(names: Collection[str], where: str) -> Mapping[str, str]:

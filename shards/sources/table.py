@@ -8,7 +8,7 @@ from shards.errors import InputError
 from shards.manifest import INDEX_TYPES, SPLITS
 from shards.sources.names import printable
 from shards.sources.source import Item, Source, Table, read_table
-from shards.sources.split_names import split_names
+from shards.sources.split_names import meaning, split_names
 
 # What an index or the JSON of a clip has itself.
 RESERVED = {*INDEX_TYPES, "class"} - {"recording"}
@@ -108,7 +108,8 @@ def _splits(path: Path, table: Table, columns: Columns) -> tuple[list[str], tupl
     if name is None:
         if columns.folds:
             raise InputError(f"--folds: {path} has no column 'split'; name one with --split-column")
-        return [""] * len(table.rows), ()
+        fold = "the column fold is not used; for its folds: --split-column fold --folds test=…"
+        return [""] * len(table.rows), (fold,) if "fold" in table.columns else ()
     cells = [row[name] for _, row in table.rows]
     if columns.folds:
         meant = _by_fold(f"{path}, column {name!r}", set(cells), columns.folds)
@@ -122,11 +123,7 @@ def _splits(path: Path, table: Table, columns: Columns) -> tuple[list[str], tupl
                 f"{path}, line {line}: {printable(row[columns.filename])} has the split "
                 f"{printable(cell)!r}; use {', '.join(SPLITS)}{_fold_hint(cells)}"
             )
-    return [meant[cell] for cell in cells], tuple(
-        f"{name} {printable(cell)} is the {split} split"
-        for cell, split in sorted(meant.items())
-        if cell.lower() != split
-    )
+    return [meant[cell] for cell in cells], meaning(f"column {name}", meant)
 
 
 def _fold_hint(cells: Iterable[str]) -> str:

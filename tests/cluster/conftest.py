@@ -85,7 +85,7 @@ def submit(cluster):
 def ended(cluster):
     """Waits until all jobs have come to an end; returns the state of each."""
 
-    def wait(jobs, seconds=500):
+    def wait(jobs, seconds=1200):
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
         def states():

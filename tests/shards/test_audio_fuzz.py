@@ -5,11 +5,12 @@
 
 import os
 import random
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from shards.audio import BadFile, load, measure
+from shards.build import build_dataset
+from shards.plan import BuildOptions
+from shards.reader import open_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -323,3 +327,106 @@ def test_odd_headers(bench: Bench, tmp_path: Path) -> None:
                 for place in [draw.randrange(1, len(data)) for _ in range(4 if FULL else 1)]:
                     bench.judge(case, f"{what}, cut to {place} bytes", data[:place], truth, None)
     report(bench)
+
+
+def test_many_channels_low_rates_and_other_streams(bench: Bench, tmp_path: Path) -> None:
+    """Other rates, more channels, and MP3 and Ogg in their odder forms."""
+    draw = random.Random(2)
+    file = tmp_path / "source"
+    for kind, subtype in (
+        ("WAV", "PCM_16"),
+        ("AIFF", "PCM_24"),
+        ("FLAC", "PCM_16"),
+        ("CAF", "FLOAT"),
+    ):
+        for channels in (2, 6, 8):
+            case = written(file, kind, subtype, draw.choice(SECONDS), channels)
+            truth = case and bench.whole(case)
+            if case is None or truth is None:
+                bench.faults.append(f"{kind} with {channels} channels")
+                continue
+            for place in [draw.randrange(1, len(case.data)) for _ in range(5)]:
+                bench.judge(case, f"cut to {place}", case.data[:place], truth, False)
+    for rate in (8000, 11025, 16000, 22050, 44100, 48000):
+        for mode in ("CONSTANT", "VARIABLE"):
+            wave = sound(round(draw.choice(SECONDS) * rate), rate)
+            if rate == 11025 and mode == "CONSTANT":
+                continue  # not every bit rate is there
+            soundfile.write(
+                file, wave, rate, format="MP3", bitrate_mode=mode, compression_level=0.5
+            )
+            data = file.read_bytes()
+            bare = Case("MP3", "MPEG_LAYER_III", rate, data[data.index(data[:2], 4) :], wave)
+            truth_ = bench.decode(bare.data, rate)
+            if isinstance(truth_, str) or not 0 <= len(truth_) - len(wave) < 4 * 1152:
+                bench.faults.append(f"{bare.name} without its header: {truth_!r:.200}")
+                continue
+            for place in [draw.randrange(400, len(bare.data)) for _ in range(10)]:
+                bench.judge(bare, f"no header, cut to {place}", bare.data[:place], truth_, None)
+            bench.judge(bare, "junk behind", bare.data + bytes(3000), truth_, None)
+            bench.judge(bare, "tag behind", bare.data + b"TAG" + b"a" * 125, truth_, True)
+            bench.judge(bare, "tag before", id3(3000) + bare.data, truth_, True)
+    for subtype in ("VORBIS", "OPUS"):
+        links = [written(file, "OGG", subtype, seconds) for seconds in (1.002, 0.3, 2.5)]
+        parts = [(link, bench.whole(link)) for link in links if link is not None]
+        truth = np.concatenate([heard for _, heard in parts if heard is not None])
+        chained = b"".join(link.data for link, _ in parts)
+        bench.judge(parts[0][0], "chained", chained, truth, True)
+        for place in [draw.randrange(1, len(chained)) for _ in range(20)]:
+            bench.judge(parts[0][0], f"chained, cut to {place}", chained[:place], truth, None)
+    report(bench)
+
+
+def test_built_and_predicted(bench: Bench, tmp_path: Path, tiny_run: Path, cli: Any) -> None:
+    """Files of all kinds, whole, cut off and odd, beside loud ones."""
+    draw = random.Random(3)
+    source = tmp_path / "source"
+    (source / "quiet").mkdir(parents=True)
+    (source / "loud").mkdir()
+    for number in range(10):
+        shutil.copy(bench.loud, source / "loud" / f"{number}.wav")
+    truths: dict[str, Wave] = {}
+    bad: set[str] = set()
+    mutations = list(odd_headers().items())
+    for number, (kind, subtype) in enumerate(kinds()):
+        case = written(tmp_path / "file", kind, subtype, draw.choice(SECONDS))
+        truth = case and bench.whole(case)
+        if case is None or truth is None or case.rate != 16000:
+            continue
+        variants = [case.data, case.data[: draw.randrange(1, len(case.data))]]
+        mutated = draw.choice(mutations)[1][0](case)
+        variants += [mutated] if mutated else []
+        for place, data in enumerate(variants):
+            heard = bench.decode(data, 16000)
+            name = f"{number}x{place}"
+            (source / "quiet" / f"{name}.wav").write_bytes(data)
+            if isinstance(heard, str):
+                bad.add(name)
+            else:
+                truths[name] = heard
+                common = min(len(heard), len(truth))
+                assert np.abs(heard[:common] - truth[:common]).max(initial=0) < 1e-3
+    assert len(bad) > 20
+    options = BuildOptions(kind="folder", source=source, sample_rate=16000, on_error="skip")
+    build_dataset(options, tmp_path / "out", workers=2)
+    dataset = open_dataset(tmp_path / "out")
+    clips = 0
+    for name in dataset.manifest.splits:
+        split = dataset.split(name)
+        for key, clip in zip(split.keys, split.fetch(range(len(split))), strict=True):
+            stem, _, place = key.removeprefix("quiet_").removeprefix("quiet/").partition("-")
+            if not key.startswith("quiet"):
+                continue
+            truth = truths[stem]
+            expected = truth[int(place or 0) * 16000 :][:16000]
+            assert np.abs(clip[: len(expected)] / 32768 - expected).max() < 1e-3
+            assert not clip[len(expected) :].any()
+            assert len(expected) >= 8000 or len(truth) < 16000
+            clips += 1
+    assert clips > 50
+    arguments = ["predict", tiny_run / "model", source / "quiet", "--on-error", "skip", "--json"]
+    first, second = cli(*arguments), cli(*arguments)
+    assert first.status == 1
+    assert first.out == second.out
+    assert {Path(row["file"]).stem for row in first.json["bad"]} == bad
+    assert {Path(row["file"]).stem for row in first.json["predictions"]} == truths.keys()

@@ -165,6 +165,23 @@ def test_audio_that_needs_ffmpeg_where_there_is_none(
     assert line.startswith("3 audio files left aside, for ffmpeg is needed to read .m4a: install")
 
 
+def test_of_many_reasons_the_rare_ones_are_one_line(
+    tmp_path: Path, make_audio: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path / "s", make_audio, owl=10, wren=10)
+    for number in range(30):
+        for copy in range(1 + (number < 5)):
+            (tmp_path / "s" / "owl" / f"{copy}.x{number:02}").write_text("?")
+    build = ["build", "folder", "--source", str(tmp_path / "s"), "--out", str(tmp_path / "d")]
+    assert main([*build, "--dry-run", "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["audit"]["left_aside"].values()) == 35
+    assert main([*build, "--dry-run"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["11", "other", "reasons", "11"] in lines
+    assert ["not", "audio", "(.x04)", "2"] in lines
+    assert sum(line[:2] == ["not", "audio"] for line in lines) == 19
+
+
 def test_links_that_lead_in_circles(tmp_path: Path, make_audio: Make) -> None:
     options = folder(tmp_path / "s", make_audio, owl=10, wren=10)
     owl = tmp_path / "s" / "owl"

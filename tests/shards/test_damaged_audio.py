@@ -311,6 +311,22 @@ def test_names_that_are_no_text_and_files_that_are_none(tmp_path: Path) -> None:
             measure(tmp_path / name, 16_000)
 
 
+@pytest.mark.parametrize("rate", [1, 999, 2_000_000_000])
+def test_a_sample_rate_that_cannot_be(rate: int, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.wav", chord(1, 16_000), 16_000)
+    (tmp_path / "a.wav").write_bytes(data[:24] + struct.pack("<I", rate) + data[28:])
+    for read in (measure, load):
+        with pytest.raises(BadFile, match=f"a sample rate of {rate} Hz"):
+            read(tmp_path / "a.wav", 32_000)
+
+
+def test_samples_beyond_all_measure(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", np.full(16_000, 3e38), 16_000, subtype="FLOAT")
+    assert (load(tmp_path / "a.wav", 16_000).samples == 32767).all()
+    with pytest.raises(BadFile):
+        load(tmp_path / "a.wav", 8_000)
+
+
 def test_a_raw_file_says_nothing_of_itself(tmp_path: Path) -> None:
     (tmp_path / "a.raw").write_bytes(bytes(1000))
     with pytest.raises(BadFile):

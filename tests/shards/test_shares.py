@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards import InputError
+from shards.clips import wav_header
 from shards.plan import BuildOptions, Plan, make_plan
 from shards.splits import carve_validation, draw_splits
 
@@ -98,7 +99,12 @@ def test_pieces_of_recordings(pieces: Path) -> None:
     # The whole match, where there is no group: now an owl and a wren of one number belong together.
     assert len({split_of(plan(pieces, kind="folder", keep_together=r"rec\d+"))[n] for n in (
         "owl/rec03_0.wav", "wren/rec03_1.wav")}) == 1  # fmt: skip
-    for pattern, why in (("(", "is no regular expression"), ("tape", "matches no path")):
+    for pattern, why in (
+        ("(", "is no regular expression"),
+        ("tape", "finds nothing in any path, as owl/rec00_0.wav"),
+        ("", "finds nothing"),
+        ("(x)?rec", "finds nothing"),
+    ):
         with pytest.raises(InputError, match=f"--keep-together '.*' {why}"):
             plan(pieces, kind="folder", keep_together=pattern)
 
@@ -155,3 +161,27 @@ def test_a_group_column_that_a_dataset_has_itself(
         InputError, match=f"--group-columns: '{name}' is a name that a dataset needs"
     ):
         plan(path, kind="table", group_columns=(name,))
+
+
+# Of the first version, before shares were counted in clips.
+TAU_PLAN = "844af933fba67e6f318cddf720d7efd63e93f0d9e6c501d5f05f5e002163407a"
+FOLDER_PLAN = "34b1322948e1888099b30df5ddcbcc9e0b3603afb84a7efaf3425b8f4e5cab2c"
+
+
+@pytest.mark.parametrize("weight", [1, 12])
+def test_recordings_of_one_length_are_drawn_as_ever(weight: int) -> None:
+    units = [str(number) for number in range(45)]
+    splits = draw_splits(units, [0] * 45, [weight] * 45, (0.8, 0.12, 0.08), 7)
+    assert {unit for unit in units if splits[unit] == "test"} == {"6", "8", "27", "42"}
+    assert {unit for unit in units if splits[unit] == "val"} == {"1", "13", "23", "24", "39"}
+
+
+def test_datasets_of_the_first_version_are_known_again(scenes_source: Path, tmp_path: Path) -> None:
+    """The same command on a finished dataset says that it is complete."""
+    assert make_plan(BuildOptions(kind="tau2022", source=scenes_source), 1).sha256 == TAU_PLAN
+    for name in ("owl", "wren"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            samples = (f"{name}{number:04}".encode() * 8000)[:48000]
+            (tmp_path / name / f"{number}.wav").write_bytes(wav_header(24000, 8000) + samples)
+    assert plan(tmp_path, kind="folder").sha256 == FOLDER_PLAN

@@ -56,7 +56,7 @@ def test_without_a_training_folder_development_is_training(
 ) -> None:
     made = plan(lay(*names), kind="folder", val_fraction=0)
     assert totals(made) == {"train": 2, "test": 4}
-    assert f"{names[0]}/ is the train split" in made.remarks.notes
+    assert f"folders: {names[0]} → train, {names[1]} → test" in made.remarks.notes
 
 
 def test_two_names_for_one_split(lay: Callable[..., Path]) -> None:
@@ -140,10 +140,12 @@ def test_a_column_of_folds(tmp_path: Path, make_audio: Make) -> None:
     path = table(tmp_path, make_audio, "fold", [str(1 + i // 4) for i in range(20)])
     with pytest.raises(InputError, match=r"0\.wav has the split '1'; .*--folds test=5"):
         plan(path, kind="table", split_column="fold")
+    assert "the column fold is not used" in plan(path, kind="table").remarks.notes[0]
     made = plan(
         path, kind="table", split_column="fold", folds=(("test", "5"), ("val", "4")), val_fraction=0
     )
     assert totals(made) == {"train": 12, "val": 4, "test": 4}
+    assert "column fold: 1 → train, 2 → train, 3 → train, 4 → val, 5 → test" in made.remarks.notes
     assert {clip.name for _, split, clips in made.shards for clip in clips if split == "test"} == {
         f"{number}.wav" for number in range(16, 20)
     }
