@@ -285,7 +285,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"; did you mean {folder / 'model'}?" if (folder / "model/model.json").is_file() else ""
         )
         raise InputError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
-    description = read_json(path, dict[str, Any], finite=False)
+    description = read_json(path, dict[str, Any], nan=True)
     number = description.get("format")
     if type(number) is not int or number != FORMAT:
         raise InputError(f"{path}: has format {number!r}, this version reads format {FORMAT}")

@@ -13,17 +13,23 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import safetensors.torch
+from msgspec import Meta
 from torch import Tensor
 
+from cpprune.artifact import MOST_WEIGHTS, parse_tensors
 from cpprune.finite import to_json
+from shards.documents import parse_json, read_bytes, read_json, typed
 from shards.durable import write_bytes
 from shards.errors import InputError
 from shards.ownership import remove, replaced_folder
 
 FORMAT = 2
+
+
+Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclass
@@ -47,20 +53,20 @@ class Progress:
         metrics_bytes: length of metrics.jsonl, so that lines of lost work are cut off.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    events_done: int = 0
-    widths: dict[str, int] = field(default_factory=dict)
-    original_widths: dict[str, int] = field(default_factory=dict)
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    events_done: Count = 0
+    widths: dict[str, Count] = field(default_factory=dict)
+    original_widths: dict[str, Count] = field(default_factory=dict)
     val_losses: list[float | None] = field(default_factory=list)
     best: float | None = None
-    best_step: int = -1
+    best_step: Annotated[int, Meta(ge=-1)] = -1
     loss_sums: list[float] = field(default_factory=list)
-    clips_seen: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    metrics_bytes: int = 0
+    clips_seen: Count = 0
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    skipped: Count = 0
+    metrics_bytes: Count = 0
 
 
 @dataclass(frozen=True)
@@ -168,20 +174,41 @@ def read(checkpoint: Path) -> Saved:
     text = _read_whole(checkpoint, "state.json")
     try:
         # An older version wrote NaN, which is never the best, as null is not.
-        state = json.loads(text, parse_constant=lambda _: None)
-        if state["format"] != FORMAT:
-            raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
-        progress = Progress(**state["progress"])
-        progress.loss_sums = [math.nan if x is None else x for x in progress.loss_sums]
-        return Saved(
-            checkpoint,
-            progress,
-            state["identity"],
-            state["scaler"],
-            Tensors(**{name: safetensors.torch.load(payload) for name, payload in files.items()}),
-        )
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise _unusable(checkpoint, str(error).strip().splitlines()[-1].strip()) from None
+        content = parse_json(text, dict[str, Any], nan=True)
+        if content.get("format") != FORMAT:
+            raise ValueError(f"format {content.get('format')}, this version reads {FORMAT}")
+        state = typed(content, _State)
+        unknown = sorted(state.progress.keys() - Progress.__dataclass_fields__.keys())
+        if unknown:
+            raise ValueError(f"progress.{unknown[0]} is not known")
+        for key in ("loss_sums", "val_losses"):
+            sums = state.progress.get(key, [])
+            if isinstance(sums, list):
+                state.progress[key] = [math.nan if x is None else x for x in sums]
+        progress = typed(state.progress, Progress)
+    except (ValueError, TypeError) as error:
+        raise _unusable(checkpoint / "state.json", str(error)) from None
+    tensors = {
+        name: parse_tensors(payload, checkpoint / f"{name}.safetensors")
+        for name, payload in files.items()
+    }
+    return Saved(checkpoint, progress, content["identity"], state.scaler, Tensors(**tensors))
+
+
+class _Identity(TypedDict):
+    settings: dict[str, Any]
+    init: str | None
+    dataset: str
+    features: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `state.json` holds."""
+
+    progress: dict[str, Any]
+    identity: _Identity
+    scaler: dict[str, Any] | None
 
 
 def set_aside(folder: Path, last_whole: Path) -> None:
@@ -196,10 +223,10 @@ def set_aside(folder: Path, last_whole: Path) -> None:
 def _read_whole(checkpoint: Path, name: str) -> bytes:
     """Return the bytes of a file of a checkpoint; raise InputError unless they are as written."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
-        payload = (checkpoint / name).read_bytes()
+        manifest = read_json(checkpoint / "manifest.json", dict[str, str])
+        payload = read_bytes(checkpoint / name, MOST_WEIGHTS)
         expected = manifest[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError) as error:
         raise _unusable(checkpoint / name, str(error)) from None
     if hashlib.sha256(payload).hexdigest() != expected:
         raise _unusable(checkpoint / name, "its sha256 differs from manifest.json")

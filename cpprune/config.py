@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from cpprune.audio.augment import AugmentConfig
@@ -20,6 +19,7 @@ from cpprune.models.registry import ModelConfig
 from cpprune.optim import OptimConfig
 from cpprune.pruning.schedule import PruneConfig
 from cpprune.tracking import PACKAGES as TRACKERS
+from shards.documents import read_yaml
 from shards.errors import InputError
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -317,15 +317,9 @@ def _keys_of_file(name: str, known: set[str]) -> set[str]:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"--config {name}: no such file")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if tree is None:
-        return set()
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold keys and values, such as `optim: {{lr: 1e-3}}`")
-    given = flatten(tree)
+    kind: Any = dict[str, Any] | None
+    example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
+    given = flatten(read_yaml(path, kind, remedy=example) or {})
     for key in given:
         if key not in known:
             raise InputError(f"{path}: {unknown_key(key)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 from cpprune import artifact
 from cpprune.checkpoint import Progress
 from cpprune.finite import to_json
+from shards.documents import read_json
 from shards.durable import replace_file
 from shards.errors import InputError
 
@@ -99,10 +99,9 @@ def forget_failure(folder: Path) -> None:
 def has_failed(folder: Path) -> bool:
     """Return whether a run's result.json says that it failed."""
     try:
-        result = json.loads((folder / "result.json").read_bytes())
-    except (OSError, ValueError):
+        return "failed" in read_json(folder / "result.json", dict[str, Any], nan=True)
+    except InputError:
         return False
-    return isinstance(result, dict) and "failed" in result
 
 
 def _listed(names: list[str]) -> str:

@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cpprune.finite import to_json
 from cpprune.identity import check_same
 from cpprune.run_folder import claim_run, clear_run
 from shards.credentials import recorded
+from shards.documents import DocumentError, parse_json
 from shards.durable import replace_file, writing
 from shards.errors import InputError
 
@@ -107,7 +108,7 @@ class Journal:
     def cut_back(self, size: int) -> None:
         """Take back what was logged beyond this length."""
         with self.file.open("a") as file:
-            file.truncate(size)
+            file.truncate(min(size, self.size()))
 
     def say(self, text: str) -> None:
         """Print a line on standard error."""
@@ -118,17 +119,25 @@ class Journal:
 def cut_back_ids(folder: Path, epoch: int, batch: int) -> None:
     """Take back what was recorded of this global batch and later ones; see `data.record_ids`."""
     for path in (folder / "ids").glob("rank-*.jsonl"):
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         kept = []
         for line in lines:
             try:
-                record = json.loads(line)
-            except ValueError:
+                place = parse_json(line, _Place)
+            except DocumentError:
                 continue  # cut off in the middle
-            if (record["epoch"], record["batch"]) < (epoch, batch):
+            if (place.epoch, place.batch) < (epoch, batch):
                 kept.append(line)
         if kept != lines:
-            replace_file(path, path.parent, "".join(kept).encode())
+            replace_file(path, path.parent, b"".join(kept))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of which batch a line of recorded ids is."""
+
+    epoch: int
+    batch: int
 
 
 def find_checkpoint(

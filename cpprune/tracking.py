@@ -6,7 +6,6 @@ its network neither stops nor slows the run.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import launcher
+from shards.documents import read_json
 from shards.errors import InputError
 
 # kind → packages that it needs
@@ -53,10 +53,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         all is told.
     """
     try:
-        found = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError):
+        return read_json(folder / STATE, dict[str, Any], nan=True)
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 class Tracking:

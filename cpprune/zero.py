@@ -5,7 +5,6 @@ ZeRO-3 and FSDP spread the weights too, so that no rank has a network to cut.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.accelerate_settings import flag
+from shards.documents import read_json
 from shards.errors import InputError
 
 SWITCH = "ACCELERATE_USE_DEEPSPEED"
@@ -86,11 +86,9 @@ def _settings() -> dict[str, Any]:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return {"zero_optimization": {"stage": int(stage) if stage.isdigit() else stage}}
     try:
-        settings = json.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: is no DeepSpeed configuration ({error})") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{file}: must hold one JSON object")
+        settings = read_json(Path(file), dict[str, Any])
+    except InputError as error:
+        raise InputError(f"{error} (it should be a DeepSpeed configuration)") from None
     for key in ("optimizer", "scheduler", "fp16", "bf16"):
         if settings.pop(key, None):
             raise InputError(f"{file}: leave out {key!r}: the run's own configuration says it")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.copies import same_clips
+from shards.manifest import SPLITS
 from shards.plan import Bad, Plan
 
 
@@ -25,7 +26,7 @@ class Audit:
         clipped: files with samples louder than full scale, which were set to it.
         silent: clips whose samples are all the same.
         repeated: clips, not silent, that are the same as another clip.
-        also_in_train: split to number of its clips that are in training too.
+        seen_before: split to number of its clips that are in a split before it too (train, val, test).
         kept_together: what is never parted: "file", or a column.
         notes: how the source was read.
         warnings: what is wrong.
@@ -45,7 +46,7 @@ class Audit:
     clipped: int | None = None
     silent: int | None = None
     repeated: int | None = None
-    also_in_train: dict[str, int] = field(default_factory=dict)
+    seen_before: dict[str, int] = field(default_factory=dict)
 
 
 def plan_audit(plan: Plan) -> Audit:
@@ -104,19 +105,26 @@ def audit(
     where = [shard_of[key] for key in keys]
     same = same_clips(heard, {**columns, "shard_name": where}, folder)
     splits = columns["split"]
-    trained = [rows for rows in same if any(splits[row] == "train" for row in rows)]
-    also = Counter(splits[row] for rows in trained for row in rows if splits[row] != "train")
+    seen_before = Counter[str]()
     warnings = list(plan.remarks.warnings)
-    per_split = Counter(splits)
-    for split, count in sorted(also.items()):
-        rows = next(rows for rows in trained if any(splits[row] == split for row in rows))
-        one = next(keys[row] for row in rows if splits[row] == split)
-        other = next(keys[row] for row in rows if splits[row] == "train")
-        warnings.append(
-            f"{count:,} of the {per_split[split]:,} clips of {split} "
-            f"{'are' if count > 1 else 'is'} in train too, such as {one} (in train: {other}), so that "
-            "figures look better than they are; remove the files of one"
-        )
+    for number, split in enumerate(SPLITS):
+        before = SPLITS[:number]
+        pairs = [
+            (row, first)
+            for rows in same
+            for first in [next((row for row in rows if splits[row] in before), None)]
+            for row in rows
+            if first is not None and splits[row] == split
+        ]
+        if pairs:
+            seen_before[split] = len(pairs)
+            row, first = pairs[0]
+            warnings.append(
+                f"{len(pairs):,} of the {splits.count(split):,} clips of {split} "
+                f"{'are' if len(pairs) > 1 else 'is'} in {' or '.join(before)} too, such as {keys[row]} "
+                f"(in {splits[first]}: {keys[first]}), so that figures look better than they are: "
+                "remove the files of one"
+            )
     planned = {clip.label for _, _, clips in plan.shards for clip in clips}
     for label in sorted(planned - set(columns["label"])):
         warnings.append(
@@ -130,7 +138,7 @@ def audit(
         clipped=len(used & clipped.keys()),
         silent=len(silent),
         repeated=sum(len(rows) - 1 for rows in same),
-        also_in_train=dict(sorted(also.items())),
+        seen_before=dict(seen_before),
     )
 
 

@@ -239,10 +239,12 @@ def _claim(work: Path, plan: Plan) -> None:
     theirs = read_mark(path)
     if theirs == mine:
         return
+    before = theirs.get("arguments")
+    then = before if isinstance(before, dict) else {}
     changed = [
-        f"--{name.replace('_', '-')} was {theirs['arguments'].get(name)!r}, is {value!r}"
+        f"--{name.replace('_', '-')} was {then.get(name)!r}, is {value!r}"
         for name, value in arguments.items()
-        if theirs["arguments"].get(name) != value
+        if then.get(name) != value
     ]
     why = "; ".join(changed) or "the source's files or lists have changed since"
     raise InputError(

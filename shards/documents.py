@@ -38,7 +38,7 @@ class DocumentError(ValueError):
 
 
 def read_json(
-    path: Path, kind: type[T], *, most: int = MOST_BYTES, finite: bool = True, remedy: str = ""
+    path: Path, kind: type[T], *, most: int = MOST_BYTES, nan: bool = False, remedy: str = ""
 ) -> T:
     """Reads a JSON file.
 
@@ -46,7 +46,7 @@ def read_json(
         path: the file.
         kind: what it holds: a dataclass, or any annotated type.
         most: how many bytes it may have.
-        finite: whether NaN and infinities are refused.
+        nan: whether NaN and infinities, which older versions wrote, are read as null.
         remedy: what to do if it is unusable; ends the message.
 
     Raises:
@@ -54,14 +54,14 @@ def read_json(
     """
     data = read_bytes(path, most, remedy)
     with _named(path, remedy):
-        return parse_json(data, kind, finite=finite)
+        return parse_json(data, kind, nan=nan)
 
 
-def read_yaml(path: Path, kind: type[T], *, finite: bool = True, remedy: str = "") -> T:
+def read_yaml(path: Path, kind: type[T], *, remedy: str = "") -> T:
     """Reads a YAML file; see `read_json`. An empty one is None."""
     data = read_bytes(path, MOST_YAML_BYTES, remedy)
     with _named(path, remedy):
-        return parse_yaml(data, kind, finite=finite)
+        return parse_yaml(data, kind)
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, remedy: str = "") -> bytes:
@@ -92,7 +92,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES, remedy: str = "") -> bytes:
     return data
 
 
-def parse_json(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
+def parse_json(data: bytes | str, kind: type[T], *, nan: bool = False) -> T:
     """Turns JSON into `kind`.
 
     Nothing is coerced: "1" is no number, and 1.0 no whole one; a whole number may stand for a float.
@@ -101,17 +101,19 @@ def parse_json(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
         DocumentError: it is no JSON, or something else; the message says where and why.
     """
     try:
-        document = json.loads(_text(data), object_pairs_hook=_once)
+        document = json.loads(
+            _text(data), object_pairs_hook=_once, parse_constant=_null if nan else _refuse_constant
+        )
     except RecursionError:
         raise DocumentError(f"is nested more than {MOST_DEPTH} deep") from None
     except DocumentError:
         raise
     except ValueError as error:
         raise DocumentError(f"is not valid JSON ({_one_line(error)})") from None
-    return _checked(document, kind, finite, len(data))
+    return _checked(document, kind, len(data))
 
 
-def parse_yaml(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
+def parse_yaml(data: bytes | str, kind: type[T]) -> T:
     """Turns YAML into `kind`; as `parse_json`."""
     import yaml
 
@@ -123,7 +125,21 @@ def parse_yaml(data: bytes | str, kind: type[T], *, finite: bool = True) -> T:
         raise
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DocumentError(f"is not valid YAML ({_one_line(error)})") from None
-    return _checked(document, kind, finite, MOST_YAML_BYTES)
+    return _checked(document, kind, MOST_YAML_BYTES)
+
+
+def json_lines(data: bytes, kind: type[T]) -> list[T | DocumentError]:
+    """Returns what each line of JSON holds, or why it cannot be used; NaN is read as null.
+
+    A last line without its end, as a process leaves it that was killed, is left out.
+    """
+    found: list[T | DocumentError] = []
+    for line in data.split(b"\n")[:-1]:
+        try:
+            found.append(parse_json(line, kind, nan=True))
+        except DocumentError as error:
+            found.append(error)
+    return found
 
 
 def typed(document: Any, kind: type[T]) -> T:
@@ -138,12 +154,12 @@ def typed(document: Any, kind: type[T]) -> T:
         raise DocumentError(_place(str(error))) from None
 
 
-def _checked(document: Any, kind: type[T], finite: bool, most: int) -> T:
-    _check(document, finite, most)
+def _checked(document: Any, kind: type[T], most: int) -> T:
+    _check(document, most)
     return typed(document, kind)
 
 
-def _check(document: Any, finite: bool, most: int) -> None:
+def _check(document: Any, most: int) -> None:
     """Raises DocumentError unless a document is shallow and small, with numbers and texts to print."""
     below: list[Iterator[Any]] = [iter((document,))]
     values = 0
@@ -156,7 +172,7 @@ def _check(document: Any, finite: bool, most: int) -> None:
                 if value.bit_length() > MOST_BITS:
                     raise DocumentError("holds a whole number that is too large for 64 bits")
             elif isinstance(value, float):
-                if finite and not math.isfinite(value):
+                if not math.isfinite(value):
                     raise DocumentError(f"holds {value}, which is no finite number")
             elif isinstance(value, (dict, list, set, tuple)):
                 if len(below) > MOST_DEPTH:
@@ -187,6 +203,14 @@ def _text(data: bytes | str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DocumentError(f"is not UTF-8 text (byte {error.start})") from None
+
+
+def _null(name: str) -> None:
+    return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise DocumentError(f"holds {name}, which is no finite number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

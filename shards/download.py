@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.credentials import file_in
+from shards.documents import read_json
 from shards.durable import replace_file, writing
 from shards.errors import InputError
 from shards.locks import locked
@@ -241,10 +242,21 @@ def _is_there(file: RemoteFile, out: Path) -> bool:
         return (out / file.name).is_file() and file.fault(out / file.name) is None
     if not (note := _note(file, out)).is_file():
         return False
-    held = json.loads(note.read_bytes())
-    return held["md5"] == file.md5 and all(
-        _size(out / name) == size for name, size in held["files"].items()
+    try:
+        held = read_json(note, _Held)
+    except InputError:
+        return False
+    return held.md5 == file.md5 and all(
+        _size(out / name) == size for name, size in held.files.items()
     )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The note of an archive that was unpacked: its hash, and its files with their bytes."""
+
+    md5: str
+    files: dict[str, int]
 
 
 def _refuse_small_disk(dataset: RemoteDataset, out: Path, archive: int) -> None:

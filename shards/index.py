@@ -70,10 +70,7 @@ def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> No
             places = schema.get_all_field_indices(name)
             kind = schema.field(places[0]).type if len(places) == 1 else None
             expected = pa.type_for_alias(INDEX_TYPES.get(name, "string"))
-            fits = kind is not None and (
-                kind == expected or (pa.types.is_large_string(kind) and expected == pa.string())
-            )
-            if not fits:
+            if kind != expected:
                 raise InputError(f"{path}: its column {name!r} must be one of {expected}")
 
 

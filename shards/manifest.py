@@ -137,7 +137,7 @@ def parse_manifest(data: bytes) -> Manifest:
         ValueError: if the bytes are not those that were written; the message says why.
     """
     try:
-        document = parse_json(data, dict[str, Any], finite=False)
+        document = parse_json(data, dict[str, Any])
     except DocumentError as error:
         raise ValueError(f"it {error}") from None
     if "format" not in document:

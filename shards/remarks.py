@@ -78,7 +78,7 @@ def remarks(
     warnings += _missing(clips, splits, source, options, drawn=drawn)
     warnings += _copies(items, found.copies, source)
     if alone:
-        warnings += _pieces(items, source, options) if options.kind in ("folder", "table") else []
+        warnings += _pieces(items, options) if options.kind in ("folder", "table") else []
     else:
         unknown = sum(not item.together for item in items)
         if unknown:
@@ -198,7 +198,7 @@ def _differ(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], tuple[st
     return pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
 
 
-def _pieces(items: Sequence[Item], source: Source, options: BuildOptions) -> list[str]:
+def _pieces(items: Sequence[Item], options: BuildOptions) -> list[str]:
     """Returns a warning if many names look like pieces of recordings that were cut up before."""
     of_stem: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -209,7 +209,6 @@ def _pieces(items: Sequence[Item], source: Source, options: BuildOptions) -> lis
     pieces = sum(map(len, several))
     if len(several) < 2 or 10 * pieces < len(items):
         return []
-    example = next((same for same in several if len({item.split for item in same}) > 1), several[0])
     # Best shown by two that were parted.
     parted = [same for same in several if len({item.split for item in same}) > 1]
     example = (parted or several)[0]

@@ -6,18 +6,22 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import BadFile, Clips, load
 from shards.clips import cut, encode
+from shards.documents import DocumentError, read_json, typed
 from shards.durable import replace_file, sync, temporary_name, unfinished
+from shards.errors import InputError
 from shards.manifest import WORK_NAME, sha256_of_file
 from shards.plan import BuildOptions, Clip
 from shards.spool import Spooled, read_spooled
-from shards.tar import END_OF_ARCHIVE, write_record
+from shards.tar import END_OF_ARCHIVE, Record, write_record
+
+MOST_RECORD = 256 << 20  # bytes: that of a shard of a million clips
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,9 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
     work = job.out / WORK_NAME
     target, record_path = job.out / job.name, work / f"{job.name}.json"
     if record_path.is_file() and target.is_file():
-        record: dict[str, Any] = json.loads(record_path.read_bytes())
-        if sha256_of_file(target) == record["sha256"]:
-            return record
+        kept = _read_record(record_path, len(job.groups))
+        if kept is not None and sha256_of_file(target) == kept["sha256"]:
+            return kept
     temporary = work / temporary_name(job.name)
     rows: list[list[Any]] = []
     found = Found()
@@ -106,6 +110,30 @@ def make_shard(job: ShardJob) -> dict[str, Any]:
     replace_file(record_path, work, json.dumps(record).encode())
     temporary.rename(target)
     sync(job.out)
+    return record
+
+
+class _Record(TypedDict):
+    """What a shard's record holds beside its rows."""
+
+    name: str
+    split: str
+    bytes: int
+    sha256: str
+    clipped: NotRequired[dict[str, int]]
+    silent: NotRequired[list[str]]
+    rejected: list[tuple[str, str]]
+
+
+def _read_record(path: Path, groups: int) -> dict[str, Any] | None:
+    """Returns the record of a shard; None if it cannot be used, so that the shard is made anew."""
+    row = (str, int, str, *[str] * groups, *[int] * len(Record._fields))
+    try:
+        record = read_json(path, dict[str, Any], most=MOST_RECORD)
+        typed(record, _Record)
+        typed(record.get("rows"), list[tuple[row]])  # type: ignore[valid-type]
+    except (InputError, DocumentError):
+        return None
     return record
 
 

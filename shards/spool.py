@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from shards.audio import BadFile, Clips, Heard, blocks
 from shards.clips import cut
+from shards.documents import DocumentError, read_json, typed
 from shards.durable import publish, replace_file, temporary_name, unfinished
+from shards.errors import InputError
 from shards.plan import Bad, BuildOptions, Plan, bad_file_error
 from shards.progress import progress
 from shards.workers import run_jobs
@@ -105,9 +107,9 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
     target = job.work / f"spool-{job.number:06d}.pcm"
     record_path = job.work / f"{target.name}.json"
     if record_path.is_file() and target.is_file():
-        record: dict[str, Any] = json.loads(record_path.read_bytes())
-        if record["bytes"] == target.stat().st_size:
-            return record
+        kept = _read_record(record_path)
+        if kept is not None and kept["bytes"] == target.stat().st_size:
+            return kept
     temporary = job.work / temporary_name(target.name)
     recordings: list[tuple[str, int, int]] = []
     clipped: dict[str, int] = {}
@@ -144,6 +146,26 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
     publish(temporary, target)
     replace_file(record_path, job.work, json.dumps(record).encode())
     return record
+
+
+class _Record(TypedDict):
+    """What the record of a part holds."""
+
+    file: str
+    bytes: int
+    recordings: list[tuple[str, int, int]]
+    clipped: NotRequired[dict[str, int]]
+    bad: list[tuple[str, str]]
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Returns the record of a part; None if it cannot be used, so that the part is made anew."""
+    try:
+        record = read_json(path, dict[str, Any])
+        typed(record, _Record)
+    except (InputError, DocumentError):
+        return None
+    return record if f"{record['file']}.json" == path.name else None
 
 
 def read_spooled(place: tuple[str, int, int], start: int, options: BuildOptions) -> Clips | None:

@@ -146,7 +146,10 @@ def audit_lines(audit: Mapping[str, Any], kind: str) -> list[str]:
         (f"{one}s used with samples louder than full scale (clipped)", audit["clipped"]),
         (f"{clips} that are silent", audit["silent"]),
         (f"{clips} that are the same as another", audit["repeated"]),
-        *((f"  {clips} of {split} in train too", n) for split, n in audit["also_in_train"].items()),
+        *(
+            (f"  {clips} of {split} in a split before too", n)
+            for split, n in audit["seen_before"].items()
+        ),
     ]
     return [
         *_table([(what, f"{count:,}") for what, count in rows if count is not None]),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
 from cpprune.seeds import spread
+from shards.documents import DocumentError, read_json, typed
 from shards.durable import check_output, write_output
 from shards.errors import InputError
 
@@ -42,21 +42,27 @@ def summarise(argv: list[str]) -> int:
     return 0
 
 
+class _Figures(TypedDict):
+    """What every evaluation has."""
+
+    macro_accuracy: float | None
+    accuracy: NotRequired[float | None]
+    log_loss: NotRequired[float | None]
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """Read what `cpprune evaluate --json` printed.
 
     Raises:
         InputError: the file is missing or holds something else, or figures that are not finite.
     """
+    remedy = "give files with what `cpprune evaluate --json` printed"
+    # An older version wrote NaN where null stands now.
+    report = read_json(path, dict[str, Any], nan=True, remedy=remedy)
     try:
-        # An older version wrote NaN where null stands now.
-        report = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or "macro_accuracy" not in report:
-        raise InputError(f"{path}: give files with what `cpprune evaluate --json` printed")
+        typed(report, _Figures)
+    except DocumentError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None
     if any(report.get(name, 0.0) is None for name in ("macro_accuracy", "accuracy", "log_loss")):
         raise InputError(
             f"{path}: its figures are not finite, since the training of its model diverged: train it "

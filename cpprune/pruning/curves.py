@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.pruning.groups import ChannelGroup
+from shards.documents import read_json
 from shards.errors import InputError
 
 FORMAT = 1
@@ -60,27 +61,48 @@ def read_sensitivity(path: Path) -> Sensitivity:
         InputError: no such file, or it holds something else.
     """
     try:
-        found = json.loads(path.read_text())
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}, not {FORMAT}")
-        baseline = float(found["baseline"]["log_loss"])
-        curves = {row["layer"]: _curve(row, baseline) for row in found["layers"]}
-        return Sensitivity(path, found["criterion"], curves)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
+        found = read_json(path, _File, nan=True)
+        if found.format != FORMAT:
+            raise ValueError(f"format {found.format!r}, not {FORMAT}")
+        curves = {row.layer: _curve(row, found.baseline.log_loss) for row in found.layers}
+        return Sensitivity(path, found.criterion, curves)
+    except InputError as error:
+        raise InputError(f"{error}; make it anew with `cpprune sensitivity`") from None
+    except ValueError as error:
         raise InputError(
-            f"{path}: is not what `cpprune sensitivity` writes ({error!r}); make it anew"
+            f"{path}: is not what `cpprune sensitivity` writes ({error}); make it anew"
         ) from None
 
 
-def _curve(row: Mapping[str, Any], baseline: float) -> Curve:
-    width = int(row["width"])
-    cut = 1 - np.array([width, *row["widths"]], np.float64) / width
-    increase = np.array([baseline, *row["log_loss"]], np.float64) - baseline
+@dataclass(frozen=True)
+class _Baseline:
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class _Layer:
+    layer: str
+    width: Annotated[int, Meta(ge=1, le=1 << 40)]
+    widths: list[Annotated[int, Meta(ge=0, le=1 << 40)]]
+    log_loss: list[float | None]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file of sensitivities holds, as far as it is read."""
+
+    format: Any
+    criterion: str
+    baseline: _Baseline
+    layers: Annotated[list[_Layer], Meta(min_length=1)]
+
+
+def _curve(row: _Layer, baseline: float) -> Curve:
+    cut = 1 - np.array([row.width, *row.widths], np.float64) / row.width
+    increase = np.array([baseline, *row.log_loss], np.float64) - baseline
     if cut.shape != increase.shape or not np.isfinite(increase).all() or (np.diff(cut) < 0).any():
-        raise ValueError(f"{row['layer']}: widths must fall, each with a log loss")
-    return Curve(width, cut, np.maximum.accumulate(increase))
+        raise ValueError(f"{row.layer}: widths must fall, each with a log loss")
+    return Curve(row.width, cut, np.maximum.accumulate(increase))
 
 
 def unit_costs(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ from cpprune.pruning.groups import ChannelGroup, dependency_graph
 from cpprune.pruning.probe import channel_groups, examine
 from cpprune.pruning.ramp import on_the_way
 from cpprune.pruning.surgery import apply_plan
+from shards.documents import DocumentError, read_json, typed
 from shards.durable import write_output
 from shards.errors import InputError
 
@@ -194,6 +194,22 @@ def plan_bytes(plan: Plan) -> bytes:
     return (to_json(plan, indent=2) + "\n").encode()
 
 
+class _Group(TypedDict):
+    layer: str
+    width: int
+    keep: list[int]
+    score_kept: NotRequired[tuple[float, float] | None]
+    score_cut: NotRequired[tuple[float, float] | None]
+
+
+class _PlanFile(TypedDict):
+    """What a plan's file holds."""
+
+    structure: Any
+    weights: Any
+    groups: list[_Group]
+
+
 def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Plan:
     """Read a plan that `cpprune prune --dry-run --prune.save_plan` wrote for exactly this network.
 
@@ -201,13 +217,12 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
         InputError: no such file, no plan, one for another network, or one that cannot be applied.
     """
     try:
-        plan = json.loads(path.read_text())
-        entries = {entry["layer"]: entry["keep"] for entry in plan["groups"]}
-        made_for = plan["structure"], plan["weights"]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is no pruning plan ({error!r})") from None
+        plan = read_json(path, dict[str, Any])
+        typed(plan, _PlanFile)
+    except DocumentError as error:
+        raise InputError(f"{path}: is no pruning plan ({error})") from None
+    entries = {entry["layer"]: entry["keep"] for entry in plan["groups"]}
+    made_for = plan["structure"], plan["weights"]
     if made_for != (structure(network), fingerprint(network)):
         raise InputError(
             f"{path}: was made for another network than this one (or was applied to it already): give "
@@ -230,7 +245,6 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
                 f"{path}: {group.layer} has {group.width} channels in {group.blocks} block(s): keep "
                 "must list those that stay, sorted, as many in each block; make a new plan"
             )
-    assert isinstance(plan, dict)
     return plan
 
 

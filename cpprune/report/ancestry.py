@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cpprune import artifact
 from cpprune.config import FREE_KEYS, RunConfig, flatten
 from cpprune.identity import DEFAULTS_THEN
@@ -64,7 +62,7 @@ def _shaped(
         config = model.parent / "config.yaml"
         if init in above or weights_of(model) != init or not config.is_file():
             continue
-        tree = flatten(read_mapping(config, yaml.safe_load, []))
+        tree = flatten(read_mapping(config, []))
         if not tree:
             continue
         origin = artifact.read_description(model).get("provenance")

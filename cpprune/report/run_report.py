@@ -81,10 +81,14 @@ def _tiles(
     else:
         figures, split = run.model.about["metrics"]["val"], "val"
     return [
-        (f"macro accuracy, {split}", f"{figures['macro_accuracy']:.4f}"),
-        (f"log loss, {split}", f"{figures['log_loss']:.4f}"),
+        (f"macro accuracy, {split}", _figure(figures["macro_accuracy"])),
+        (f"log loss, {split}", _figure(figures["log_loss"])),
         *tiles,
     ]
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def write_report(

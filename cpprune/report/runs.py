@@ -2,22 +2,111 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
-import yaml
+from msgspec import Meta
 
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.config import flatten
 from cpprune.models.trust import UntrustedCodeError
 from shards.credentials import recorded
+from shards.documents import (
+    DocumentError,
+    json_lines,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    typed,
+)
 from shards.errors import InputError
+
+MOST_METRICS = 1 << 30  # bytes
+Number = Annotated[int, Meta(ge=0, le=1 << 50)]
+Figure = float | None
+
+# What is used of a run's files; they may hold more.
+Settings = TypedDict(
+    "Settings",
+    {
+        "seed": int,
+        "init": str | None,
+        "data.path": str,
+        "data.cache": str | None,
+        "data.cache_bytes": int,
+        "prune.budget": str | None,
+    },
+    total=False,
+)
+
+
+class Environment(TypedDict, total=False):
+    """Of environment.json."""
+
+    packages: dict[str, Any] | None
+    gpus: list[Any] | None
+    command: list[Any] | None
+
+
+class Epoch(TypedDict):
+    """Of an epoch's line of metrics.jsonl."""
+
+    epoch: Number
+    lr: Figure
+    train_loss: Figure
+    val_log_loss: Figure
+    val_macro_accuracy: Figure
+    val_accuracy: Figure
+    clips_per_second: NotRequired[Figure]
+    memory_bytes: NotRequired[Figure]
+    seconds: NotRequired[Figure]
+
+
+class Cut(TypedDict):
+    """Of the line of a pruning step."""
+
+    epoch: Number
+    parameters_before: Number
+    parameters: Number
+    widths: dict[str, Number]
+
+
+class Pruning(TypedDict, total=False):
+    """Of how a model was pruned."""
+
+    original_widths: dict[str, Number]
+
+
+class Provenance(TypedDict):
+    """Of where a model comes from."""
+
+    epoch: Number
+    dataset: str | None
+    pruning: NotRequired[Pruning | None]
+
+
+class Validation(TypedDict):
+    """Of how well a model did on the validation split."""
+
+    macro_accuracy: Figure
+    log_loss: Figure
+
+
+class Metrics(TypedDict):
+    """Of how well a model did."""
+
+    val: Validation
+
+
+class About(TypedDict):
+    """Of model.json."""
+
+    provenance: Provenance
+    metrics: Metrics
+
 
 FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
 
@@ -74,12 +163,18 @@ def read_run(folder: Path) -> Run:
             "wrote, such as runs/NAME"
         )
     notes: list[str] = []
-    settings = read_mapping(folder / "config.yaml", yaml.safe_load, notes)
-    environment = read_mapping(folder / "environment.json", json.loads, notes)
+    settings = read_mapping(folder / "config.yaml", notes)
+    if _wrong(flatten(settings), Settings):
+        notes.append("config.yaml is damaged and left out.")
+        settings = {}
+    environment = read_mapping(folder / "environment.json", notes)
+    if _wrong(environment, Environment):
+        notes.append("environment.json is damaged and left out.")
+        environment = {}
     epochs, cuts, skipped = _metrics(folder / "metrics.jsonl", notes)
     result, failed = None, None
     if (folder / "result.json").is_file():
-        ended = read_mapping(folder / "result.json", json.loads, notes)
+        ended = read_mapping(folder / "result.json", notes)
         if "failed" in ended:
             failed = str(ended["failed"])
             notes.append(f"The run failed: {failed}.")
@@ -94,8 +189,8 @@ def read_run(folder: Path) -> Run:
     model: Model | None = None
     try:
         found = artifact.load(folder / "model")
-        if not {"provenance", "metrics"} <= found.about.keys():
-            raise InputError(f"{folder / 'model'} is not what a run wrote")
+        if wrong := _wrong(found.about, About):
+            raise InputError(f"{folder / 'model'} is not what a run wrote ({wrong})")
         model = found
     except UntrustedCodeError:
         raise
@@ -120,25 +215,34 @@ def times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def read_mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
-    """Read a file that holds names and values; one that does not is empty, and noted.
+def read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Read a file, JSON or YAML, that holds names and values; one that does not is empty, and noted.
 
     Args:
         path: of the file.
-        parse: its text → what it holds, or ValueError or YAMLError.
         notes: gets a sentence where the file is damaged.
     """
     try:
-        found = parse(path.read_text())
-    except OSError as error:
-        notes.append(f"{path.name} cannot be read ({error.strerror}).")
+        data = read_bytes(path)
+    except InputError as error:
+        notes.append(f"{path.name} cannot be read ({error}).")
         return {}
-    except (ValueError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
+    try:
+        if path.suffix == ".yaml":
+            return parse_yaml(data, dict[str, Any])
+        return parse_json(data, dict[str, Any], nan=True)
+    except DocumentError:
         notes.append(f"{path.name} is damaged and left out.")
         return {}
-    return found
+
+
+def _wrong(document: object, kind: type) -> str:
+    """Return where a document is not of a kind; nothing if it is."""
+    try:
+        typed(document, kind)
+    except DocumentError as error:
+        return str(error)
+    return ""
 
 
 def _metrics(
@@ -147,21 +251,28 @@ def _metrics(
     if not path.is_file():
         notes.append("There is no metrics.jsonl: no epoch was finished.")
         return [], [], 0
+    try:
+        data = read_bytes(path, MOST_METRICS)
+    except InputError as error:
+        notes.append(f"metrics.jsonl cannot be read ({error}).")
+        return [], [], 0
     epochs, cuts, damaged, skipped = [], [], [], 0
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        try:
-            # An older version wrote NaN where null stands now.
-            record = json.loads(line, parse_constant=lambda _: None)
-        except ValueError:
-            record = None
-        if _is_epoch(record):
-            epochs.append({k: math.nan if v is None else v for k, v in record.items()})
-        elif _is_cut(record):
-            cuts.append(record)
-        elif isinstance(record, dict) and record.get("event"):
-            skipped += record["event"] == "skipped"
-        else:
+    # A run that was killed may have left half a line.
+    torn = b"" if data.endswith(b"\n") or not data else b"\n"
+    for number, record in enumerate(json_lines(data + torn, dict[str, Any]), 1):
+        if isinstance(record, DocumentError):
             damaged.append(str(number))
+        elif record.get("event"):
+            skipped += record["event"] == "skipped"
+            if record["event"] == "prune":
+                if _wrong(record, Cut):
+                    damaged.append(str(number))
+                else:
+                    cuts.append(record)
+        elif _wrong(record, Epoch):
+            damaged.append(str(number))
+        else:
+            epochs.append({k: math.nan if v is None else v for k, v in record.items()})
     if lost := [record["epoch"] + 1 for record in epochs if _not_finite(record)]:
         which = f"epochs {', '.join(map(str, lost))}" if len(lost) > 1 else f"epoch {lost[0]}"
         notes.append(f"Figures of {which} are not finite and left out.")
@@ -171,20 +282,5 @@ def _metrics(
     return epochs, cuts, skipped
 
 
-def _is_epoch(record: object) -> bool:
-    return (
-        isinstance(record, dict)
-        and isinstance(record.get("epoch"), int)
-        and all(isinstance(record.get(key, ""), (int, float, NoneType)) for key in FIGURES)
-    )
-
-
 def _not_finite(record: dict[str, Any]) -> bool:
     return not all(math.isfinite(record[key]) for key in FIGURES)
-
-
-def _is_cut(record: object) -> bool:
-    if not isinstance(record, dict) or record.get("event") != "prune":
-        return False
-    numbers = (record.get(key) for key in ("epoch", "parameters_before", "parameters"))
-    return all(isinstance(n, int) for n in numbers) and isinstance(record.get("widths"), dict)

@@ -98,7 +98,7 @@ class Agent:
         metric = board.sweep.metric
         if ended_early:
             say(f"{run.name}: ended early, after epoch {board.reported(claim)}")
-        elif process.returncode == 0 and result and kept and kept[metric] is not None:
+        elif process.returncode == 0 and result and kept and kept.get(metric) is not None:
             board.done(claim, kept[metric])
             say(f"{run.name}: {metric} {kept[metric]:.6g}")
         elif self.signals.count:
@@ -167,7 +167,7 @@ class Agent:
             elif self.board.sweep.early is not None:
                 for record in read_epochs(run)[seen:]:
                     seen += 1
-                    value = record[self.board.sweep.metric]
+                    value = record.get(self.board.sweep.metric)
                     if value is None:  # not finite: says nothing of the epochs to come
                         continue
                     early = self.board.report(claim, seen, value)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO
 from cpprune.sweeps.definition import EarlyTermination, Sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
 from shards.credentials import recorded
+from shards.documents import DocumentError, json_lines, read_bytes, read_json
 from shards.durable import replace_file
 from shards.errors import InputError
 from shards.ownership import Kind, claim, read_mark
@@ -40,6 +42,7 @@ SWEEP = Kind(
     early=frozenset({"locks"}),
 )
 
+MOST_JOURNAL = 1 << 28  # bytes
 ERROR = "error"  # attribute of a trial that failed: its last error line
 
 
@@ -121,7 +124,7 @@ class Board:
         if not path.is_file():
             replace_file(path, self.folder, json.dumps(mine, indent=2).encode())
             return
-        theirs = json.loads(path.read_bytes())
+        theirs = read_json(path, dict[str, Any], remedy="choose another --out")
         for key, value in mine.items():
             if key in theirs and recorded(theirs[key]) != value:  # an older version had fewer keys
                 raise InputError(
@@ -134,13 +137,32 @@ class Board:
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(self.journal), lock_obj=self.lock)),
-            study_name="sweep",
-            direction=self.sweep.goal,
-            pruner=_pruner(self.sweep.early),
-            load_if_exists=True,
-        )
+        with self._replayed():
+            if os.path.lexists(self.journal):
+                for line in json_lines(read_bytes(self.journal, MOST_JOURNAL), dict[str, Any]):
+                    if isinstance(line, DocumentError):
+                        raise line
+            return optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(self.journal), lock_obj=self.lock)),
+                study_name="sweep",
+                direction=self.sweep.goal,
+                pruner=_pruner(self.sweep.early),
+                load_if_exists=True,
+            )
+
+    @contextmanager
+    def _replayed(self) -> Iterator[None]:
+        """Turn what fails when the journal is replayed into an InputError: Optuna checks nothing."""
+        try:
+            yield
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"{self.journal}: is damaged ({reason}); choose another --out, or remove the folder to "
+                "begin the sweep again"
+            ) from None
 
     def path(self, number: int) -> Path:
         """Return the run folder of a trial."""
@@ -264,7 +286,7 @@ class Board:
 
         ended = {TrialState.COMPLETE: "done", TrialState.PRUNED: "ended early"}
         rows = []
-        with self.transaction():
+        with self.transaction(), self._replayed():
             for frozen in self.study.get_trials(deepcopy=False):
                 if frozen.params.keys() != set(self.varied):
                     continue  # its process was killed before it was drawn

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cpprune.sweeps.command import DEFAULT_COMMAND, check_command
 from cpprune.sweeps.parameters import Parameter, read_parameter
+from shards.documents import read_yaml
 from shards.errors import InputError
 
 METHODS = ("grid", "random", "bayes")
@@ -76,15 +75,8 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold a sweep, as the files in configs/sweeps do")
-    return tree
+    remedy = "it must hold a sweep, as the files in configs/sweeps do"
+    return read_yaml(path, dict[str, Any], remedy=remedy)
 
 
 def _sweep(tree: dict[str, Any]) -> Sweep:

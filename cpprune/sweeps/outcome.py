@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from shards.documents import DocumentError, json_lines, read_bytes, read_json, typed
+from shards.errors import InputError
 
 # The last line of a traceback, also with the rank before it; launchers add tracebacks of their own.
 EXCEPTION = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b")
@@ -13,25 +16,58 @@ LAUNCHER = ("CalledProcessError", "ChildFailedError")
 OWN = "cpprune: error"
 
 
+MOST_METRICS = 1 << 30  # bytes
+
+
+class _Epoch(TypedDict, total=False):
+    """What is used of an epoch."""
+
+    epoch: int
+    val_macro_accuracy: float | None
+    val_accuracy: float | None
+    val_log_loss: float | None
+    train_loss: float | None
+    best: bool
+    parameters: int
+
+
+class _Result(TypedDict, total=False):
+    """What is used of a result."""
+
+    parameters: int
+    macs: int
+
+
 def read_epochs(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl that are epochs, in order."""
-    try:
-        lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
+    path = run / "metrics.jsonl"
+    if not os.path.lexists(path):
         return []
-    # An older version wrote NaN where null stands now.
-    whole = [
-        json.loads(line, parse_constant=lambda _: None) for line in lines if line.endswith(b"\n")
-    ]
-    return [record for record in whole if "event" not in record]
+    epochs = []
+    for number, record in enumerate(json_lines(read_bytes(path, MOST_METRICS), dict[str, Any]), 1):
+        try:
+            if isinstance(record, DocumentError):
+                raise record
+            if "event" not in record:
+                typed(record, _Epoch)
+                epochs.append(record)
+        except DocumentError as error:
+            raise InputError(
+                f"{path}: line {number} {error}; remove the trial's folder, and it is run again"
+            ) from None
+    return epochs
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
     """Return the result of a finished run; None of another, or of one that failed."""
-    try:
-        found: dict[str, Any] = json.loads((run / "result.json").read_bytes())
-    except FileNotFoundError:
+    path = run / "result.json"
+    if not os.path.lexists(path):
         return None
+    found = read_json(path, dict[str, Any], nan=True)
+    try:
+        typed(found, _Result)
+    except DocumentError as error:
+        raise InputError(f"{path}: {error}") from None
     return None if "failed" in found else found
 
 

@@ -22,6 +22,8 @@ DISTRIBUTIONS: dict[str, tuple[set[str], set[str]]] = {
 }
 LOGARITHMIC = ("log_uniform", "log_uniform_values", "q_log_uniform_values")
 
+MOST_VALUES = 100_000  # of a parameter of a grid
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -61,6 +63,12 @@ class Parameter:
         """
         if self.values:
             return self
+        if self.distribution in ("int_uniform", "q_uniform"):
+            step = self.q if self.distribution == "q_uniform" else 1
+            if not step or (self.high - self.low) / step > MOST_VALUES:
+                raise ValueError(
+                    f"parameters.{self.name}: method=grid tries at most {MOST_VALUES:,} values"
+                )
         if self.distribution == "int_uniform":
             values: list[float] = list(range(int(self.low), int(self.high) + 1))
         elif self.distribution == "q_uniform":

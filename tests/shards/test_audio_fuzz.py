@@ -329,6 +329,24 @@ def test_odd_headers(bench: Bench, tmp_path: Path) -> None:
     report(bench)
 
 
+def test_flipped_bytes(bench: Bench, tmp_path: Path) -> None:
+    """Nothing but a reason, and never another length than was planned."""
+    draw = random.Random(4)
+    written_ = (written(tmp_path / "source", kind, subtype, 0.3) for kind, subtype in kinds())
+    cases = [case for case in written_ if case is not None]
+    for number in range(10_000 if FULL else 500):
+        case = draw.choice(cases)
+        data = bytearray(case.data)
+        for _ in range(draw.choice((1, 1, 2, 4, 20))):
+            place = draw.randrange(min(len(data), draw.choice((60, 300, len(data)))))
+            data[place] = draw.choice((0, 127, 128, 255, draw.randrange(256)))
+        heard = bench.decode(bytes(data), case.rate)
+        bench.counts["refused" if isinstance(heard, str) else "accepted"] += 1
+        if isinstance(heard, str) and (heard.startswith("FAULT") or "\n" in heard):
+            bench.faults.append(f"{case.name}, flip {number}: {heard}")
+    report(bench)
+
+
 def test_many_channels_low_rates_and_other_streams(bench: Bench, tmp_path: Path) -> None:
     """Other rates, more channels, and MP3 and Ogg in their odder forms."""
     draw = random.Random(2)

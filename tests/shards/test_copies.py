@@ -76,11 +76,11 @@ def test_copies_in_given_splits_are_told(
     assert main(build) == 0
     said = capsys.readouterr().err
     assert "18 files with copies in several splits" in said
-    assert "18 of the 20 clips of test are in train too" in said
+    assert "18 of the 20 clips of test are in train or val too" in said
     audit = json.loads((out / "dataset.json").read_text())["source"]["audit"]
-    assert audit["copies"] == audit["repeated"] == audit["also_in_train"]["test"] == 18
+    assert audit["copies"] == audit["repeated"] == audit["seen_before"]["test"] == 18
     assert main(["info", str(out)]) == 0
-    assert "18 of the 20 clips of test are in train too" in capsys.readouterr().out
+    assert "18 of the 20 clips of test are in train or val too" in capsys.readouterr().out
 
 
 def test_one_sound_under_two_labels(tmp_path: Path, make_audio: Make) -> None:
@@ -112,7 +112,7 @@ def test_the_same_sound_in_another_format(tmp_path: Path) -> None:
     manifest = build_dataset(options, tmp_path / "d", workers=1)
     audit = manifest.source["audit"]
     assert (audit["copies"], audit["repeated"]) == (0, 6)
-    assert audit["also_in_train"] == {"test": 6}
+    assert audit["seen_before"] == {"test": 6}
     assert len(open_dataset(tmp_path / "d")) == 12
 
 

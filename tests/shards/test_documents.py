@@ -12,6 +12,7 @@ from shards.documents import (
     MOST_BYTES,
     MOST_DEPTH,
     DocumentError,
+    json_lines,
     parse_json,
     parse_yaml,
     read_bytes,
@@ -99,7 +100,15 @@ def test_json_that_would_break_its_reader_is_refused_in_a_line(data):
 
 
 def test_numbers_that_are_not_finite_are_read_where_that_is_allowed():
-    assert parse_json("[NaN, Infinity]", list[float], finite=False)[1] == float("inf")
+    assert parse_json("[NaN, -Infinity, 1]", list[float | None], nan=True) == [None, None, 1]
+    with pytest.raises(DocumentError, match="inf"):
+        parse_json("[1e999]", list[float], nan=True)
+
+
+def test_lines_of_json_are_told_apart():
+    lines = json_lines(b'{"x": 1}\n{"x": "1"}\n\xff\n[\n{"x": NaN}\n{"x": 2', dict[str, int | None])
+    assert [line for line in lines if isinstance(line, dict)] == [{"x": 1}, {"x": None}]
+    assert [isinstance(line, DocumentError) for line in lines] == [False, True, True, True, False]
 
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(

@@ -62,13 +62,13 @@ def test_parts_of_long_recordings_decode_each_once(
     options = BuildOptions(kind="folder", source=tmp_path / "s", sample_rate=8000, shard_size=20)
     build_dataset(options, tmp_path / "whole", workers=1)
     monkeypatch.setattr(shards.spool, "CLIPS_PER_PART", 10)
-    load, loaded = shards.spool.load, []
+    blocks, loaded = shards.spool.blocks, []
 
     def counted(file: str, rate: int) -> object:
         loaded.append(file)
-        return load(file, rate)
+        return blocks(file, rate)
 
-    monkeypatch.setattr(shards.spool, "load", counted)
+    monkeypatch.setattr(shards.spool, "blocks", counted)
     build_part(options, tmp_path / "d", 1, 2, workers=1)
     assert 0 < len(loaded) < 8
     build_part(options, tmp_path / "d", 2, 2, workers=1)
