@@ -101,7 +101,16 @@ def make_dataset(
         dtype="int16",
         encoding=encoding,
         splits={
-            name: {"count": columns["split"].count(name), "classes": {}}
+            name: {
+                "count": columns["split"].count(name),
+                "classes": {
+                    str(label): sum(
+                        (split, held) == (name, label)
+                        for split, held in zip(columns["split"], columns["label"], strict=True)
+                    )
+                    for label in range(10)
+                },
+            }
             for name in sorted({split for split, _, _ in parts})
         },
         groups=("device",),
