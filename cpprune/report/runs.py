@@ -85,6 +85,7 @@ class Provenance(TypedDict):
 
     epoch: Number
     dataset: str | None
+    init: NotRequired[str | None]
     pruning: NotRequired[Pruning | None]
 
 
