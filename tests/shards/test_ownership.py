@@ -1,5 +1,6 @@
 """What others made outlives a build, a download and a synthesis into its folder."""
 
+import resource
 import subprocess
 import sys
 import threading
@@ -243,3 +244,26 @@ def test_one_line_at_the_command_line(
             with pytest.raises(InputError, match=why) as caught:
                 main(command)
             assert str(caught.value).startswith(f"--out {out}")
+
+
+@pytest.mark.parametrize("command", ["synth", "build"])
+def test_a_disk_that_is_full(command: str, scenes_source: Path, tmp_path: Path) -> None:
+    """Files may grow to 60 kB and no further: a clip has more."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+    out = tmp_path / "out"
+    words = {
+        "synth": ["synth", "--clips", "200"],
+        "build": ["build", "tau2022", "--source", str(scenes_source)],
+    }[command]
+    words = [sys.executable, "-m", "shards", *words, "--out", str(out), "--workers", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit, timeout=300)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"cpprune: error: --out {out}: cannot be written (File too large); ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
+    if command == "synth":
+        assert snapshot(out) == {}
