@@ -281,10 +281,10 @@ def test_two_trainings_in_one_folder(tiny: Any, scenes: Path, tmp_path: Path) ->
     """The second is refused, the first unharmed; killed, it leaves the folder to the next."""
     run = tmp_path / "run"
     words = [sys.executable, "-m", "cpprune.cli", "train", *tiny, "--data.path", scenes]
-    command = [*map(str, words), "--run", str(run), "--train.epochs", "40"]
+    command = [*map(str, words), "--run", str(run), "--train.epochs", "20"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as first:
         assert first.stderr is not None
-        while b"epoch 1/40" not in first.stderr.readline():
+        while b"epoch 1/20" not in first.stderr.readline():
             assert first.poll() is None
         second = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if first.poll() is None:  # else it was too slow to meet the first
@@ -294,7 +294,7 @@ def test_two_trainings_in_one_folder(tiny: Any, scenes: Path, tmp_path: Path) ->
         first.stderr.read()
         assert first.wait() == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(40))
+    assert [line["epoch"] for line in lines] == list(range(20))
     begun = (run / "checkpoints").stat().st_mtime_ns
     with subprocess.Popen([*command, "--resume", "never"]) as third:
         while (
