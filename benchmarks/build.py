@@ -41,7 +41,7 @@ def make_source(folder: Path, clips: int) -> None:
 
 
 def decode(files: list[Path]) -> int:
-    return sum(len(load(file, RATE)) for file in files)
+    return sum(len(load(file, RATE).samples) for file in files)
 
 
 def write(job: tuple[Path, int]) -> None:

@@ -190,6 +190,7 @@ def test_a_full_disk(
         ("encoding", "mp3"),
         ("short", "stretch"),
         ("shard_size", 0),
+        ("min_sound", 1.5),
         ("seed", -1),
         ("on_error", "pray"),
     ],
