@@ -184,7 +184,7 @@ class Board:
         """
         from optuna.trial import Trial, TrialState
 
-        with self.transaction():
+        with self.transaction(), self._replayed():
             trials = self.study.get_trials(deepcopy=False)
             for frozen in trials:
                 if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(ERROR):
