@@ -43,6 +43,18 @@ def test_the_rest_is_predicted_and_the_bad_ones_are_listed(cli, tiny_run, folder
     assert f"{folder / 'words.wav'}: left out: not readable as audio" in said.err
 
 
+def test_all_are_bad(cli, tiny_run, folder, tmp_path):
+    table = tmp_path / "predictions.csv"
+    table.write_text("of an earlier call")
+    arguments = ["predict", tiny_run / "model", folder / "words.wav", "--predictions", table]
+    outcome = cli(*arguments, "--on-error", "skip", "--json")
+    assert outcome.status == 1
+    assert outcome.json["predictions"] == []
+    assert [row["file"] for row in outcome.json["bad"]] == [str(folder / "words.wav")]
+    assert table.read_text().startswith("filename\tscene_label\t")
+    assert len(table.read_text().splitlines()) == 1
+
+
 def test_without_a_word_of_it_the_first_bad_file_ends_it(cli, tiny_run, folder):
     outcome = cli("predict", tiny_run / "model", folder, "--json")
     assert outcome.status == 2

@@ -55,7 +55,7 @@ def predict(argv: list[str]) -> int:
                 more = len(arguments.files) > 1 or arguments.files[0].is_dir()
                 remedy = "; use --on-error skip to predict the others" if more else ""
                 raise InputError(f"{name}: {reason}{remedy}") from reason
-            bad.append({"file": name, "reason": str(reason)})
+            bad.append({"file": str(path), "reason": str(reason)})
             print(f"{name}: left out: {reason}", file=sys.stderr)
             continue
         rows.append(probabilities)
@@ -73,7 +73,7 @@ def predict(argv: list[str]) -> int:
             print(f"{name}: {top}")
     if bad:
         print(f"{len(bad):,} of {len(bad) + len(rows):,} files are bad", file=sys.stderr)
-    if arguments.predictions and rows:
+    if arguments.predictions:
         names = [result["file"] for result in results]
         write_submission(arguments.predictions, names, model.classes, np.log(rows))
     if arguments.json:
