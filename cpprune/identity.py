@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +12,9 @@ from cpprune.artifact import Model
 from cpprune.audio.mel import LogMel, MelSpec, spec_to_json
 from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, all_keys, flatten
 from shards import draws
-from shards.documents import read_yaml
+from shards.documents import read_bytes, read_yaml
 from shards.errors import InputError
+from shards.manifest import sha256_of
 from shards.reader import Dataset
 
 # What a key was that neither an older checkpoint nor its run's config.yaml names, where that is not what
@@ -31,7 +31,7 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
     settings = {k: v for k, v in flatten(config.to_dict()).items() if k not in FREE_KEYS}
     # What files hold is pinned by its hash, wherever they lie.
     for key in FILE_KEYS:
-        settings[key] = settings[key] and f"sha256 {_sha256(Path(settings[key]))}"
+        settings[key] = settings[key] and f"sha256 {sha256_of(read_bytes(Path(settings[key])))}"
     init = settings.pop("init")
     spec = model.features.spec if isinstance(model.features, LogMel) else None
     found = {
@@ -43,13 +43,6 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
     }
     as_read: dict[str, Any] = json.loads(json.dumps(found))
     return as_read
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def check_same(

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from shards.arguments import OneLineParser, number, whole_number
 from shards.credentials import without_credentials
 from shards.errors import InputError
 
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from shards.plan import BuildOptions
 
 KINDS = ("tau2022", "folder", "table", "mnist")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"cpprune: error: {message}\nSee `{self.prog} --help`.\n")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         InputError: for what the user can mend; the caller prints it and exits with 2.
-        SystemExit: for usage errors (status 2) and `--help`.
+        SystemExit: for `--help`.
     """
     arguments = _parser().parse_args(argv)
     commands = {
@@ -47,9 +43,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="cpprune shards", description="Datasets on disk.", allow_abbrev=False)
+    parser = OneLineParser(
+        prog="cpprune shards", description="Datasets on disk.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+        dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
     )
     _add_download(commands.add_parser("download", help="fetch a public dataset"))
     _add_synth(commands.add_parser("synth", help="make up a small dataset in TAU's own layout"))
@@ -93,17 +91,17 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
 
 def _percents(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
+        return tuple(whole_number(part) for part in text.split(",") if part)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 5,10") from None
 
 
 def _add_synth(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="a new or empty folder")
-    add("--clips", type=int, required=True, help="one-second clips in all, 200 or more")
-    add("--seed", type=int, default=0, help="another seed, other clips (default 0)")
-    add("--workers", type=int, help="processes (default: one for each CPU)")
+    add("--clips", type=whole_number, required=True, help="one-second clips in all, 200 or more")
+    add("--seed", type=whole_number, default=0, help="another seed, other clips (default 0)")
+    add("--workers", type=whole_number, help="processes (default: one for each CPU)")
     _add_debug(parser)
 
 
@@ -128,33 +126,38 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--val-fraction",
-        type=float,
+        type=number,
         default=0.1,
         help="of training, where the source has no val split (default 0.1)",
     )
-    add("--seconds", type=float, default=1.0, help="length of a clip (default 1)")
-    add("--sample-rate", type=int, default=32000, help="Hz (default 32000)")
+    add("--seconds", type=number, default=1.0, help="length of a clip (default 1)")
+    add("--sample-rate", type=whole_number, default=32000, help="Hz (default 32000)")
     add("--encoding", choices=("wav", "flac"), default="wav", help="default wav")
     add("--short", choices=("pad", "drop"), default="pad", help="what is shorter than a clip")
     add(
         "--min-sound",
-        type=float,
+        type=number,
         default=0.5,
         metavar="FRACTION",
         help="with --short pad: drop the rest of a longer recording if it fills less of a clip "
         "(default 0.5)",
     )
-    add("--shard-size", type=int, default=4096, help="clips a shard, about (default 4096)")
-    add("--seed", type=int, default=0, help="of the splits and the shuffle (default 0)")
-    add("--workers", type=int, help="processes (default: one for each CPU)")
+    add("--shard-size", type=whole_number, default=4096, help="clips a shard, about (default 4096)")
+    add("--seed", type=whole_number, default=0, help="of the splits and the shuffle (default 0)")
+    add("--workers", type=whole_number, help="processes (default: one for each CPU)")
     add(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
         help="at a bad file: stop, or leave it out and list it in rejected.csv",
     )
-    add("--part", type=int, metavar="I", help="do only this part of the build, from 1 …")
-    add("--of", type=int, metavar="N", help="… of so many; the same without --part joins them")
+    add("--part", type=whole_number, metavar="I", help="do only this part of the build, from 1 …")
+    add(
+        "--of",
+        type=whole_number,
+        metavar="N",
+        help="… of so many; the same without --part joins them",
+    )
     add("--overwrite", action="store_true", help="delete the dataset or unfinished build in --out")
     add("--dry-run", action="store_true", help="print the plan, write nothing")
     add(
@@ -194,8 +197,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+        return tuple(number(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0.8,0.1,0.1") from None
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import NoReturn
-
-from shards.errors import InputError
+from shards import arguments
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(arguments.OneLineParser):
     """A parser whose mistakes are one line, without the usage; it knows --json and --debug."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description)
         self.add_argument("--json", action="store_true", help="one JSON object on standard output")
         self.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
-        raise InputError(f"{message} (see {self.prog} --help)")

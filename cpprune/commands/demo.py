@@ -12,6 +12,7 @@ from typing import Any
 from cpprune.commands.arguments import OneLineParser
 from cpprune.config import RunConfig, TrainConfig
 from cpprune.finite import to_json
+from shards.arguments import whole_number
 from shards.dataset_folder import DATASET
 from shards.durable import replace_file, writing
 from shards.errors import InputError
@@ -47,8 +48,12 @@ def demo(argv: list[str]) -> int:
         "fine-tuning, evaluation. About four minutes on two CPU cores.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo")
-    parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips to make ({CLIPS})")
-    parser.add_argument("--epochs", type=int, default=TRAIN_EPOCHS, help=f"epochs ({TRAIN_EPOCHS})")
+    parser.add_argument(
+        "--clips", type=whole_number, default=CLIPS, help=f"clips to make ({CLIPS})"
+    )
+    parser.add_argument(
+        "--epochs", type=whole_number, default=TRAIN_EPOCHS, help=f"epochs ({TRAIN_EPOCHS})"
+    )
     arguments = parser.parse_args(argv)
     if arguments.clips < 200 or arguments.epochs < 1:
         raise InputError("--clips must be at least 200 and --epochs at least 1")

@@ -8,6 +8,7 @@ from typing import Any
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
+from shards.arguments import whole_number
 from shards.durable import check_output
 
 LATENCY_HELP = "also measure how long the network takes for one clip on this machine"
@@ -162,7 +163,9 @@ def import_weights(argv: list[str]) -> int:
     parser.add_argument(
         "--classes", help="class names, comma-separated (default: TAU's ten scenes)"
     )
-    parser.add_argument("--rho", type=int, default=4, help="receptive-field parameter (default: 4)")
+    parser.add_argument(
+        "--rho", type=whole_number, default=4, help="receptive-field parameter (default: 4)"
+    )
     arguments = parser.parse_args(argv)
     names = arguments.classes.split(",") if arguments.classes else None
     out: Path = arguments.out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
+from shards.arguments import whole_number
 from shards.durable import check_output, write_output
 from shards.errors import InputError
 
@@ -22,7 +23,10 @@ def report(argv: list[str]) -> int:
     parser.add_argument("--data", help="dataset to measure on (default: that of the run)")
     parser.add_argument("--split", default="val", help="train, val or test (default: val)")
     parser.add_argument(
-        "--mistakes", type=int, default=6, help="clips to show; 0 puts none into the page (6)"
+        "--mistakes",
+        type=whole_number,
+        default=6,
+        help="clips to show; 0 puts none into the page (6)",
     )
     parser.add_argument(
         "--out", type=Path, help="one page for all (default: report.html in each run's folder)"

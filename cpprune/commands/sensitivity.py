@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
+from shards.arguments import whole_number
 from shards.durable import writing
 from shards.errors import InputError
 
@@ -31,7 +32,10 @@ def sensitivity(argv: list[str]) -> int:
     parser.add_argument("--ratios", default=RATIOS, help=f"parts to cut (default: {RATIOS})")
     parser.add_argument("--criterion", default="magnitude", help="see prune.criterion (magnitude)")
     parser.add_argument(
-        "--clips", type=int, default=CLIPS, help=f"a fixed slice of at most so many ({CLIPS:,})"
+        "--clips",
+        type=whole_number,
+        default=CLIPS,
+        help=f"a fixed slice of at most so many ({CLIPS:,})",
     )
     parser.add_argument(
         "--out", type=Path, help="folder to write (default: sensitivity/ beside it)"

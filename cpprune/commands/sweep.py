@@ -10,6 +10,7 @@ from cpprune.commands.arguments import OneLineParser
 from cpprune.finite import to_json
 from cpprune.sweeps.agent import say
 from cpprune.sweeps.definition import Sweep, read_sweep
+from shards.arguments import whole_number
 from shards.durable import writing
 from shards.errors import InputError
 
@@ -26,7 +27,9 @@ def sweep(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="a sweep, such as configs/sweeps/criterion.yaml")
     parser.add_argument("--out", type=Path, help="folder of the sweep (default: runs/sweeps/NAME)")
     parser.add_argument(
-        "--trials", type=int, help="how many there are in all (default: the file's run_cap)"
+        "--trials",
+        type=whole_number,
+        help="how many there are in all (default: the file's run_cap)",
     )
     parser.add_argument("--retry", action="store_true", help="try those again that failed")
     arguments = parser.parse_args(own)

@@ -183,7 +183,7 @@ def test_mistakes(small: RemoteDataset, server: Server, tmp_path: Path) -> None:
         small.files([7], None)
     with pytest.raises(InputError, match="--mirror file:///x: give a URL"):
         small.files([], "file:///x")
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError):
         main(["download", "tau2022", "--out", str(tmp_path), "--splits", "five"])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file; name a folder"):

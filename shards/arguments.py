@@ -1,0 +1,46 @@
+"""Command lines: one line for a mistake, and numbers that are checked."""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from shards.errors import InputError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Refuses `--option=--`, which argparse takes for an option with an empty list."""
+        args = sys.argv[1:] if args is None else args
+        for argument in args:
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument[:-3]}: expected one argument")
+        return super().parse_known_args(args, namespace)
+
+
+def whole_number(text: str) -> int:
+    """Returns an argument as a whole number: decimal digits of ASCII that fit into 64 bits."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text) or int(text).bit_length() > 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at most 64 bits")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Returns an argument as a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and text.isascii() and "_" not in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
