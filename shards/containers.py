@@ -231,8 +231,15 @@ def _wave64(file: _File) -> Extent | None:
 
 
 def _caf(file: _File) -> Extent | None:
+    kind = b""
     for chunk in _chunks(file, file.start + 8, 4, ">q", 1):
+        if chunk.name == b"desc":
+            kind = os.pread(file.handle, 4, chunk.at + 8)
         if chunk.name == b"data":
+            if kind == b"alac" and chunk.size < 4:
+                raise BadFile(
+                    "its header states no length, and its codes do not show where they end"
+                )
             stated = chunk.size - 4 if chunk.size >= 4 else -1
             return file.extent(chunk.at + 4, stated, (chunk.field, ">q", 4))
     return None
