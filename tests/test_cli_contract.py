@@ -249,9 +249,12 @@ def test_import_of_a_state_dict(cli, tmp_path, prefix):
             parameter.normal_(0, 0.1)
     tensors = {f"{prefix}{name}": t for name, t in network.state_dict().items()}
     torch.save(tensors, tmp_path / "seed.pth")
-    outcome = cli("import", tmp_path / "seed.pth", "--out", tmp_path / "model")
+    outcome = cli("import", tmp_path / "seed.pth", "--out", tmp_path / "model", "--json")
     assert outcome.status == 0
     model = cpprune.load(tmp_path / "model")
+    parameters = sum(p.numel() for p in network.parameters())
+    about = {"parameters": parameters, "classes": list(model.classes)}
+    assert outcome.json == {"model": str(tmp_path / "model"), **about}
     x = torch.randn(3, 1, 256, 44)
     assert torch.equal(model.network(x), network(x))
     assert model.classes[3] == "metro_station"

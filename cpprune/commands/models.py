@@ -174,4 +174,7 @@ def import_weights(argv: list[str]) -> int:
     print(
         f"{arguments.out}: {parameters:,} parameters, {len(model.classes)} classes", file=sys.stderr
     )
+    if arguments.json:
+        about = {"parameters": parameters, "classes": list(model.classes)}
+        print(json.dumps({"model": str(out), **about}))
     return 0
