@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -28,7 +29,7 @@ class FileLock:
     def acquire(self) -> bool:
         """Wait for the lock."""
         if self.depth == 0:
-            self.file = self.path.open("ab")
+            self.file = _open(self.path)
             _lock(self.file, self.path, fcntl.LOCK_EX)
         self.depth += 1
         return True
@@ -57,7 +58,7 @@ def held(path: Path) -> BinaryIO | None:
 
     A process to which it is handed on, as what it prints to, holds it too, and so do those it starts.
     """
-    file = path.open("ab")
+    file = _open(path)
     try:
         _lock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -72,6 +73,15 @@ def is_held(path: Path) -> bool:
     if file is not None:
         file.close()
     return file is None
+
+
+def _open(path: Path) -> BinaryIO:
+    # Opened to write alone, a named pipe would wait for a reader.
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InputError(f"{path}: is a pipe or device, not a file; remove it")
+    return os.fdopen(file, "ab")
 
 
 def _lock(file: BinaryIO, path: Path, how: int) -> None:
