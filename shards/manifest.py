@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,9 @@ MANIFEST_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
 REJECTED_NAME = "rejected.csv"
 WORK_NAME = ".build"
+# Of an index whose manifest does not say how many bytes it has, since an older version wrote it.
+MOST_INDEX = 1 << 20
+MOST_INDEX_ROW = 4096
 SPLITS = ("train", "val", "test")
 
 # The columns of the index that are not groups, with their type on disk.
@@ -124,10 +128,18 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
+def sha256_of_file(path: Path, most: int | None = None) -> str:
+    """Returns the hexadecimal SHA-256 of a file; "" if it has more than `most` bytes."""
     with path.open("rb") as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            return ""  # a file with holes may seem to have any number of bytes
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def most_index_bytes(index: Mapping[str, Any]) -> int:
+    """Returns how many bytes an index may have, by what the manifest says of it."""
+    bound: int = index.get("bytes", MOST_INDEX + MOST_INDEX_ROW * index["rows"])
+    return bound
 
 
 def parse_manifest(data: bytes) -> Manifest:

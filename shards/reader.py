@@ -21,6 +21,7 @@ from shards.manifest import (
     SPLITS,
     Manifest,
     Shard,
+    most_index_bytes,
     read_manifest,
     sha256_of_file,
 )
@@ -376,7 +377,7 @@ def _open(folder: LocalFolder | RemoteFolder) -> Dataset:
     index = folder.files / INDEX_NAME
     if not index.is_file():
         raise InputError(f"{index} is missing; build the dataset again")
-    if sha256_of_file(index) != manifest.index["sha256"]:
+    if sha256_of_file(index, most_index_bytes(manifest.index)) != manifest.index["sha256"]:
         raise InputError(
             f"{index} is damaged: its sha256 differs from {folder.files / 'dataset.json'}; "
             "copy it again or build the dataset again"

@@ -20,14 +20,13 @@ from shards.manifest import (
     MOST_MANIFEST,
     Manifest,
     Shard,
+    most_index_bytes,
     parse_manifest,
     sha256_of,
     sha256_of_file,
 )
 
 # Of an index whose manifest does not tell its size, in bytes.
-MOST_INDEX = 1 << 20
-MOST_INDEX_ROW = 4096
 
 
 class RemoteFolder:
@@ -132,8 +131,7 @@ def open_remote(url: str, cache: Cache) -> RemoteFolder:
 def fetch_index(url: str, manifest: Manifest, file: BinaryIO | None) -> None:
     """Fetches the index of a dataset; see `fetch_file`."""
     index = manifest.index
-    exact = "bytes" in index
-    most = index["bytes"] if exact else MOST_INDEX + MOST_INDEX_ROW * index["rows"]
+    most, exact = most_index_bytes(index), "bytes" in index
     fetch_file(file_in(url, INDEX_NAME), index["sha256"], most, file, exact=exact)
 
 

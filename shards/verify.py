@@ -28,6 +28,7 @@ from shards.manifest import (
     WORK_NAME,
     Manifest,
     Shard,
+    most_index_bytes,
     parse_manifest,
     sha256_of_file,
 )
@@ -78,7 +79,9 @@ def verify(location: str | Path) -> list[Problem]:
     for number in range(len(manifest.shards)):
         problems.extend(_check_shard(path, manifest, number, index, extra))
     if manifest.rejected is not None:
-        problems.extend(_check_listed(path, REJECTED_NAME, manifest.rejected["sha256"]))
+        rejected = manifest.rejected
+        most = _most_rejected(rejected)
+        problems.extend(_check_listed(path, REJECTED_NAME, rejected["sha256"], most))
     problems.extend(
         Problem(name, None, what or "unknown file: it is no part of the dataset")
         for name, what in sorted(extra.items())
@@ -97,7 +100,7 @@ def _verify_remote(url: str) -> list[Problem]:
         place = file_in(url, shard.name)
         checks[shard.name] = partial(fetch_file, place, shard.sha256, shard.bytes, None)
     if (rejected := manifest.rejected) is not None:
-        most = MOST_REJECTED * (1 + rejected["count"])
+        most = _most_rejected(rejected)
         place = file_in(url, REJECTED_NAME)
         checks[REJECTED_NAME] = partial(
             fetch_file, place, rejected["sha256"], most, None, exact=False
@@ -111,18 +114,25 @@ def _verify_remote(url: str) -> list[Problem]:
     return problems
 
 
-def _check_listed(path: Path, name: str, sha256: str) -> list[Problem]:
+def _most_rejected(rejected: Mapping[str, Any]) -> int:
+    count: int = rejected["count"]
+    return MOST_REJECTED * (1 + count)
+
+
+def _check_listed(path: Path, name: str, sha256: str, most: int) -> list[Problem]:
     file = path / name
     if not file.is_file():
         return [Problem(name, None, "missing")]
-    if sha256_of_file(file) != sha256:
+    if sha256_of_file(file, most) != sha256:
         return [Problem(name, None, "damaged: its sha256 differs from dataset.json")]
     return []
 
 
 def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | None, list[Problem]]:
     """Returns the index, or None if it is damaged, and what is wrong with it."""
-    problems = _check_listed(path, INDEX_NAME, manifest.index["sha256"])
+    problems = _check_listed(
+        path, INDEX_NAME, manifest.index["sha256"], most_index_bytes(manifest.index)
+    )
     if problems:
         return None, problems
     # The hashes agree, so anything from here on was written by a faulty or forged build.
@@ -160,7 +170,7 @@ def _check_shard(
     if not file.is_file():
         yield Problem(shard.name, None, f"missing: {shard.count} clips{_found(path, shard, extra)}")
         return
-    sha256 = sha256_of_file(file)
+    sha256 = sha256_of_file(file, max(other.bytes for other in manifest.shards))
     size = file.stat().st_size
     if sha256 == shard.sha256 and size == shard.bytes:
         return

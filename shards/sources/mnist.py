@@ -75,6 +75,8 @@ def _read_idx(root: Path, name: str, axes: int, lists: dict[str, str]) -> NDArra
             break
     else:
         raise InputError(f"{root} has neither {name} nor {name}.gz")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path} is none of MNIST's files: it has more than {MOST_BYTES:,} bytes")
     lists[path.name] = sha256_of_file(path)
     size = 4 + 4 * axes
     try:

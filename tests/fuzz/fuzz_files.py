@@ -17,6 +17,7 @@ import fuzz_values
 import yaml
 
 DOCUMENTS = (".json", ".yaml", ".jsonl", ".log")
+MOST_BYTES = 64 << 20  # more has only what was made huge before
 TABLES = (".csv", ".tsv")
 
 
@@ -29,7 +30,7 @@ def spoil(rng: random.Random, path: Path, others: list[Path]) -> str:
         others: files that may take its place.
     """
     roll = rng.random()
-    if roll < 0.15:
+    if roll < 0.15 or path.stat().st_size > MOST_BYTES:
         return _replace(rng, path, others)
     data = path.read_bytes()
     ways = {
@@ -51,7 +52,8 @@ def spoil(rng: random.Random, path: Path, others: list[Path]) -> str:
 
 
 def _replace(rng: random.Random, path: Path, others: list[Path]) -> str:
-    other = rng.choice([p for p in others if p != path] or [path]).read_bytes()
+    small = [p for p in others if p != path and p.stat().st_size <= MOST_BYTES]
+    other = rng.choice(small).read_bytes() if small else b""
     path.unlink()
     ways: dict[str, Callable[[], object]] = {
         "removed": lambda: None,
