@@ -39,8 +39,9 @@ def file_in(url: str, name: str) -> str:
     """Returns the URL of a file in a folder; the folder's query stays at the end."""
     if not url.startswith(("http://", "https://")):
         return f"{url.rstrip('/')}/{name}"
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}", fragment=""))
+    # Not by urlsplit: whether it is a URL at all is said by who fetches it.
+    path, mark, query = url.partition("#")[0].partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def authorization(url: str) -> tuple[str, str | None]:

@@ -154,9 +154,10 @@ class _Seen(BaseException):
 def options(line: Line) -> tuple[Option, ...]:
     """Return the options that the command of a line knows, from its own parser."""
     from cpprune.cli import command
-    from cpprune.config import all_keys, build_parser
 
     if line.configured:
+        from cpprune.config import all_keys, build_parser
+
         flags = ("json", "debug", "dry-run", "latency")[: 3 if line.words[0] == "prune" else 1]
         helps = {
             name: action.help or ""
