@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from shards.arguments import OneLineParser, number, whole_number
+from shards.arguments import OneLineParser, number, text, whole_number
 from shards.credentials import without_credentials
 from shards.errors import InputError
 
@@ -174,9 +174,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="folder: whether the sub-folders are classes or splits, where their names leave it open",
     )
     table = parser.add_argument_group("tables")
-    table.add_argument("--filename-column", default="filename", help="default filename")
-    table.add_argument("--label-column", default="label", help="default label")
-    table.add_argument("--split-column", help="default split, if there is such a column")
+    table.add_argument("--filename-column", type=text, default="filename", help="default filename")
+    table.add_argument("--label-column", type=text, default="label", help="default label")
+    table.add_argument("--split-column", type=text, help="default split, if there is such a column")
     table.add_argument(
         "--folds",
         type=_folds,

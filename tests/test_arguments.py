@@ -53,3 +53,11 @@ def test_every_command_refuses_what_is_no_number(refused, tmp_path, command, opt
         refused(*command, f"{option}={text}", names=[option])
     refused(*command, f"{option}=--", names=[option, "expected one argument"])
     assert not any(tmp_path.iterdir())
+
+
+def test_a_column_that_is_no_text(refused, tmp_path):
+    build = ["shards", "build", "mnist", "--source", "s", "--out", "o"]
+    for option in ("--filename-column", "--label-column", "--split-column"):
+        refused(*build, f"{option}=caf\udce9", names=[option, "UTF-8"])
+        refused(*build, f"{option}=a\0b", names=[option, "NUL"])
+    assert not any(tmp_path.iterdir())
