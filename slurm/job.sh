@@ -97,6 +97,8 @@ train_to_end() {
         exit 1
     elif ((status == 0)) || [[ -n $told_to_stop ]]; then
         requeue "it was told to stop"
+    elif grep -qs '^ *"failed":' "$run/result.json"; then
+        exit "$status" # it has diverged, and would again
     elif [[ $(last_checkpoint "$run") != "$before" ]]; then
         requeue "it failed, but has saved something new"
     else

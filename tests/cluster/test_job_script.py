@@ -99,6 +99,19 @@ def test_a_command_that_fails_ends_the_job(job):
     assert job("to_end bash -c 'exit 3'\necho further >&2") == (3, "", [])
 
 
+@pytest.mark.parametrize("result", ['{\n  "failed": "it diverged"\n}', '{\n  "failures": 0\n}'])
+def test_a_run_that_has_diverged_is_not_put_back(job, tmp_path, result):
+    """The rest of what failed after it had saved something is."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (tmp_path / "srun").write_text(
+        f"#!/bin/bash\nmkdir {run}/checkpoints/step-3\necho '{result}' >{run}/result.json\nexit 2\n"
+    )
+    (tmp_path / "srun").chmod(0o755)
+    status, _, asked = job(f"train_to_end launch/train.py data {run}")
+    assert (status, bool(asked)) == ((2, False) if "failed" in result else (1, True))
+
+
 def test_a_dataset_behind_a_url_is_cached_on_scratch(job, tmp_path):
     """There is nothing to copy; but not into a folder that others can write to."""
     own = tmp_path / "scratch" / f"cpprune-{getpass.getuser()}"
