@@ -48,6 +48,12 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
         )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if len(torch.__file__.split()) > 1:
+            raise InputError(
+                f"on a CPU, DeepSpeed compiles a module against torch, which works from no path with "
+                f"a space, such as {torch.__file__}: start it from a virtual environment elsewhere, or "
+                "through a link to this one"
+            )
     try:
         import deepspeed  # noqa: F401
         from accelerate import DeepSpeedPlugin
@@ -85,10 +91,7 @@ def _settings() -> dict[str, Any]:
                 )
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return {"zero_optimization": {"stage": int(stage) if stage.isdigit() else stage}}
-    try:
-        settings = read_json(Path(file), dict[str, Any])
-    except InputError as error:
-        raise InputError(f"{error} (it should be a DeepSpeed configuration)") from None
+    settings = read_json(Path(file), dict[str, Any], remedy="give a DeepSpeed configuration")
     for key in ("optimizer", "scheduler", "fp16", "bf16"):
         if settings.pop(key, None):
             raise InputError(f"{file}: leave out {key!r}: the run's own configuration says it")

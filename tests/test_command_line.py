@@ -12,6 +12,8 @@ import pytest
 from shards.command_line import LONGEST_LINE, run_command
 from shards.errors import InputError
 
+REPOSITORY = Path(__file__).parents[1]
+
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
@@ -128,6 +130,7 @@ def test_names_that_are_no_text_are_printed(tmp_path):
             "LC_ALL": locale,
             "PYTHONUTF8": "0",
             "PYTHONCOERCECLOCALE": "0",
+            "PYTHONPATH": str(REPOSITORY),  # which the environment may not know in this locale
         }
         command = [sys.executable, script]
         done = subprocess.run(command, capture_output=True, env=environment, check=False)

@@ -1,6 +1,7 @@
 """A folder of a stranger names a module: no command imports it, unless the user names it, too."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_started_processes_inherit_it(own):
     code += (
         "with trust.trusting(['--trust', 'strange_nets']):\n    os.system(os.environ['COMMAND'])"
     )
-    inner = f"{sys.executable} -m cpprune.cli info own/model --json > found.json"
+    inner = f"{shlex.quote(sys.executable)} -m cpprune.cli info own/model --json > found.json"
     subprocess.run([sys.executable, "-c", code], check=True, env={"COMMAND": inner, "PATH": ""})
     assert json.loads(Path("found.json").read_text())["architecture"] == f"{MODULE}:tiny"
 

@@ -17,7 +17,8 @@ from concurrent.futures import TimeoutError as TooLong
 from pathlib import Path
 from typing import Any
 
-SECONDS = 100
+# After which a hang is called one: far longer than a busy machine takes.
+SECONDS = 600
 
 
 class Ranks:

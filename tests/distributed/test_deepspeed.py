@@ -1,13 +1,17 @@
 """DeepSpeed ZeRO-1 and ZeRO-2 on two real processes: train, cut, fine-tune, stop, go on."""
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
+import torch
 from run_folder import assert_same_run, epochs_of, events_of, tensors, weights_of
 
 from cpprune import zero
@@ -25,9 +29,20 @@ SETTINGS += ["--train.checkpoint_steps", 2, "--train.keep_checkpoints", 20]
 STAGES = [pytest.param(1, marks=pytest.mark.slow), 2]
 
 
+@cache
+def python_without_spaces():
+    """This interpreter, through a link if its path has a space: torch compiles nothing from there."""
+    if " " not in sys.prefix:
+        return sys.executable
+    link = Path(mkdtemp()) / "environment"
+    atexit.register(shutil.rmtree, link.parent)
+    link.symlink_to(sys.prefix)
+    return str(link / Path(sys.executable).relative_to(sys.prefix))
+
+
 def launch(stage, free_port, *arguments, **environment):
     """Run `launch/prune.py` on two processes under a file of launch/accelerate/."""
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    words = [python_without_spaces(), "-m", "accelerate.commands.launch", "--num_processes", "2"]
     words += ["--config_file", f"launch/accelerate/deepspeed_zero{stage}.yaml"]
     words += ["--main_process_port", str(free_port()), "launch/prune.py", *map(str, arguments)]
     own = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -37,7 +52,7 @@ def launch(stage, free_port, *arguments, **environment):
         env={**os.environ, **own, **environment},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
 
 
@@ -199,12 +214,20 @@ def test_fp16_and_offloading_are_refused(asked):
         zero.make_plugin("no", 0)
 
 
+def test_a_path_that_torch_cannot_compile_from_is_refused(asked, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "__file__", "/home/a user/torch/__init__.py")
+    asked()
+    with pytest.raises(InputError, match="no path with a space, such as /home/a user/torch"):
+        zero.make_plugin("no", 0)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no DeepSpeed configuration"),
-        ("{", "is no DeepSpeed configuration"),
-        ("[1]", "must hold one JSON object"),
+        (None, "cannot be read .*; give a DeepSpeed configuration"),
+        ("{", "is not valid JSON .*; give a DeepSpeed configuration"),
+        ("[1]", "expected object, got array; give a DeepSpeed configuration"),
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3: use 1 or 2"),
         ('{"bf16": {"enabled": true}}', "leave out 'bf16'"),
     ],
