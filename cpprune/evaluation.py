@@ -122,16 +122,6 @@ def submission_names(split: Split) -> list[str]:
     return list(split.keys)
 
 
-def refuse_images(model: Model) -> None:
-    """Check that a model takes audio.
-
-    Raises:
-        InputError: it takes images.
-    """
-    if model.sample_rate is None:
-        raise InputError(f"the model takes images of shape {list(model.clip_shape)}, not audio")
-
-
 def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
     """Return the mean probabilities [K] over an audio file's clips, and how many those are.
 

@@ -95,7 +95,7 @@ def test_images_and_audio_mixed_up(refused, cli, digits, scenes, tiny, tiny_run,
     refused("evaluate", run / "model", "--data", scenes, names=[scenes])
     audio = tmp_path / "tone.wav"
     soundfile.write(audio, np.zeros(32_000), 32_000)
-    refused("predict", run / "model", audio, names=[audio, "images"])
+    refused("predict", run / "model", audio, names=[run / "model", "images"])
 
 
 def test_missing_split(refused, build, tiny, tiny_run, scenes, tmp_path):

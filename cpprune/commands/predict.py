@@ -38,12 +38,14 @@ def predict(argv: list[str]) -> int:
     import numpy as np
 
     from cpprune import artifact
-    from cpprune.evaluation import predict_file, refuse_images, write_submission
+    from cpprune.evaluation import predict_file, write_submission
     from shards.audio import BadFile
     from shards.sources.names import printable
 
     model = artifact.load(arguments.model)
-    refuse_images(model)
+    if model.sample_rate is None:
+        shape = list(model.clip_shape)
+        raise InputError(f"{arguments.model} takes images of shape {shape}, not audio")
     results, rows = [], []
     bad: list[dict[str, str]] = []
     for path in _audio_files(arguments.files):
