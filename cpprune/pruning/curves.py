@@ -60,18 +60,15 @@ def read_sensitivity(path: Path) -> Sensitivity:
     Raises:
         InputError: no such file, or it holds something else.
     """
+    remedy = "make it anew with `cpprune sensitivity`"
+    found = read_json(path, _File, nan=True, remedy=remedy)
     try:
-        found = read_json(path, _File, nan=True)
         if found.format != FORMAT:
             raise ValueError(f"format {found.format!r}, not {FORMAT}")
         curves = {row.layer: _curve(row, found.baseline.log_loss) for row in found.layers}
         return Sensitivity(path, found.criterion, curves)
-    except InputError as error:
-        raise InputError(f"{error}; make it anew with `cpprune sensitivity`") from None
     except ValueError as error:
-        raise InputError(
-            f"{path}: is not what `cpprune sensitivity` writes ({error}); make it anew"
-        ) from None
+        raise InputError(f"{path}: {error}; {remedy}") from None
 
 
 @dataclass(frozen=True)

@@ -216,11 +216,12 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
     Raises:
         InputError: no such file, no plan, one for another network, or one that cannot be applied.
     """
+    remedy = "make a pruning plan with `cpprune prune --dry-run --prune.save_plan`"
+    plan = read_json(path, dict[str, Any], remedy=remedy)
     try:
-        plan = read_json(path, dict[str, Any])
         typed(plan, _PlanFile)
     except DocumentError as error:
-        raise InputError(f"{path}: is no pruning plan ({error})") from None
+        raise InputError(f"{path}: {error}; {remedy}") from None
     entries = {entry["layer"]: entry["keep"] for entry in plan["groups"]}
     made_for = plan["structure"], plan["weights"]
     if made_for != (structure(network), fingerprint(network)):

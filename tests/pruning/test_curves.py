@@ -173,12 +173,12 @@ def test_budgets_are_met(budget: str, make_network: Make, tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"criterion": "lamp"}, r"criterion lamp, not prune.criterion=magnitude; set the same"),
-        ({"format": 2}, r"is not what `cpprune sensitivity` writes \(.*format 2, not 1"),
+        ({"format": 2}, r"format 2, not 1; make it anew with `cpprune sensitivity`"),
         ({"layers": [row("in_c.0", 8, [1, 2, 3, 4])]}, r"other layers or widths \(differing: st"),
-        ({"layers": 3}, r"is not what `cpprune sensitivity` writes"),
+        ({"layers": 3}, r"layers: expected array, got int; make it anew"),
         ({"layers": [row("in_c.0", 8, [1, 2])]}, r"widths must fall, each with a log loss"),
         ({"layers": [row("in_c.0", 8, [1, 2, math.nan, 3])]}, r"each with a log loss"),
-        ({"baseline": None}, r"is not what `cpprune sensitivity` writes"),
+        ({"baseline": None}, r"baseline: expected object, got null; make it anew"),
     ],
 )
 def test_other_files_are_refused(

@@ -58,7 +58,7 @@ def test_a_plan_is_read_back_for_its_network_alone(make_network: Make, tmp_path:
 def test_what_is_no_plan_is_named(text: str, make_network: Make, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(text)
-    with pytest.raises(InputError, match=r"plan\.json: is no pruning plan"):
+    with pytest.raises(InputError, match=r"plan\.json: .*; make a pruning plan with"):
         read_plan(file, make_network(widths=[2, 3, 4]), SHAPE)
 
 
