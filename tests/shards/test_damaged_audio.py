@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,17 @@ def test_two_mp3s_in_a_row_are_both_read(tmp_path: Path) -> None:
     samples = load(tmp_path / "a.mp3", 32_000).samples
     assert 4 * 32_000 <= len(samples) <= 4 * 32_000 + 6 * 1152
     assert np.abs(samples[-40_000:-8_000]).max() > 5000
+
+
+def test_alac_whose_length_is_not_stated_is_refused(tmp_path: Path) -> None:
+    """libsndfile takes what follows the last packet for sound; PCM ends with the file."""
+    for subtype, refused in (("ALAC_16", True), ("PCM_16", False)):
+        file = tmp_path / "file.caf"
+        data = write(file, chord(2.3, 16_000), 16_000, format="CAF", subtype=subtype)
+        size = data.index(b"data") + 4
+        file.write_bytes(data[:size] + b"\xff" * 8 + data[size + 8 :])
+        with pytest.raises(BadFile, match="states no length") if refused else nullcontext():
+            assert len(load(file, 16_000).samples) == 36_800
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
