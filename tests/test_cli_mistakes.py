@@ -160,10 +160,11 @@ def test_a_run_folder_that_cannot_be_made(refused, scenes, tiny, tmp_path):
     assert (tmp_path / "file").read_text() == "here is a file"
 
 
-def test_predictions_into_a_folder_that_is_not_there(refused, tiny_run, scenes, tmp_path):
-    file = tmp_path / "nowhere/predictions.csv"
+def test_folders_above_an_output_are_made(cli, tiny_run, scenes, tmp_path):
+    file = tmp_path / "new/er/predictions.csv"
     arguments = [tiny_run / "model", "--data", scenes, "--predictions", file]
-    refused("evaluate", *arguments, names=["nowhere", "predictions.csv"])
+    assert cli("evaluate", *arguments).status == 0
+    assert file.read_text().startswith("filename\tscene_label\t")
 
 
 # --- audio to name, weights to import -----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import stat
 import subprocess
 import sys
@@ -137,6 +138,13 @@ def test_a_run_that_cannot_begin_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
+def read_pipe(pipe: int) -> bytes:
+    """Reads what one process writes, from when it begins."""
+    select.select([pipe], [], [])
+    with os.fdopen(pipe, "rb") as file:
+        return file.read()
+
+
 @pytest.mark.parametrize("kind", ["fifo", "device", "link"])
 @pytest.mark.parametrize("command", ["report", "compare", "summarise", "predictions", "plan"])
 def test_outputs_that_are_no_files_are_written_to(
@@ -154,9 +162,11 @@ def test_outputs_that_are_no_files_are_written_to(
     }[command]
     out, target = tmp_path / "out", tmp_path / "target"
     got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(out.read_bytes()), daemon=True)
     if kind == "fifo":
         os.mkfifo(out)
+        pipe = os.open(out, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for who writes
+        os.set_blocking(pipe, True)
+        reader = threading.Thread(target=lambda: got.append(read_pipe(pipe)), daemon=True)
         reader.start()
     elif kind == "device":
         out.symlink_to(os.devnull)

@@ -71,8 +71,8 @@ def test_what_a_run_folder_holds(tiny_run, scenes):
     assert environment["packages"]["torch"] == version("torch")
     assert (tiny_run / "model/model.json").is_file()
     assert (tiny_run / "model_last/model.safetensors").is_file()
-    leftovers = [p.name for p in tiny_run.iterdir() if p.name.startswith(".")]
-    assert leftovers == []
+    hidden = [p.name for p in tiny_run.iterdir() if p.name.startswith(".")]
+    assert hidden == [".lock"]
     description = json.loads((tiny_run / "model/model.json").read_text())
     dataset = json.loads((scenes / "dataset.json").read_text())
     assert description["provenance"]["dataset"] == dataset["sha256"]

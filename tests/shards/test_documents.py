@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -123,7 +124,6 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     "text",
     [
         LAUGHS,
-        MERGES,
         "a: &a [*a]",
         "a: &a {b: *a}",
         "- &x 1\n" + "- *x\n" * 2000,
@@ -149,6 +149,12 @@ def test_yaml_that_would_break_its_reader_is_refused_in_a_line(text):
     with pytest.raises(DocumentError) as error:
         parse_yaml(text, dict[str, Any])
     assert "\n" not in str(error.value)
+
+
+def test_merges_that_multiply_are_refused_or_cost_nothing():
+    """Before its version 6.0.4, PyYAML repeats a merge wherever it is merged."""
+    with suppress(DocumentError):
+        assert len(str(parse_yaml(MERGES, dict[str, Any]))) < 10_000
 
 
 def test_yaml_may_repeat_and_merge():

@@ -178,7 +178,7 @@ def test_three_failures_in_a_row_end_the_sweep(start, tmp_path):
 
 def test_a_command_that_trains_elsewhere_fails(start, tmp_path):
     command = ["${interpreter}", "-c", "pass", "${args}"]
-    _, lines = ended(start("--trials", 1, command=command))
+    _, lines = ended(start("--trials", 1, command=command), 2)
     assert "there is no result.json in" in lines[1]
 
 
