@@ -7,7 +7,7 @@ PRODUCT := $(VENV)/.product
 STAMP := $(VENV)/.installed
 
 UV := uv==0.13.9
-SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --locked --inexact
+SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --locked --inexact --compile-bytecode
 
 .PHONY: help setup demo test test-all lint lock docs bench clean
 
