@@ -9,12 +9,14 @@ STAMP := $(VENV)/.installed
 UV := uv==0.13.9
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --locked --inexact --compile-bytecode
 
+PYTEST := $(BIN)/python -m pytest
+
 .PHONY: help setup demo test test-all lint lock docs bench clean
 
 help:
 	@echo "make demo      set up, then the whole road on a synthetic dataset (about 4 minutes)"
-	@echo "make test      set up, then the tests (under 10 minutes)"
-	@echo "make test-all  set up, then the long tests too"
+	@echo "make test      set up, then the tests (about 8 minutes on 2 cores)"
+	@echo "make test-all  … then the long tests too (under an hour; what they need: CONTRIBUTING.md)"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
 	@echo "make lock      bring uv.lock up to date with pyproject.toml and the newest packages"
 	@echo "make docs      the pages of docs/ as a site, in site/"
@@ -44,10 +46,11 @@ demo: $(PRODUCT)
 	$(BIN)/cpprune demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not slurm and not browser" $(ARGS)
+	$(PYTEST) -n auto --maxprocesses 4 -m "not slow and not slurm and not browser" $(ARGS)
 
-test-all: setup
-	$(BIN)/python -m pytest $(ARGS)
+test-all: test
+	$(PYTEST) -n auto --maxprocesses 4 -m "slow and not slurm and not browser" $(ARGS)
+	$(PYTEST) -m "slurm or browser" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """Steps that are recorded and replayed, with a tape in the place of a CUDA graph."""
 
+from functools import partial
+
 import pytest
 import torch
 from run_folder import assert_same_run, weights_of
@@ -93,6 +95,7 @@ def test_there_is_no_recorder_without_a_gpu():
 
 # --- a training ---------------------------------------------------------------------------------------
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 7, "--data.split_fraction", 0.4]
 SETTINGS += ["--optim.schedule", "cosine", "--optim.warmup_epochs", 2, "--train.epochs", 6]
 # Some batches are mixed and some are not, all edges of filters differ, and the last batch is smaller.
@@ -139,7 +142,7 @@ def command(cli, scenes, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", slow("adam"), slow("sgd")])
 def test_a_recorded_training_ends_with_the_same_bits(command, taped, optimizer):
     settings = [*ALL, "--optim.name", optimizer]
     plain = command("plain", *settings)
@@ -149,6 +152,7 @@ def test_a_recorded_training_ends_with_the_same_bits(command, taped, optimizer):
     assert_same_run(plain, recorded)
 
 
+@pytest.mark.slow
 def test_a_recorded_training_goes_on_with_the_same_bits(command, taped):
     """Where it goes on it takes plain steps again, which have to be the replayed ones."""
     settings = [*ALL, "--train.compile", "graph", "--train.checkpoint_steps", 5]
@@ -163,7 +167,7 @@ def test_a_recorded_training_goes_on_with_the_same_bits(command, taped):
     assert_same_run(whole, stopped)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", slow("sgd")])
 def test_a_step_that_is_not_finite_changes_nothing(command, taped, monkeypatch, optimizer):
     """The host does not look; so the recorded step has to skip by itself. So has the very first."""
     inputs = stepper.Stepper.inputs

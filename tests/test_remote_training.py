@@ -187,6 +187,7 @@ def web(sharded: Path) -> Any:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_training_over_http(
     web: str, settings: list[Any], local_run: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ SETTINGS += ["--optim.schedule", "constant", "--optim.lr", 1e-4, "--train.epochs
 SETTINGS += ["--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1]
 SETTINGS += ["--train.checkpoint_steps", 2, "--train.keep_checkpoints", 20]
 
-STAGES = [pytest.param(1, marks=pytest.mark.slow), 2]
+STAGES = [pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)]
 
 
 @cache
@@ -131,7 +131,7 @@ def test_moments_survive_the_cut(whole):
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("stop", [8, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop", [8, 12])
 def test_it_goes_on_to_the_same_bits(whole, free_port, begin, tmp_path, stop):
     stage, run, _ = whole
     again = tmp_path / "run"

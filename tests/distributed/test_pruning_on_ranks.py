@@ -54,7 +54,7 @@ def alone(tiny_run, scenes):
     return plans(str(tiny_run / "model"), str(scenes))
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_criterion_gives_the_same_bytes(two, four, alone, tiny_run, scenes, world):
     ranks = two if world == 2 else four
     for found in ranks.call(plans, str(tiny_run / "model"), str(scenes)):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from run_folder import epochs_of, events_of, ids_of, weights_of
 
 REPOSITORY = Path(__file__).parents[2]
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 # 32 clips: batches of 9, 9, 9 and 5, with everything on that mixes clips of different ranks. A small
 # learning rate: float32's rounding moves a maximum here and there to another place, and from there
@@ -167,7 +169,7 @@ def test_result_and_messages_come_from_rank_0_alone(two, command, tmp_path):
 # --- pruning ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "bn_scale", "group_norm"])
+@pytest.mark.parametrize("criterion", ["magnitude", slow("bn_scale"), slow("group_norm")])
 def test_big_is_pruned_alike_on_two_processes(cli, two, big_model, scenes, tmp_path, criterion):
     settings = [*SETTINGS, "--init", big_model, "--prune.ratio", 0.41, "--data.path", scenes]
     words = ["prune", *settings, "--prune.criterion", criterion, "--json", "--run"]
@@ -203,7 +205,8 @@ def test_pruning_in_steps_on_two_processes(two, single, command, tmp_path):
 # --- going on -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_run_goes_on_with_another_number_of_processes(
     two, three, single, cli, command, stop_at, tmp_path, world
 ):
@@ -306,6 +309,7 @@ def torchrun(free_port, script, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_torchrun_trains_on_two_processes(free_port, single, command, tmp_path):
     done = torchrun(free_port, "train", *command, "--json")
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def test_two_processes_share_the_trials(start, tmp_path):
     assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("whom", ["the sweep", "all of it"])
+@pytest.mark.parametrize("whom", [pytest.param("the sweep", marks=pytest.mark.slow), "all of it"])
 def test_killed_and_taken_up_again(start, tmp_path, whom):
     run, other = tmp_path / "out/trial-0000", tmp_path / "out/trial-0001"
     arguments = ("--trials", 2, "--", "--pause=0.1", "--epochs=6")
@@ -116,7 +116,9 @@ def test_killed_and_taken_up_again(start, tmp_path, whom):
     assert len(starts(run)) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_interrupted(start, tmp_path, number):
     run = tmp_path / "out/trial-0000"
     arguments = ("--trials", 1, "--", "--pause=0.1", "--epochs=8")
