@@ -1,9 +1,8 @@
 """Steps that are recorded and replayed, with a tape in the place of a CUDA graph."""
 
-from functools import partial
-
 import pytest
 import torch
+from marks import slow
 from run_folder import assert_same_run, weights_of
 from tape import record
 
@@ -95,7 +94,6 @@ def test_there_is_no_recorder_without_a_gpu():
 
 # --- a training ---------------------------------------------------------------------------------------
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 7, "--data.split_fraction", 0.4]
 SETTINGS += ["--optim.schedule", "cosine", "--optim.warmup_epochs", 2, "--train.epochs", 6]
 # Some batches are mixed and some are not, all edges of filters differ, and the last batch is smaller.

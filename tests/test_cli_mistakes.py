@@ -253,7 +253,7 @@ def test_one_process_of_two_does_not_wait_for_ever(scenes, tiny, tmp_path, free_
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

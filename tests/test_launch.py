@@ -80,7 +80,7 @@ def launched(path, free_port, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
 
 

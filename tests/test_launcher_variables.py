@@ -242,7 +242,7 @@ def test_two_processes_of_mpi(scenes, tiny, tmp_path, free_port):
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "2 process(es) on cpu" in outputs[0][1]
     assert json.loads(outputs[0][0])["parameters"] == 2_650

@@ -176,7 +176,7 @@ def test_outputs_that_are_no_files_are_written_to(
     outcome = cli(*words, out)
     assert outcome.status == 0, outcome.err
     if kind == "fifo":
-        reader.join(60)
+        reader.join(600)
         assert stat.S_ISFIFO(out.lstat().st_mode)
         assert got
         assert got[0]

@@ -36,7 +36,7 @@ def test_a_training_among_odd_values(scenes, tiny, tmp_path):
         env=os.environ | ODD,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"] == 2_650

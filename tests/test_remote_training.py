@@ -77,7 +77,7 @@ def test_training_starts_before_all_shards_are_there(
 
     def withheld(name: str, block: bytes) -> bytes:
         if name == last:
-            waited.append(stepped.wait(60))
+            waited.append(stepped.wait(600))
         return block
 
     step = Stepper.step

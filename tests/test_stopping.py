@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from marks import slow
 from run_folder import assert_same_run, epochs_of, metrics, weights_of
 
 import cpprune.stepper
@@ -32,7 +33,7 @@ def command(scenes, tmp_path):
     return ["train", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
 
 
-@pytest.mark.parametrize("number", [1, 3, 5, 6, 11])
+@pytest.mark.parametrize("number", [1, slow(3), 5, slow(6), 11])
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_run_and_nothing_is_lost(
     cli, whole, command, tmp_path, kind, number, at_read
@@ -85,7 +86,7 @@ with Stopping(Path(sys.argv[1]), 0, torch.device("cpu")) as stopping:
     print("still here", flush=True)
 """
     words = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.stdout == "SIGINT\n"
     assert done.returncode == -signal.SIGINT
 

@@ -45,7 +45,7 @@ def on_a_terminal(columns: int, *arguments: object) -> str:
             if not part:
                 break
             seen += part
-        assert process.wait(60) == 0, seen.decode()
+        assert process.wait(600) == 0, seen.decode()
     os.close(own)
     return seen.decode()
 

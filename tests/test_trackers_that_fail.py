@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import slow
 from run_folder import metrics, weights_of
 
 from cpprune.run import Journal
@@ -122,11 +123,11 @@ def tracked(
     [
         ("log fails", 100, "wandb failed (no log today)"),
         ("log hangs", 1, "it was not done 1 s after the end of the run"),
-        pytest.param("import fails", 100, "no import today", marks=pytest.mark.slow),
-        pytest.param("init fails", 100, "no init today", marks=pytest.mark.slow),
-        pytest.param("init hangs", 2, "it was not done 2 s", marks=pytest.mark.slow),
-        pytest.param("finish fails", 100, "no finish today", marks=pytest.mark.slow),
-        pytest.param("init dies", 100, "it ended with exit status 9", marks=pytest.mark.slow),
+        slow("import fails", 100, "no import today"),
+        slow("init fails", 100, "no init today"),
+        slow("init hangs", 2, "it was not done 2 s"),
+        slow("finish fails", 100, "no finish today"),
+        slow("init dies", 100, "it ended with exit status 9"),
     ],
 )
 def test_a_call_that_fails(
@@ -167,7 +168,7 @@ def mute() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("kind", ["mute", pytest.param("closed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["mute", slow("closed")])
 def test_a_server_that_does_not_answer(
     tracked: Any, mute: str, free_port: Any, kind: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -191,7 +192,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def wait_for(path: Path) -> None:
-    until = time.monotonic() + 100
+    until = time.monotonic() + 600
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert path.exists()
@@ -245,6 +246,6 @@ def test_a_tracker_ends_when_its_run_is_gone(fake: Callable[[str], None], folder
     tracking = Tracking(folder, lambda text: None, 100)
     assert tracking.process.stdin is not None
     tracking.process.stdin.close()  # as when the run is killed
-    assert tracking.process.wait(100) == 0
+    assert tracking.process.wait(600) == 0
     calls = calls_in(Path(os.environ["FAKE_CALLS"]).parent)
     assert calls[-1] == {"name": "finish", "exit_code": 1}

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from marks import slow
 from networks import parameters
 from run_folder import epochs_of, events_of, weights_of
 
@@ -20,11 +21,13 @@ STEPS = {  # parameters of the big network after each event
 @pytest.mark.parametrize(
     ("criterion", "steps"),
     [
-        *(("magnitude", steps) for steps in (1, 3, 5)),
-        *(("bn_scale", steps) for steps in (1, 3)),
-        *(("group_norm", steps) for steps in (1, 3)),
-        pytest.param("bn_scale", 5, marks=pytest.mark.slow),
-        pytest.param("group_norm", 5, marks=pytest.mark.slow),
+        *(("magnitude", steps) for steps in (1, 3)),
+        *((criterion, 3) for criterion in ("bn_scale", "group_norm")),
+        slow("magnitude", 5),
+        slow("bn_scale", 1),
+        slow("group_norm", 1),
+        slow("bn_scale", 5),
+        slow("group_norm", 5),
     ],
 )
 def test_big_is_pruned_to_44784_parameters(cli, big_model, scenes, tmp_path, criterion, steps):

@@ -71,7 +71,7 @@ class Answer(BaseHTTPRequestHandler):
         server = self.server
         if server.runs and server.fault != "nothing":
             if server.fault == "hangs":
-                server.over.wait(60)
+                server.over.wait(600)
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

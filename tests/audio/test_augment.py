@@ -43,7 +43,7 @@ def all_arrays(draws: object) -> list[NDArray[Any]]:
 
 def on_ranks(world: int, work: Callable[[int, Callable[[Tensor], Tensor]], Tensor]) -> Tensor:
     """Run `work(rank, gather)` on threads that exchange rows as processes do; join the results."""
-    barrier = threading.Barrier(world, timeout=5)
+    barrier = threading.Barrier(world, timeout=600)
     rows: dict[int, Tensor] = {}
 
     def of_rank(rank: int) -> Tensor:

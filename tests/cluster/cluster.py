@@ -89,13 +89,13 @@ class Cluster:
     def end(self):
         self.run("scancel", "--user", getpass.getuser(), "--signal=KILL", check=False)
         self.run("scancel", "--user", getpass.getuser(), check=False)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 600
         while time.monotonic() < until and self.run("squeue", "-h", check=False):
             time.sleep(0.5)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
-                daemon.wait(20)
+                daemon.wait(600)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -103,7 +103,7 @@ class Cluster:
     def run(self, *command, check=True):
         """Run a command as a user of the cluster; return what it prints."""
         done = subprocess.run(
-            [*map(str, command)], env=self.environment, capture_output=True, text=True, timeout=60
+            [*map(str, command)], env=self.environment, capture_output=True, text=True, timeout=600
         )
         assert not check or done.returncode == 0, done.stderr
         return done.stdout.strip()

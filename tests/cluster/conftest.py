@@ -73,7 +73,7 @@ def submit(cluster):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         return dict(line.split(": job ") for line in done.stdout.splitlines())

@@ -54,7 +54,7 @@ def submit(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         jobs = sorted(notes.iterdir(), key=lambda path: int(path.stem))
         return done, [job.read_text().split("\0")[:-1] for job in jobs]

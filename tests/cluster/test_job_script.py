@@ -33,7 +33,7 @@ def job(tmp_path):
             env=environment | variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         return done.returncode, done.stderr, (tmp_path / "asked").read_text().splitlines()
 

@@ -47,7 +47,7 @@ def begin(dataset, scratch, lines=TAKE):
 def stage(dataset, scratch, lines=TAKE):
     """Returns exit status, the printed place and what was said."""
     process = begin(dataset, scratch, lines)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out.removesuffix("\n"), err
 
 
@@ -57,7 +57,7 @@ def same(copy, dataset, hashes):
 
 def test_it_is_copied_once(dataset, scratch, own, hashes):
     processes = [begin(dataset, scratch) for _ in range(2)]
-    ended = [process.communicate(timeout=120) for process in processes]
+    ended = [process.communicate(timeout=600) for process in processes]
     copies = {out.removesuffix("\n") for out, _ in ended}
     assert len(copies) == 1
     assert Path(*copies).parent == own

@@ -12,6 +12,7 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+from marks import slow
 from run_folder import assert_same_run, epochs_of, events_of, tensors, weights_of
 
 from cpprune import zero
@@ -26,26 +27,28 @@ SETTINGS += ["--optim.schedule", "constant", "--optim.lr", 1e-4, "--train.epochs
 SETTINGS += ["--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1]
 SETTINGS += ["--train.checkpoint_steps", 2, "--train.keep_checkpoints", 20]
 
-STAGES = [pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)]
+STAGES = [slow(stage) for stage in (1, 2)]
 
 
 @cache
-def python_without_spaces():
-    """This interpreter, through a link if its path has a space: torch compiles nothing from there."""
-    if " " not in sys.prefix:
-        return sys.executable
-    link = Path(mkdtemp()) / "environment"
-    atexit.register(shutil.rmtree, link.parent)
-    link.symlink_to(sys.prefix)
-    return str(link / Path(sys.executable).relative_to(sys.prefix))
+def place_to_compile():
+    """A folder for this process alone: a compiler that was killed leaves a lock that others wait for."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    (folder / "environment").symlink_to(sys.prefix)
+    return folder
 
 
 def launch(stage, free_port, *arguments, **environment):
     """Run `launch/prune.py` on two processes under a file of launch/accelerate/."""
-    words = [python_without_spaces(), "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    # Through a link, as torch compiles nothing from a path with a space.
+    place = place_to_compile()
+    python = place / "environment" / Path(sys.executable).relative_to(sys.prefix)
+    words = [str(python), "-m", "accelerate.commands.launch", "--num_processes", "2"]
     words += ["--config_file", f"launch/accelerate/deepspeed_zero{stage}.yaml"]
     words += ["--main_process_port", str(free_port()), "launch/prune.py", *map(str, arguments)]
     own = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    own["TORCH_EXTENSIONS_DIR"] = str(place / "compiled")
     return subprocess.run(
         words,
         cwd=REPOSITORY,

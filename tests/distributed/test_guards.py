@@ -161,7 +161,7 @@ def test_a_rank_that_hangs_is_named(free_port, command, tmp_path, rank):
         wait_for(lambda: not Path(f"/proc/{ranks[1 - rank]}").exists(), process)
         assert time.monotonic() - begin < 30
         os.kill(ranks[rank], signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_a_launcher_that_restarts_its_processes_goes_on(free_port, command, tmp_
     try:
         wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/step-*"))) == 2, process)
         os.kill(ranks_of(process)[1], signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -212,7 +212,7 @@ def test_a_node_that_joins_later_takes_part(free_port, command, tmp_path):
     try:
         wait_for((tmp_path / "run/checkpoints").exists, agents[0])
         agents.append(subprocess.Popen(agent, **settings))
-        texts = [process.communicate(timeout=150)[1] for process in agents]
+        texts = [process.communicate(timeout=600)[1] for process in agents]
     finally:
         for process in agents:
             with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from marks import slow
 from run_folder import tensors
 
 from cpprune import artifact, distributed
@@ -54,7 +55,7 @@ def alone(tiny_run, scenes):
     return plans(str(tiny_run / "model"), str(scenes))
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [2, slow(4)])
 def test_every_criterion_gives_the_same_bytes(two, four, alone, tiny_run, scenes, world):
     ranks = two if world == 2 else four
     for found in ranks.call(plans, str(tiny_run / "model"), str(scenes)):

@@ -5,16 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from run_folder import epochs_of, events_of, ids_of, weights_of
 
 REPOSITORY = Path(__file__).parents[2]
-slow = partial(pytest.param, marks=pytest.mark.slow)
 
 # 32 clips: batches of 9, 9, 9 and 5, with everything on that mixes clips of different ranks. A small
 # learning rate: float32's rounding moves a maximum here and there to another place, and from there
@@ -305,7 +304,7 @@ def torchrun(free_port, script, *arguments):
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from marks import slow
 
 import cpprune
 from cpprune.models.resize import layer_widths
@@ -55,7 +56,7 @@ ARCHITECTURES = load_script()
     "name",
     [
         *ARCHITECTURES.SMALL,
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES.WHOLE),
+        *(slow(name) for name in ARCHITECTURES.WHOLE),
     ],
 )
 def test_it_is_pruned_and_comes_back_and_trains(name: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from marks import slow
 from torch import nn
 
 from cpprune.models.resize import layer_widths
@@ -35,7 +36,7 @@ def test_the_curves(ramp: str, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("ramp", ["linear", "cubic", "exponential"])
 @pytest.mark.parametrize("how", [{"ratio": 0.41}, {"budget": "params<=44784"}])
-@pytest.mark.parametrize("scope", [pytest.param("local", marks=pytest.mark.slow), "global"])
+@pytest.mark.parametrize("scope", [slow("local"), "global"])
 def test_every_step_is_just_under_the_curve(
     ramp: str, how: dict[str, object], scope: str, make_network: Make
 ) -> None:

@@ -88,7 +88,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_batch_over_more_shards_than_files_may_be_open(many: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", READER, many], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", READER, many], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     one, two, *same = done.stdout.split()

@@ -123,7 +123,7 @@ def test_overwriting_waits_for_the_lock_before_it_deletes(
 
     def slow(*arguments: object) -> object:
         at_work.set()
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         return finish(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards.build, "_finish", slow)
@@ -131,7 +131,7 @@ def test_overwriting_waits_for_the_lock_before_it_deletes(
         target=build_dataset, args=(tau_options, out), kwargs={"workers": 1, "overwrite": True}
     )
     first.start()
-    assert at_work.wait(60)
+    assert at_work.wait(600)
     before = snapshot(out)
     assert any(name.endswith(".tar") for name in before)
     with pytest.raises(InputError, match=r"another build is at work there \(process \d+ on "):
@@ -149,7 +149,7 @@ def test_two_builds_that_overwrite_at_the_same_time(scenes_source: Path, tmp_pat
     words += ["--out", str(out), "--workers", "1", "--overwrite"]
     for _ in range(4):
         both = [subprocess.Popen([*words, "--seed", seed], stderr=subprocess.PIPE) for seed in "12"]
-        said = [process.communicate(timeout=300)[1].decode() for process in both]
+        said = [process.communicate(timeout=600)[1].decode() for process in both]
         ends = [process.returncode for process in both]
         assert 0 in ends, said
         for end, text in zip(ends, said, strict=True):
@@ -259,7 +259,7 @@ def test_a_disk_that_is_full(command: str, scenes_source: Path, tmp_path: Path) 
         "build": ["build", "tau2022", "--source", str(scenes_source)],
     }[command]
     words = [sys.executable, "-m", "shards", *words, "--out", str(out), "--workers", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit, timeout=600)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"cpprune: error: --out {out}: cannot be written (File too large); ")

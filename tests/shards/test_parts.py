@@ -91,7 +91,7 @@ def test_parts_run_side_by_side_but_not_twice_nor_beside_the_join(
 
     def slow(*arguments: object, **settings: object) -> object:
         at_work.set()
-        assert go_on.wait(30)
+        assert go_on.wait(600)
         return make(*arguments, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards.build, "_make_shards", slow)
@@ -99,7 +99,7 @@ def test_parts_run_side_by_side_but_not_twice_nor_beside_the_join(
         target=build_part, args=(tau_options, out, 1, 2), kwargs={"workers": 1}
     )
     other.start()
-    assert at_work.wait(30)
+    assert at_work.wait(600)
     monkeypatch.setattr(shards.build, "_make_shards", make)
     for again in (
         lambda: build_part(tau_options, out, 1, 2, workers=1),

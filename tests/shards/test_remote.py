@@ -164,7 +164,7 @@ def test_what_is_expected_comes_in_the_background(flaky: Any, url: str, cache: P
     wanted += [name for name in reversed(shards) if name.startswith("train")]
     assert len(wanted) > 4
     dataset.expect(ids)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while not (cache / dataset.fingerprint / wanted[-1]).exists():
         assert time.monotonic() < end
         time.sleep(0.01)

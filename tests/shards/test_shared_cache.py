@@ -256,7 +256,7 @@ def test_what_all_processes_need_is_asked_for_once(
     monkeypatch.setattr(Cache, "alone", noted)
 
     def withheld(name: str, block: bytes) -> bytes:
-        assert all_wait.wait(60)
+        assert all_wait.wait(600)
         return block
 
     flaky.fault = withheld
@@ -268,6 +268,6 @@ def test_what_all_processes_need_is_asked_for_once(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
     assert len(found) == 8
     assert flaky.opened("") == ["dataset.json", "index.parquet"]

@@ -87,13 +87,13 @@ def endless(handler: Any, data: bytes) -> None:
 
 
 def silent(handler: Any, data: bytes) -> None:
-    handler.server.over.wait(60)
+    handler.server.over.wait(600)
 
 
 def silent_in_the_middle(handler: Any, data: bytes) -> None:
     handler.head(Content_Length=len(data))
     handler.send(data[:1000])
-    handler.server.over.wait(60)
+    handler.server.over.wait(600)
 
 
 def trickling(handler: Any, data: bytes) -> None:
@@ -219,12 +219,12 @@ def test_what_failed_in_the_background_is_not_waited_for_again(web: Web) -> None
 
     def refused(handler: Any, data: bytes) -> None:
         first.set()
-        release.wait(60)
+        release.wait(600)
         handler.send_error(404)
 
     web.answers[SHARD] = refused
     dataset.expect(np.arange(10))
-    assert first.wait(60)
+    assert first.wait(600)
     reading: list[str] = []
 
     def read() -> None:
@@ -236,7 +236,7 @@ def test_what_failed_in_the_background_is_not_waited_for_again(web: Web) -> None
     thread.start()
     time.sleep(0.2)  # for the reader to wait at the lock; it fails in the same way if it did not
     release.set()
-    thread.join(60)
+    thread.join(600)
     assert "404" in reading[0]
     assert web.asked.count(SHARD) <= 2
 

@@ -10,8 +10,9 @@ import time
 from contextlib import suppress
 
 import pytest
+from marks import slow
 
-SECONDS = 60
+SECONDS = 600
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_two_processes_share_the_trials(start, tmp_path):
     assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("whom", [pytest.param("the sweep", marks=pytest.mark.slow), "all of it"])
+@pytest.mark.parametrize("whom", [slow("the sweep"), "all of it"])
 def test_killed_and_taken_up_again(start, tmp_path, whom):
     run, other = tmp_path / "out/trial-0000", tmp_path / "out/trial-0001"
     arguments = ("--trials", 2, "--", "--pause=0.1", "--epochs=6")
@@ -116,9 +117,7 @@ def test_killed_and_taken_up_again(start, tmp_path, whom):
     assert len(starts(run)) == 2
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), signal.SIGTERM])
 def test_interrupted(start, tmp_path, number):
     run = tmp_path / "out/trial-0000"
     arguments = ("--trials", 1, "--", "--pause=0.1", "--epochs=8")

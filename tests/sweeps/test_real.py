@@ -16,7 +16,7 @@ from run_folder import assert_same_run, epochs_of
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--model.widths=[6, 8, 10]", "--train.batch_size=16", "--train.precision=no"]
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-SECONDS = 300
+SECONDS = 600
 
 pytestmark = pytest.mark.slow
 
