@@ -25,7 +25,7 @@ from fuzz_lines import LINES, Line, Option
 from fuzz_verdict import judge
 
 NOBODY = 65534
-BLOCKED_SECONDS = 40.0  # without any work; a server that refuses is asked again for a while
+BLOCKED_SECONDS = 120.0  # without any work; a server that refuses is asked again for half a minute
 BUSY_SECONDS = 45.0  # of work
 LONGEST_SECONDS = 240.0
 GIB = 1 << 30
