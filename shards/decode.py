@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from shards.sound import BadFile, Sound, Wave
 BLOCK_SAMPLES = 1 << 18
 # libsndfile's length of what it cannot measure.
 _UNKNOWN = 2**63 - 1
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
@@ -143,20 +144,39 @@ def _sequential(source: "_View | int", stack: ExitStack) -> Any:
         def seekable(self) -> bool:
             return False
 
-    return stack.enter_context(Sequential(source, closefd=False))
+    with _without_notes():
+        return stack.enter_context(Sequential(source, closefd=False))
 
 
 def _read(sound: Any) -> Iterator[Wave]:
     frames = max(1, BLOCK_SAMPLES // sound.channels)
     try:
         # A new array for each block: what a short read leaves of it is not handed out.
-        while len(block := sound.read(frames, dtype="float32", always_2d=True)):
+        while True:
+            with _without_notes():
+                block = sound.read(frames, dtype="float32", always_2d=True)
+            if not len(block):
+                return
             yield block
     except _errors() as error:
         reason = _reason(error)
         if sound.frames != _UNKNOWN:
             reason = f"cut short or damaged, its {sound.frames} samples cannot be decoded: {reason}"
         raise BadFile(reason) from error
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keeps what libmpg123 notes of a damaged file off this process's standard error."""
+    with _one_at_a_time, ExitStack() as stack:
+        with suppress(OSError):  # there may be no standard error
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        yield
 
 
 class _View(io.RawIOBase):

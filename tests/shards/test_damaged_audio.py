@@ -147,6 +147,18 @@ def test_two_mp3s_in_a_row_are_both_read(tmp_path: Path) -> None:
     assert np.abs(samples[-40_000:-8_000]).max() > 5000
 
 
+def test_the_decoder_of_mp3_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(write(tmp_path / "file.mp3", chord(2.3, 16_000), 16_000))
+    data[1395 : 1395 + 800] = bytes(800)
+    (tmp_path / "file.mp3").write_bytes(data)
+    with pytest.raises(BadFile, match="can be decoded"):
+        load(tmp_path / "file.mp3", 16_000)
+    os.write(2, b"still heard")
+    assert capfd.readouterr().err == "still heard"
+
+
 def test_alac_whose_length_is_not_stated_is_refused(tmp_path: Path) -> None:
     """libsndfile takes what follows the last packet for sound; PCM ends with the file."""
     for subtype, refused in (("ALAC_16", True), ("PCM_16", False)):
