@@ -6,6 +6,7 @@ Which clips a global batch holds is `shards.order` and nothing else; here they a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,7 +321,8 @@ class TrainingBatches:
         line["ids"] = batch.ids[batch.start : batch.stop].tolist()
         with writing(self.ids_file):
             self.ids_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.ids_file.open("a") as file:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with os.fdopen(os.open(self.ids_file, flags, 0o666), "a") as file:
                 file.write(json.dumps(line) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from cpprune import artifact
 from cpprune.artifact import Model
 from cpprune.audio.mel import PRESETS, LogMel
+from cpprune.finite import not_finite
 from cpprune.models.cp_resnet import imported_widths
 from cpprune.models.registry import rebuild_model
 from shards.durable import writing
@@ -63,6 +65,10 @@ def import_state_dict(
     except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
+    if wrong := not_finite(network):
+        raise InputError(
+            f"{file}: holds numbers that are not finite, in {wrong[0]}: its training has diverged"
+        )
     model = Model(
         network,
         features,
@@ -72,6 +78,7 @@ def import_state_dict(
         clip_shape=(spec.sample_rate,),
         about={"provenance": {"imported": file.name}, "metrics": {}},
     )
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - a link at its end stays one
     busy = f"{out}: another import is writing it"
     with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
         artifact.save(model, out)

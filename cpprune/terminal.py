@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cpprune.complexity import count_macs, count_parameters, latency
 from cpprune.config import RunConfig
+from cpprune.models.factory import is_factory
 from cpprune.pruning.budget import parse_budget
 from cpprune.tracking import read_state
 from shards.credentials import without_credentials
@@ -167,12 +168,14 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
         model: of the final size, on the device that it was trained on.
     """
     val, tracked = result["val"], read_state(Path(config.run)).get("look")
+    module = model.family.partition(":")[0] if is_factory(model.family) else ""
+    trusted = f" --trust {quote(module)}" if module else ""
     look = [f"{config.run}/metrics.jsonl", *([tracked] if tracked else [])]
     return [
         f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
         f"{result['parameters']:,} parameters, val macro accuracy "
         f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {quote(result['model'])} "
-        f"--data {quote(without_credentials(config.data.path))}",
+        f"--data {quote(without_credentials(config.data.path))}{trusted}",
         f"  best by {config.train.monitor}: accuracy {val['accuracy']:.4f}, log loss "
         f"{figure_text(val['log_loss'])} over {val['clips']:,} clips of validation",
         f"  costs {result['parameters']:,} parameters and {result['macs']:,} MACs",

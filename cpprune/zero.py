@@ -39,7 +39,10 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
     if precision == "fp16":
         raise InputError("train.precision=fp16 is not for DeepSpeed: use bf16 or no")
     settings = _settings()
-    stage = settings.get("zero_optimization", {}).get("stage", 2)
+    zero = settings.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise InputError('DeepSpeed: "zero_optimization" must be an object such as {"stage": 2}')
+    stage = zero.get("stage", 2)
     if stage not in (1, 2):
         raise InputError(
             f"DeepSpeed ZeRO stage {stage}: use 1 or 2 (launch/accelerate/deepspeed_zero1.yaml or "
@@ -90,7 +93,7 @@ def _settings() -> dict[str, Any]:
                     f"{name}={os.environ[name]}: offloading is not supported; set none"
                 )
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        return {"zero_optimization": {"stage": int(stage) if stage.isdigit() else stage}}
+        return {"zero_optimization": {"stage": int(stage) if stage in ("1", "2") else stage}}
     settings = read_json(Path(file), dict[str, Any], remedy="give a DeepSpeed configuration")
     for key in ("optimizer", "scheduler", "fp16", "bf16"):
         if settings.pop(key, None):

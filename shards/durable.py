@@ -26,6 +26,7 @@ _REMEDIES = {
     errno.EACCES: "choose a place that you may write to",
     errno.EPERM: "choose a place that you may write to",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "it is a link: remove it or choose another place",
     errno.ENXIO: "no process reads from it: start the reader first",
 }
 

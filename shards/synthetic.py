@@ -86,8 +86,13 @@ def synthesise(
                     advance(sum(len(segment.devices) for segment in jobs[number][2]))
             _write_lists(folder, segments)
     except BaseException:
-        remove(folder, ("audio/*.wav", *LISTS))  # half of it would be in the way of the next
+        remove_clips(folder)  # half of it would be in the way of the next
         raise
+
+
+def remove_clips(folder: Path) -> None:
+    """Removes the clips and lists that `synthesise` has written into a folder of ours."""
+    remove(folder, ("audio/*.wav", *LISTS))
 
 
 def lay_out(clips: int) -> list[Segment]:

@@ -71,6 +71,10 @@ last_checkpoint() {
     ((${#found[@]} == 0)) || echo "${found[-1]}"
 }
 
+has_diverged() {
+    grep -qs '^ *"failed":' "$1/result.json"
+}
+
 # Trains on all nodes until the run has its result. Ends the job when the run has to go on later: its
 # time is up, it was told to stop, or it failed after it had saved something new.
 # usage: train_to_end SCRIPT DATASET RUN SETTINGS…
@@ -88,7 +92,7 @@ train_to_end() {
         sleep 1 || true # which is signalled too
     done
     wait "$step" || status=$?
-    if ((status == 0)) && [[ -f $run/result.json ]]; then
+    if ((status == 0)) && [[ -f $run/result.json ]] && ! has_diverged "$run"; then
         rm -f "$run/STOP"
     elif [[ -n $time_is_up ]]; then
         requeue "its time is up"
@@ -97,8 +101,8 @@ train_to_end() {
         exit 1
     elif ((status == 0)) || [[ -n $told_to_stop ]]; then
         requeue "it was told to stop"
-    elif grep -qs '^ *"failed":' "$run/result.json"; then
-        exit "$status" # it has diverged, and would again
+    elif has_diverged "$run"; then
+        exit "$status" # it would again
     elif [[ $(last_checkpoint "$run") != "$before" ]]; then
         requeue "it failed, but has saved something new"
     else

@@ -14,6 +14,11 @@ staged() {
     own=$SCRATCH/cpprune-$(id -un)
     mkdir -p "$SCRATCH"
     mkdir -m 700 "$own" 2>/dev/null || true
+    if [[ ! -e $own && ! -L $own ]]; then
+        echo "slurm: no folder can be made in SCRATCH=$SCRATCH: $1 is read where it is" >&2
+        echo "$1"
+        return
+    fi
     if ! only_ours "$own"; then
         echo "slurm: $own can be written by others, or was made by them: $1 is read where it is;" \
             "remove that folder, or set SCRATCH to another one" >&2
@@ -28,7 +33,8 @@ staged() {
         rm -rf "$folder" "$folder.new"
         if ! fits "$1" "$own" || ! cp -rL "$1" "$folder.new"; then
             rm -rf "$folder.new"
-            echo "slurm: $SCRATCH has no room for $1 on $(hostname): it is read where it is" >&2
+            echo "slurm: $1 cannot be copied to $SCRATCH on $(hostname), which may have no room: it is read" \
+                "where it is" >&2
             exec {lock}>&-
             echo "$1"
             return

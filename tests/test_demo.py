@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import cpprune
+from cpprune.commands.demo import build
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = Path(__file__).parents[2] / "shared/data/mnist10k"
@@ -52,6 +53,34 @@ def test_demo(cli, tmp_path, monkeypatch):
         assert f"{parameters:,}" in again.out
     assert json.loads((out / "results.json").read_text())["models"] == json.loads(before)["models"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
+
+
+def test_a_demo_that_is_stopped_says_how_it_goes_on(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("cpprune.commands.demo.build", lambda out, clips: out / "dataset")
+    monkeypatch.setattr("cpprune.trainer.train", lambda config: {"stopped": "SIGINT"})
+    outcome = cli("demo", "--out", tmp_path / "demo")
+    assert outcome.status == 2
+    assert "the demo was stopped; the same command goes on" in outcome.err
+
+
+def test_clips_that_a_killed_demo_has_left_are_made_anew(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("shards.cli.main", made.append)
+    left = tmp_path / "audio/audio/airport-lisbon-0-0-a.wav"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    (tmp_path / "audio/hers.txt").touch()
+    build(tmp_path, 200)
+    assert [words[0] for words in made] == ["synth", "build"]
+    assert [path.name for path in (tmp_path / "audio").iterdir()] == ["hers.txt"]
+
+
+def test_a_demo_of_other_clips_is_refused(refused, tmp_path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio/meta.csv").touch()
+    (tmp_path / "demo.json").write_text('{"made_by": "cpprune demo", "clips": 300}')
+    refused("demo", "--out", tmp_path, "--clips", 400, names=["300 clips", "--clips 300"])
+    assert "300" in (tmp_path / "demo.json").read_text()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Weights made elsewhere: read without running anything, or refused in one line."""
 
 import io
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -122,6 +123,22 @@ def test_classes_are_named(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert model.classes == ("x", "y", "z")
     assert "has 3 outputs, but 10 classes" in refused(saved(state))
     assert "has 3 outputs, but 2 classes" in refused(saved(state), classes=["x", "y"])
+
+
+def test_numbers_that_are_not_finite_are_refused(refused: Callable[..., str]) -> None:
+    state = trained(widths=[4, 5, 6]).state_dict()
+    state["stage1.block1.conv1.weight"][0] = math.nan
+    assert "not finite, in stage1.block1.conv1.weight" in refused(saved(state))
+
+
+def test_the_current_folder_may_become_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.pth").write_bytes(saved(trained(widths=[4, 5, 6]).state_dict()))
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    import_state_dict(tmp_path / "small.pth", Path(), "seed256")
+    assert (tmp_path / "model/model.json").is_file()
 
 
 def test_another_rho_is_refused(refused: Callable[..., str]) -> None:

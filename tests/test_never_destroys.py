@@ -278,6 +278,21 @@ def test_folders_of_other_commands(
     assert snapshot(theirs) == before
 
 
+def test_ids_are_not_written_through_a_link(
+    tiny: Any, scenes: Path, cli: Any, tmp_path: Path
+) -> None:
+    ids = tmp_path / "run/ids/rank-0.jsonl"
+    ids.parent.mkdir(parents=True)
+    (tmp_path / "run/environment.json").write_text('{"packages": {"cpprune": "0"}}')
+    ids.symlink_to(tmp_path / "hers")
+    (tmp_path / "hers").write_text("hers")
+    settings = [*tiny, "--data.path", scenes, "--run", tmp_path / "run", "--train.epochs", 1]
+    outcome = cli("train", *settings, "--data.record_ids", "true")
+    assert outcome.status == 2
+    assert f"{ids}: cannot be written" in outcome.err
+    assert (tmp_path / "hers").read_text() == "hers"
+
+
 def test_a_report_of_a_folder_that_no_run_wrote(refused: Refused, tmp_path: Path) -> None:
     fill(tmp_path, "report.html")
     (tmp_path / "config.yaml").write_text("a: 1\n")

@@ -77,10 +77,10 @@ def test_the_line_of_an_epoch(scenes: Path, tmp_path: Path) -> None:
     assert [line[:9] for line in stay[1:4]] == ["epoch 1/2", "epoch 2/2", "done: bes"]
 
 
-def closing(prune: PruneConfig, tmp_path: Path, parameters: int) -> str:
+def closing(prune: PruneConfig, tmp_path: Path, parameters: int, family: str = "cp_resnet") -> str:
     config = RunConfig(run=str(tmp_path), prune=prune)
     network = cpprune.build_model("cp_resnet", widths=[4, 4, 4])
-    model: Any = SimpleNamespace(network=network, input_shape=(1, 256, 44))
+    model: Any = SimpleNamespace(network=network, input_shape=(1, 256, 44), family=family)
     val = {"macro_accuracy": 0.51, "accuracy": 0.52, "log_loss": 1.3, "clips": 2200}
     result = {"epoch": 3, "model": "M", "parameters": parameters, "macs": 2_000_000, "val": val}
     return "\n".join(terminal.closing_lines(config, result, model))
@@ -92,6 +92,9 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
     for part in ("log loss 1.3000 over 2,200 clips", "2,000,000 MACs", f"{tmp_path}/metrics.jsonl"):
         assert part in said
     assert "budget" not in said
+    assert "--trust" not in said
+    own = closing(PruneConfig(), tmp_path, 47_028, "my.nets:tiny")
+    assert " --trust my.nets\n" in own
     (tmp_path / "tracking.json").write_text('{"look": "tensorboard --logdir there"}')
     assert "tensorboard --logdir there" in closing(PruneConfig(), tmp_path, 47_028)
 

@@ -61,6 +61,11 @@ def demo(argv: list[str]) -> int:
     begin = time.monotonic()
     out: Path = arguments.out
     claim(out, DEMO, "--out")
+    made = read_mark(out / MARK).get("clips", arguments.clips)
+    if made != arguments.clips and (out / "audio/meta.csv").is_file():
+        raise InputError(
+            f"--out {out}: is a demo of {made} clips: give --clips {made} or another --out"
+        )
     with writing(out, "--out"):
         out.mkdir(parents=True, exist_ok=True)
         about = {"made_by": "cpprune demo", "clips": arguments.clips, "epochs": arguments.epochs}
@@ -87,10 +92,12 @@ def demo(argv: list[str]) -> int:
 def build(out: Path, clips: int) -> Path:
     """Make the synthetic recordings and their shards, unless they are there; return the dataset."""
     import shards.cli
+    from shards.synthetic import remove_clips
 
     audio, dataset = out / "audio", out / "dataset"
     with redirect_stdout(sys.stderr):  # standard output is for the table
         if not (audio / "meta.csv").is_file():
+            remove_clips(audio)  # of a demo that was killed
             shards.cli.main(["synth", "--out", str(audio), "--clips", str(clips)])
         shards.cli.main(["build", "tau2022", "--source", str(audio), "--out", str(dataset)])
     return dataset
@@ -145,6 +152,8 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
 
     print(f"\n{title}", file=sys.stderr)
     trained = train(config)
+    if "stopped" in trained:
+        raise InputError("the demo was stopped; the same command goes on with it")
     report_after_training(config.run, config.data.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(trained["model"], device)

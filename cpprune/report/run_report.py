@@ -114,6 +114,7 @@ def write_report(
     Raises:
         InputError: a folder is no run, or a page cannot be written.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     pages = [out] if out is not None else [folder / PAGE for folder in folders]
     with ExitStack() as held:
         for path, folder in zip(pages, folders, strict=False):

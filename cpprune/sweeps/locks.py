@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from shards.durable import writing
 from shards.errors import InputError
 
 
@@ -76,8 +77,10 @@ def is_held(path: Path) -> bool:
 
 
 def _open(path: Path) -> BinaryIO:
-    # Opened to write alone, a named pipe would wait for a reader.
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    # Opened to write alone, a named pipe would wait for a reader. A link may lead out of the folder.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with writing(path):
+        file = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise InputError(f"{path}: is a pipe or device, not a file; remove it")

@@ -52,9 +52,7 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
                 typed(record, _Epoch)
                 epochs.append(record)
         except DocumentError as error:
-            raise InputError(
-                f"{path}: line {number} {error}; remove the trial's folder, and it is run again"
-            ) from None
+            raise InputError(f"{path}: line {number} {error}; mend or remove this file") from None
     return epochs
 
 

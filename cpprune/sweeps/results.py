@@ -37,7 +37,7 @@ def collect(board: Board) -> dict[str, Any]:
             }
         )
     trials.sort(key=lambda trial: _rank(trial, goal))
-    done = [trial for trial in trials if trial["state"] == "done"]
+    done = [trial for trial in trials if _is_measured(trial)]
     return {
         "folder": str(board.folder),
         "metric": metric,
@@ -47,9 +47,14 @@ def collect(board: Board) -> dict[str, Any]:
     }
 
 
+def _is_measured(trial: dict[str, Any]) -> bool:
+    """Say whether a trial is done, and its folder is still there."""
+    return trial["state"] == "done" and trial["value"] is not None
+
+
 def _rank(trial: dict[str, Any], goal: str) -> tuple[bool, float, int]:
     """Return what puts the best that is done first, and those that are not done last."""
-    done, sign = trial["state"] == "done", -1 if goal == "maximize" else 1
+    done, sign = _is_measured(trial), -1 if goal == "maximize" else 1
     return not done, sign * trial["value"] if done else 0, trial["number"]
 
 

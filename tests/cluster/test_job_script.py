@@ -100,16 +100,21 @@ def test_a_command_that_fails_ends_the_job(job):
 
 
 @pytest.mark.parametrize("result", ['{\n  "failed": "it diverged"\n}', '{\n  "failures": 0\n}'])
-def test_a_run_that_has_diverged_is_not_put_back(job, tmp_path, result):
-    """The rest of what failed after it had saved something is."""
+@pytest.mark.parametrize("ended", [2, 0])
+def test_a_run_that_has_diverged_is_neither_put_back_nor_done(job, tmp_path, result, ended):
+    """The rest of what failed after it had saved something is put back; it may be told to stop, too."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "srun").write_text(
-        f"#!/bin/bash\nmkdir {run}/checkpoints/step-3\necho '{result}' >{run}/result.json\nexit 2\n"
+        f"#!/bin/bash\nmkdir {run}/checkpoints/step-3\n"
+        f"echo '{result}' >{run}/result.json\nexit {ended}\n"
     )
     (tmp_path / "srun").chmod(0o755)
-    status, _, asked = job(f"train_to_end launch/train.py data {run}")
-    assert (status, bool(asked)) == ((2, False) if "failed" in result else (1, True))
+    status, said, asked = job(f"train_to_end launch/train.py data {run}\necho further >&2")
+    diverged = '"failed"' in result
+    assert bool(asked) == (diverged == (ended == 0))
+    assert status == (0 if ended == 0 and not diverged else 1 if asked else 2)
+    assert ("further" in said) == (status == 0)
 
 
 def test_a_dataset_behind_a_url_is_cached_on_scratch(job, tmp_path):

@@ -194,7 +194,7 @@ def asked(monkeypatch):
     return ask
 
 
-@pytest.mark.parametrize("stage", [0, 3, "three"])
+@pytest.mark.parametrize("stage", [0, 3, "three", "²"])
 def test_other_stages_are_refused(asked, refused, scenes, tmp_path, stage):
     asked(ZERO_STAGE=stage)
     names = [f"DeepSpeed ZeRO stage {stage}: use 1 or 2"]
@@ -231,6 +231,7 @@ def test_a_path_that_torch_cannot_compile_from_is_refused(asked, monkeypatch):
         (None, "cannot be read .*; give a DeepSpeed configuration"),
         ("{", "is not valid JSON .*; give a DeepSpeed configuration"),
         ("[1]", "expected object, got array; give a DeepSpeed configuration"),
+        ('{"zero_optimization": 2}', "must be an object such as"),
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3: use 1 or 2"),
         ('{"bf16": {"enabled": true}}', "leave out 'bf16'"),
     ],

@@ -103,6 +103,11 @@ def test_other_data_than_that_of_the_run(
     assert "is not what the run was trained on" not in page_of(tiny_run, "--data", scenes).text
 
 
+def test_a_run_that_is_named_twice_is_reported_once(cli: Any, tiny_run: Path) -> None:
+    outcome = cli("report", tiny_run, tiny_run)
+    assert outcome.status == 0, outcome.err
+
+
 def test_names_that_would_do_harm(cli: Any, tiny: Any, noise_folder: Any, tmp_path: Path) -> None:
     noise_folder(tmp_path / "noise", EVIL, files=12)
     build = ["--source", tmp_path / "noise", "--out", tmp_path / "data"]

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from cpprune.sweeps.results import _rank
+
 # A training whose first validation is not finite; with x=1 it diverges altogether.
 DIVERGING = """
 import json, sys
@@ -21,6 +23,17 @@ result = {"failed": "it diverged"} if x == 1 else {"parameters": 9, "macs": 7}
 if x == 1:
     sys.exit("cpprune: error: it diverged; lower optim.lr")
 """
+
+
+def test_a_trial_whose_folder_is_gone_comes_after_those_that_can_be_shown():
+    trials = [
+        {"number": 0, "state": "done", "value": None},
+        {"number": 1, "state": "failed", "value": None},
+        {"number": 2, "state": "done", "value": 0.1},
+        {"number": 3, "state": "done", "value": 0.2},
+    ]
+    best_first = sorted(trials, key=lambda trial: _rank(trial, "maximize"))
+    assert [trial["number"] for trial in best_first] == [3, 2, 0, 1]
 
 
 @pytest.fixture

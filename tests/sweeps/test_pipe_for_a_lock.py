@@ -16,6 +16,16 @@ def test_a_named_pipe_is_no_lock(tmp_path):
             use()
 
 
+def test_a_link_is_no_lock(tmp_path):
+    (tmp_path / "hers").write_text("hers")
+    link = tmp_path / "log"
+    link.symlink_to("hers")
+    for use in (FileLock(link).acquire, lambda: held(link)):
+        with pytest.raises(InputError, match=r"log: cannot be written .*it is a link"):
+            use()
+    assert (tmp_path / "hers").read_text() == "hers"
+
+
 def test_a_file_is_one(tmp_path):
     path = tmp_path / "log"
     file = held(path)
