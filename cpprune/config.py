@@ -296,7 +296,6 @@ def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
         InputError: a key that does not exist, with the nearest that does.
     """
     known = set(all_keys())
-    components = set(_COMPONENTS)
     given: set[str] = set()
     for position, argument in enumerate(argv):
         if not argument.startswith("--"):
@@ -308,7 +307,7 @@ def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
             given |= _keys_of_file(name, known)
         elif key in known:
             given.add(key)
-        elif key not in flags and key not in components:
+        elif key not in flags:
             raise InputError(unknown_key(key))
     return given
 
@@ -329,6 +328,9 @@ def _keys_of_file(name: str, known: set[str]) -> set[str]:
 def unknown_key(key: str) -> str:
     """Return the message for a key that is not one, with the nearest that is."""
     keys = all_keys()
+    if key in _COMPONENTS:
+        some = next(name for name in keys if name.startswith(f"{key}."))
+        return f"{key} stands for several keys; give them one by one, such as {some}"
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     if not near:
         last = {name.rsplit(".", 1)[-1]: name for name in keys}
