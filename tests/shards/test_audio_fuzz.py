@@ -191,6 +191,8 @@ def check_cut(bench: Bench, case: Case, data: bytes, truth: Wave) -> None:
     if case.format in SILENT_ON_LENGTH:
         bench.judge(case, what, data, truth, None)
         return
+    if case.data[len(data) :].startswith(b"OggS"):
+        return  # whole pages may be all that was written
     heard = bench.decode(data, case.rate)
     # Only what comes behind the samples may be lacking, such as a filling byte.
     kept = isinstance(heard, str) or len(data) > len(case.data) - 8

@@ -171,6 +171,23 @@ def test_alac_whose_length_is_not_stated_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_need_not_say_which_page_is_its_last(subtype: str, tmp_path: Path) -> None:
+    """Of recordings that Debian ships, a third do not; what ends within a page is cut short."""
+    file = tmp_path / "file.ogg"
+    data = write(file, chord(9.3, 48_000), 48_000, format="OGG", subtype=subtype)
+    whole = load(file, 48_000).samples
+    last = data.rindex(b"OggS")
+    file.write_bytes(data[:last])
+    found = load(file, 48_000).samples
+    assert 48_000 < len(found) < len(whole)
+    assert np.abs(found[:-960].astype(int) - whole[: len(found) - 960]).max() <= 1
+    for end in (last - 1, last + 2):
+        file.write_bytes(data[:end])
+        with pytest.raises(BadFile, match="cut short"):
+            load(file, 48_000)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_all_links_of_a_chained_ogg_are_read(subtype: str, tmp_path: Path) -> None:
     file = tmp_path / "a.ogg"
     parts = [

@@ -81,7 +81,7 @@ def test_two_processes_killed_and_resumed_end_as_if_they_were_not(tiny_run, scen
         "sweep",
         tmp_path / "sweep.yaml",
         "--out",
-        tmp_path,
+        tmp_path / "out",
     ]
     words += [
         "--json",
@@ -104,7 +104,7 @@ def test_two_processes_killed_and_resumed_end_as_if_they_were_not(tiny_run, scen
             text=True,
         )
 
-    first, other = tmp_path / "trial-0000", tmp_path / "trial-0001"
+    first, other = tmp_path / "out/trial-0000", tmp_path / "out/trial-0001"
     with start() as sweep:
         end = time.monotonic() + SECONDS
         while not (first / "checkpoints/step-00000008").exists():
@@ -122,7 +122,7 @@ def test_two_processes_killed_and_resumed_end_as_if_they_were_not(tiny_run, scen
         out, err = sweep.communicate(timeout=SECONDS)
     assert sweep.returncode == 0, err
     assert err.splitlines()[0].startswith("trial-0000: goes on: ")
-    log = (tmp_path / "trial-0000.log").read_text()
+    log = (tmp_path / "out/trial-0000.log").read_text()
     assert "2 process(es) on cpu" in log
     assert "goes on from step-" in log
     assert_same_run(first, other)
