@@ -1,5 +1,6 @@
 """One SLURM for all tests, and what they submit to it."""
 
+import shlex
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ CPUS_PER_NODE=1
 TIME=30
 SAVE_SECONDS=90
 SHARD_TASKS=2
-PYTHON={sys.executable}
+PYTHON={shlex.quote(sys.executable)}
 """
 
 

@@ -22,8 +22,9 @@ def held(run):
             words = (process / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue  # it has just ended
-        if "launch/train.py" in words and str(run) in words:
+        if "launch/train.py" in words and f"--run={run}" in words:
             numbers.append(int(process.name))
+    assert numbers
     for number in numbers:
         os.kill(number, signal.SIGSTOP)
     try:

@@ -1,6 +1,7 @@
 """Jobs that save nothing, on a real SLURM: interrupted, they are put back and done again."""
 
 import json
+import shlex
 import shutil
 import sys
 
@@ -26,7 +27,7 @@ def held(site, tmp_path):
 
     def make(command, more):
         python, note = tmp_path / "a python", tmp_path / "note"
-        python.write_text(HOLDING % sys.executable)
+        python.write_text(HOLDING % shlex.quote(sys.executable))
         python.chmod(0o755)
         lines = f"PYTHON='{python}'\nexport NOTE='{note}' HELD='{command}'\nSHARD_TASKS=1\n"
         return site(lines + more), note
