@@ -84,6 +84,7 @@ def build_dataset(
     folder = Path(out).absolute()
     workers = cpu_count() if workers is None else workers
     claim_dataset(folder)
+    _refuse_inside(folder, options)
     plan = make_plan(options, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists() and not overwrite and not work.exists():
@@ -141,6 +142,7 @@ def build_part(
     folder = Path(out).absolute()
     workers = cpu_count() if workers is None else workers
     claim_dataset(folder)
+    _refuse_inside(folder, options)
     plan = make_plan(options, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists():
@@ -179,10 +181,18 @@ def _finished(folder: Path, plan: Plan) -> Manifest:
     return manifest
 
 
+def _refuse_inside(folder: Path, options: BuildOptions) -> None:
+    """Refuses to write into what is read: the next build would take the dataset for a class."""
+    source = Path(options.source).resolve()
+    if options.kind == "folder" and source in (folder.resolve(), *folder.resolve().parents):
+        raise InputError(f"--out {folder}: lies in --source {options.source}; name a place outside")
+
+
 def _refuse_small_disk(folder: Path, plan: Plan) -> None:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
-    have = sum(path.stat().st_size for path in folder.glob("*.tar")) if folder.is_dir() else 0
+    made = [path for name in ("*.tar", f"{WORK_NAME}/spool-*.pcm") for path in folder.glob(name)]
+    have = sum(path.stat().st_size for path in made)
     # FLAC takes half of it at most of the time, but noise takes it all.
     needed = 2 * plan.bytes if needs_spool(plan) else plan.bytes
     if needed - have > free:

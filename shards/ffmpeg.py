@@ -33,6 +33,7 @@ def opened_by_ffmpeg(file: str | Path) -> Iterator[Sound]:
         raise BadFile(f"ffmpeg is needed to decode it: {INSTALL}")
     # "file:" before the name: it may look like an option or an address.
     command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
+    command += ["-err_detect", "crccheck"]
     command += ["-format_whitelist", _DEMUXERS, "-i", f"file:{os.fspath(file)}"]
     # Sun's format: the shortest header that says rate and channels.
     command += ["-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]

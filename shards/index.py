@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.manifest import INDEX_TYPES, MANIFEST_NAME, Manifest, read_index
+from shards.manifest import INDEX_TYPES, LONGEST_TEXT, MANIFEST_NAME, Manifest, read_index
 
 BYTES_PER_ROW = 4096  # unpacked, at most; and for all rows together
 BYTES_MORE = 16 << 20
-LONGEST_TEXT = 4096
 
 
 def open_index(

@@ -48,6 +48,7 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}$")]
 MOST_MANIFEST = 64 << 20  # bytes: that of 100,000 shards has 25 MB
 MOST_VALUES = 1 << 26  # in one sample
+LONGEST_TEXT = 4096  # letters of a cell of the index
 
 
 @dataclass(frozen=True, kw_only=True)

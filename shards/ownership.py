@@ -7,6 +7,7 @@ name by name; anything else that lies in a folder of ours stays. Links are not f
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -174,9 +175,10 @@ def _settle(folder: Path, files: Sequence[str]) -> None:
     with os.scandir(folder.parent) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     for name in names:
-        if name.startswith(f".{folder.name}.old-") and not folder.exists():
+        left = re.fullmatch(rf"\.{re.escape(folder.name)}\.(old|new)-\d+", name)
+        if left and left[1] == "old" and not folder.exists():
             (folder.parent / name).rename(folder)
-        elif name.startswith((f".{folder.name}.old-", f".{folder.name}.new-")):
+        elif left:
             _take_apart(folder.parent / name, files, folder)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit, urlunsplit
 
 from shards.cache import Cache, note, unwritable
 from shards.credentials import file_in, without_credentials
@@ -26,7 +27,8 @@ from shards.manifest import (
     sha256_of_file,
 )
 
-# Of an index whose manifest does not tell its size, in bytes.
+# How long what failed in the background need not be tried again.
+SECONDS_OF_A_FAILURE = 5.0
 
 
 class RemoteFolder:
@@ -48,7 +50,7 @@ class RemoteFolder:
         self.remedy = f"remove {self.files}, and it is fetched again"
         self._url = url
         self._stop = Event()
-        self._failed: dict[str, InputError] = {}
+        self._failed: dict[str, tuple[float, InputError]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self._url, self.cache, self.files.name, self.one_by_one)
@@ -91,13 +93,14 @@ class RemoteFolder:
         try:
             self._fetch(shard, file)
         except InputError as error:
-            self._failed[shard.name] = error
+            self._failed[shard.name] = (time.monotonic(), error)
             raise
 
     def _fetch(self, shard: Shard, file: BinaryIO) -> None:
         # Who waited while it failed in the background need not wait for the same again.
-        if error := self._failed.pop(shard.name, None):
-            raise error
+        failed = self._failed.pop(shard.name, None)
+        if failed and time.monotonic() - failed[0] < SECONDS_OF_A_FAILURE:
+            raise failed[1]
         fetch_file(file_in(self._url, shard.name), shard.sha256, shard.bytes, file)
 
 
@@ -141,7 +144,10 @@ def _manifest(url: str, cache: Cache) -> Manifest:
     One process of a node asks for it; those that had to wait meanwhile take the same answer.
     """
     shown = without_credentials(url)
-    known = cache.root / f"{sha256_of(shown.encode())}-{os.getuid()}.json"
+    # The query may say which dataset it is; a hash tells nobody what it was.
+    kept = urlsplit(url)
+    kept = kept._replace(netloc=kept.netloc.rpartition("@")[2])
+    known = cache.root / f"{sha256_of(urlunsplit(kept).encode())}-{os.getuid()}.json"
     began = time.time_ns()
     with cache.alone(known.stem):
         last = _last(known, cache)

@@ -85,13 +85,18 @@ def predict(argv: list[str]) -> int:
 
 def _audio_files(paths: list[Path]) -> Iterator[Path]:
     """Yield the files, and those of the folders, in the order in which they were given."""
-    from shards.sources.folder import audio_files, endings
+    from shards.formats import INSTALL
+    from shards.sources.folder import endings
+    from shards.sources.walk import NEEDS_FFMPEG, walk
 
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        files, _ = audio_files(path, endings())
-        if not files:
+        found = walk(path, endings())
+        for reason, count in found.aside.items():
+            if reason.startswith(NEEDS_FFMPEG):
+                print(f"{path}: {count:,} left out: {reason}: {INSTALL}", file=sys.stderr)
+        if not found.files:
             raise InputError(f"{path} has no audio files")
-        yield from files
+        yield from found.files

@@ -12,14 +12,13 @@ from shards.sources.walk import (
     FOLLOWED,
     NO_SPLIT,
     Found,
-    audio_files,
     beside,
     endings,
     folders,
     walk,
 )
 
-__all__ = ["audio_files", "endings", "read"]
+__all__ = ["endings", "read"]
 
 
 def read(root: Path, layout: str = "auto", together: str | None = None) -> Source:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.manifest import INDEX_TYPES, SPLITS
+from shards.manifest import INDEX_TYPES, LONGEST_TEXT, SPLITS
 from shards.sources.names import printable
 from shards.sources.source import Item, Source, Table, read_table
 from shards.sources.split_names import meaning, split_names
@@ -58,6 +58,11 @@ def read(path: Path, columns: Columns, audio_root: Path | None) -> Source:
         name, label = row[columns.filename], row[columns.label]
         if not name or not label:
             raise InputError(f"{path}, line {line}: no {columns.filename} or no {columns.label}")
+        used = (columns.label, *columns.groups)
+        if long := next((column for column in used if len(row[column]) > LONGEST_TEXT), None):
+            raise InputError(
+                f"{path}, line {line}: {long} has more than {LONGEST_TEXT:,} letters; shorten it"
+            )
         if "\0" in name:
             raise InputError(f"{path}, line {line}: {printable(name)} is no file name")
         if name in seen:
@@ -72,7 +77,7 @@ def read(path: Path, columns: Columns, audio_root: Path | None) -> Source:
                 split=split,
                 recording=printable(known or name),
                 groups=tuple(printable(row[group]) for group in _others(columns.groups)),
-                together=row[unit] if unit else "",
+                together=printable(row[unit]) if unit else "",
             )
         )
     names = tuple(sorted(classes))

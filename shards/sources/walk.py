@@ -44,12 +44,6 @@ def endings() -> frozenset[str]:
     return frozenset(ending for ending, decoder in DECODERS.items() if decoder in there)
 
 
-def audio_files(folder: Path, known: frozenset[str]) -> tuple[list[Path], int]:
-    """Returns the files at any depth whose ending is one of `known`, and the number of the others."""
-    found = walk(folder, known)
-    return found.files, found.aside.total()
-
-
 def walk(folder: Path, known: frozenset[str]) -> Found:
     """Lists a folder to any depth; a folder that links lead to is listed once, and none above it.
 

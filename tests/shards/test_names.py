@@ -161,3 +161,20 @@ def test_a_quoted_name_may_hold_anything(tmp_path: Path, make_audio: Make) -> No
     made = make_plan(BuildOptions(kind="table", source=tmp_path / "t.csv", sample_rate=8000), 1)
     names = {clip.name for _, _, clips in made.shards for clip in clips}
     assert names == {"a, b.wav", r"two\x0alines.wav", r"next\u0085line.wav"}
+
+
+def test_what_no_dataset_can_hold_is_refused_before_the_work(make_audio, tmp_path):
+    make_audio(tmp_path / "s/owl/a.wav")
+    (tmp_path / "t.csv").write_text(f"filename,label,caption\ns/owl/a.wav,owl,{'x' * 5000}\n")
+    table = BuildOptions(
+        kind="table", source=tmp_path / "t.csv", group_columns=("caption",), sample_rate=8000
+    )
+    with pytest.raises(InputError, match=r"line 2: caption has more than 4,096 letters"):
+        build_dataset(table, tmp_path / "out")
+    with pytest.raises(InputError, match=r"--seconds 3000 at --sample-rate 32000"):
+        BuildOptions(kind="folder", source=tmp_path / "s", seconds=3000)
+    inside = BuildOptions(kind="folder", source=tmp_path / "s", sample_rate=8000)
+    with pytest.raises(InputError, match=r"lies in --source"):
+        build_dataset(inside, tmp_path / "s/data")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "s/data").exists()

@@ -267,3 +267,13 @@ def test_a_disk_that_is_full(command: str, scenes_source: Path, tmp_path: Path) 
     assert not list(tmp_path.rglob("*.tmp"))
     if command == "synth":
         assert snapshot(out) == {}
+
+
+def test_only_names_of_ours_are_taken_for_what_a_killed_process_left(tmp_path: Path) -> None:
+    hers = tmp_path / ".model.old-keep"
+    fill(hers, "model.json", "notes")
+    before = snapshot(hers)
+    with replaced_folder(tmp_path / "model", ["model.json"]) as new:
+        (new / "model.json").write_text("{}")
+    assert snapshot(hers) == before
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.json"]
