@@ -15,7 +15,7 @@ from shards.errors import InputError
 from shards.launcher import of_several, process_rank
 
 SECONDS_FOR_RANK_0 = 3.0
-# Turns of a waiting OpenMP thread before it sleeps; see benchmarks/busy.py and docs/performance.md.
+# Turns of a waiting OpenMP thread before it sleeps; measured by benchmarks/busy.py.
 SPIN_COUNT = "1000"
 
 # command → (module:function, one line of help)

@@ -24,7 +24,7 @@ def test_languages_are_told_apart_after_pruning(tmp_path, capsys):
     source = str(tmp_path / "source")
     assert main(["shards", "build", "folder", "--source", source, "--out", data]) == 0
     assert main(["shards", "verify", data]) == 0
-    common = ["--data.path", data, "--train.precision", "bf16", "--train.batch_size", "64"]
+    common = ["--data.path", data, "--train.batch_size", "64"]
     common += ["--optim.schedule", "cosine", "--optim.weight_decay", "1e-4"]
     settings = ["--train.epochs", "8", "--optim.lr", "4e-3", "--optim.warmup_epochs", "1"]
     assert main(["train", "--run", big, *common, *settings]) == 0
