@@ -307,6 +307,8 @@ def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
             given |= _keys_of_file(name, known)
         elif key in known:
             given.add(key)
+        elif key in _COMPONENTS and equals and value.lstrip().startswith("{"):
+            continue  # as wandb gives nested parameters
         elif key not in flags:
             raise InputError(unknown_key(key))
     return given

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
 
 from shards.cache import Cache, note, unwritable
 from shards.credentials import file_in, without_credentials
@@ -145,9 +144,8 @@ def _manifest(url: str, cache: Cache) -> Manifest:
     """
     shown = without_credentials(url)
     # The query may say which dataset it is; a hash tells nobody what it was.
-    kept = urlsplit(url)
-    kept = kept._replace(netloc=kept.netloc.rpartition("@")[2])
-    known = cache.root / f"{sha256_of(urlunsplit(kept).encode())}-{os.getuid()}.json"
+    bare = re.sub(r"//[^/?#]*@", "//", url)
+    known = cache.root / f"{sha256_of(bare.encode())}-{os.getuid()}.json"
     began = time.time_ns()
     with cache.alone(known.stem):
         last = _last(known, cache)
