@@ -33,6 +33,7 @@ from cpprune.data import DataConfig
 from cpprune.models.registry import build_model
 from cpprune.trainer import Trainer
 from shards.build import build_dataset
+from shards.launcher import read_launch
 from shards.plan import BuildOptions
 from shards.synthetic import synthesise
 
@@ -95,13 +96,13 @@ def usual(source: Path, batch: int, workers: int, device: torch.device) -> Calla
 
 
 def ours(
-    dataset: Path, run: Path, batch: int, precision: str, accelerator: Any
+    dataset: Path, run: Path, batch: int, precision: str, accelerator: Any, compiled: str = "off"
 ) -> Callable[[], int]:
     """Return an epoch of our loop."""
     config = RunConfig(
         run=str(run),
         data=DataConfig(path=str(dataset)),
-        train=TrainConfig(batch_size=batch, precision=precision, epochs=1000),
+        train=TrainConfig(batch_size=batch, precision=precision, epochs=1000, compile=compiled),
     )
     trainer = Trainer(config, frozenset(), accelerator)
     trainer.begin()
@@ -133,7 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with made(arguments.clips) as (source, dataset, folder):
-        accelerator = distributed.start("no")
+        accelerator = distributed.start(read_launch(), "no")
         device = accelerator.device
         limits.report(device)
         loops = {
@@ -141,6 +142,9 @@ def main() -> None:
             "ours, float32": ours(dataset, folder / "a", arguments.batch, "no", accelerator),
             "ours, bfloat16": ours(dataset, folder / "b", arguments.batch, "bf16", accelerator),
         }
+        if device.type == "cuda":
+            captured = ours(dataset, folder / "c", arguments.batch, "bf16", accelerator, "graph")
+            loops["ours, bfloat16, train.compile graph"] = captured
         best = dict.fromkeys(loops, 0.0)
         for _ in range(arguments.rounds + 1):  # the first warms up, and counts if it is the best
             for label, epoch in loops.items():

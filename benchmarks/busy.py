@@ -1,6 +1,6 @@
 """Training beside busy processes: what waiting threads that spin cost, and what sleeping ones lose.
 
-    python benchmarks/busy.py [--loops 0 1 2] [--seconds 6] [--rounds 3]
+    python benchmarks/busy.py [--loops 0 1 2] [--seconds 6] [--rounds 3] [--settings …]
 
 Each setting of the OpenMP runtime trains CP-ResNet small in bfloat16 on all CPUs, in a process of its
 own (the runtime reads its settings when torch is loaded), beside so many processes that only count.
@@ -96,20 +96,22 @@ def main() -> None:
     parser.add_argument("--loops", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--train", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
         print(train(arguments.train))
         return
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for _ in range(arguments.rounds):
+    names = arguments.settings
+    for turn in range(arguments.rounds):
         for loops in arguments.loops:
             with busy(loops):
-                for name, setting in SETTINGS.items():
-                    found[name, loops].append(measure(setting, arguments.seconds))
-    quiet = statistics.median(found["spinning", arguments.loops[0]])
+                for name in (names[turn % len(names) :] + names)[: len(names)]:
+                    found[name, loops].append(measure(SETTINGS[name], arguments.seconds))
+    quiet = statistics.median(found[names[0], arguments.loops[0]])
     print(f"{len(os.sched_getaffinity(0))} CPUs, {arguments.rounds} rounds")
-    print("| setting | busy loops | clips/s | of the default's, quiet |")
+    print("| setting | busy loops | clips/s | of the first's, quiet |")
     print("|---|---|---|---|")
     for (name, loops), speeds in found.items():
         spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"

@@ -16,7 +16,7 @@ import limits
 import torch
 from torch import Tensor
 
-from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, bands, compiled, filter_bank
+from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, compiled, filter_bank
 
 
 def plain(spec: MelSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -118,10 +118,6 @@ def main() -> None:
         fused = compiled(ours)
         calls["ours, compiled"] = lambda: fused(clips)
         calls["ours, compiled, edges moved"] = lambda: fused(clips, edges)
-        for parts in (1, 4, 8, 32):
-            other = compiled(ours)
-            other.bands = bands(spec, parts)
-            calls[f"ours, compiled, {parts} parts"] = lambda other=other: other(clips)
     if importlib.util.find_spec("nnAudio"):
         nnaudio = with_nnaudio(spec, device)
         calls["nnAudio"] = lambda: nnaudio(clips)

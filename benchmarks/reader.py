@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -47,71 +48,55 @@ BATCH = 256
 
 
 def make_dataset(
-    folder: Path, clips: int, rows: int, encoding: str = "wav", validation: int = 0
+    folder: Path, clips: int, encoding: str = "wav", validation: int = 0, samples: int = RATE
 ) -> None:
-    """Writes `clips` random clips; `rows` beyond them point at the same records again.
-
-    `validation` more clips are held out.
-    """
+    """Writes so many clips of noise; `validation` more are held out."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    noise = np.random.default_rng(0).integers(-32768, 32768, 2 * samples, dtype=np.int16)
     columns: dict[str, list[Any]] = {name: [] for name in (*INDEX_TYPES, "device")}
     shards: list[Shard] = []
-    records: list[list[tuple[str, Record]]] = []
     starts = range(0, clips, CLIPS_PER_SHARD)
     parts = [("train", first, min(clips, first + CLIPS_PER_SHARD)) for first in starts]
     parts += [("val", clips, clips + validation)] if validation else []
     for number, (split, first, end) in enumerate(parts):
         name, offset = f"{split}-{number:06d}.tar", 0
-        records.append([])
         with (folder / name).open("wb") as file:
             for i in range(first, end):
-                clip = rng.integers(-32768, 32768, RATE, dtype=np.int16)
-                payload = encode(clip, RATE, encoding)
+                begin = 7 * i % samples
+                payload = encode(noise[begin : begin + samples], RATE, encoding)
                 key = f"clip-{i:08d}"
                 record = write_record(file, offset, key, encoding, payload, {"label": i % 10})
-                records[-1].append((key, record))
+                columns["key"].append(key)
+                columns["recording"].append(f"barcelona-{i // 10}")
+                columns["split"].append(split)
+                columns["device"].append("abc"[i % 3])
+                columns["label"].append(i % 10)
+                columns["shard"].append(number)
+                for field in Record._fields:
+                    columns[field].append(getattr(record, field))
                 offset += record.record_size
             file.write(END_OF_ARCHIVE)
         size = offset + len(END_OF_ARCHIVE)
         sha256 = sha256_of_file(folder / name)
-        shards.append(
-            Shard(name=name, split=split, count=len(records[-1]), bytes=size, sha256=sha256)
-        )
-    repeats = -(-rows // clips)
-    for number, of_shard in enumerate(records):
-        split = parts[number][0]
-        for key, record in of_shard:
-            left = rows - len(columns["key"])
-            for repeat in range(1 if split == "val" else min(repeats, left)):
-                columns["key"].append(f"{key}-street_pedestrian-{repeat}")
-                columns["recording"].append(f"barcelona-{len(columns['key']) // 10}")
-                columns["split"].append(split)
-                columns["device"].append("abc"[repeat % 3])
-                columns["label"].append(repeat % 10)
-                columns["shard"].append(number)
-                for field in Record._fields:
-                    columns[field].append(getattr(record, field))
+        shards.append(Shard(name=name, split=split, count=end - first, bytes=size, sha256=sha256))
     write_index(folder / INDEX_NAME, columns, ("device",))
     manifest = Manifest(
         kind="audio",
         classes=tuple(str(i) for i in range(10)),
         sample_rate=RATE,
-        shape=(RATE,),
+        shape=(samples,),
         dtype="int16",
         encoding=encoding,
         splits={
-            name: {
-                "count": columns["split"].count(name),
-                "classes": {
-                    str(label): sum(
-                        (split, held) == (name, label)
-                        for split, held in zip(columns["split"], columns["label"], strict=True)
-                    )
-                    for label in range(10)
-                },
-            }
+            name: {"count": sum(held.values()), "classes": {str(k): held[k] for k in range(10)}}
             for name in sorted({split for split, _, _ in parts})
+            for held in [
+                Counter(
+                    label
+                    for split, label in zip(columns["split"], columns["label"], strict=True)
+                    if split == name
+                )
+            ]
         },
         groups=("device",),
         shards=tuple(shards),
@@ -258,9 +243,11 @@ def main() -> None:
     describe_machine()
     folder = arguments.data or Path(tempfile.mkdtemp(prefix="reader-benchmark-"))
     try:
-        clips = min(arguments.clips, 1024) if arguments.rows else arguments.clips
         if not (folder / MANIFEST_NAME).exists():
-            make_dataset(folder, clips, arguments.rows or clips, arguments.encoding)
+            # Of an index, the clips themselves may be short.
+            samples = 320 if arguments.rows else RATE
+            clips = arguments.rows or arguments.clips
+            make_dataset(folder, clips, arguments.encoding, samples=samples)
         warm(folder)
         if arguments.rows:
             show_memory(folder, arguments.rows)

@@ -40,8 +40,9 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     from cpprune.config import RunConfig, TrainConfig
     from cpprune.data import DataConfig
     from cpprune.trainer import Trainer
+    from shards.launcher import read_launch
 
-    accelerator = distributed.start("no")
+    accelerator = distributed.start(read_launch(), "no")
     precision = "bf16"
     config = RunConfig(
         run=str(run),
@@ -131,7 +132,7 @@ def main() -> None:
         arguments.processes = [n for n in arguments.processes if n <= there]
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder, "dataset")
-        make_dataset(dataset, arguments.clips, arguments.clips, validation=64)
+        make_dataset(dataset, arguments.clips, validation=64)
         more = ["--batch", str(arguments.batch)]
         more += ["--own-statistics"] if arguments.own_statistics else []
         found = {n: measure(n, dataset, Path(folder, str(n)), more) for n in arguments.processes}

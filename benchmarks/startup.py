@@ -36,8 +36,9 @@ done("import cpprune.trainer")
 from cpprune import distributed
 from cpprune.config import RunConfig, TrainConfig
 from cpprune.data import DataConfig
+from shards.launcher import read_launch
 config = RunConfig(run=sys.argv[2], data=DataConfig(path=sys.argv[1]), train=TrainConfig(batch_size=64))
-accelerator = distributed.start("no")
+accelerator = distributed.start(read_launch(), "no")
 done("the process group and Accelerator")
 trainer = cpprune.trainer.Trainer(config, frozenset(), accelerator)
 done("dataset, model and its check")

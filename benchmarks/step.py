@@ -26,6 +26,7 @@ from cpprune.config import RunConfig, TrainConfig
 from cpprune.data import Batch, DataConfig
 from cpprune.stepper import PLAIN_STEPS, Stepper
 from cpprune.trainer import Trainer
+from shards.launcher import read_launch
 
 
 def make(
@@ -37,7 +38,7 @@ def make(
         data=DataConfig(path=str(dataset), resident=resident),
         train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
     )
-    trainer = Trainer(config, frozenset(), distributed.start("no"))
+    trainer = Trainer(config, frozenset(), distributed.start(read_launch(), "no"))
     trainer.begin()
     trainer.model.network.train()
     return trainer
@@ -111,7 +112,7 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     single, half, _ = limits.report(device)
     with tempfile.TemporaryDirectory() as folder:
-        make_dataset(Path(folder, "dataset"), arguments.clips, arguments.clips, validation=64)
+        make_dataset(Path(folder, "dataset"), arguments.clips, validation=64)
         print("| precision | compile | batch | step | ms | clips/s | of the limit |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for precision in arguments.precision:

@@ -53,11 +53,16 @@ def _normalise_backward(
     d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
     rows = max(x.numel() / len(weight), 1.0)
     if x.numel():
+        order = _order(x)
+        # In any other order, or in two, the kernels sum half precision in half precision.
+        last = order if x.dtype == torch.float32 else torch.channels_last
+        d_y, x = (t.contiguous(memory_format=last) for t in (d_y, x))
         # As if the mean of what it sums over the batch were that of this rank's rows.
         d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-            *(_laid_out_as(d_y, x), x, weight, mean, variance, mean, 1 / deviation, True, eps),
+            *(d_y, x, weight, mean, variance, mean, 1 / deviation, True, eps),
             [True, True, True],
         )
+        d_x, x = (t.contiguous(memory_format=order) for t in (d_x, x))
     own = torch.cat((d_weight, d_bias))
     total = own.clone()
     dist.all_reduce(total)
@@ -76,11 +81,9 @@ def _scaled(
     return nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
 
-def _laid_out_as(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return a gradient in the order in memory of x: else its sums are rounded to its precision."""
+def _order(x: Tensor) -> torch.memory_format:
     channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return gradient.contiguous(memory_format=order)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @_normalise.register_fake

@@ -10,8 +10,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune import rendezvous, zero
@@ -41,11 +43,12 @@ class SkippedSteps:
 
     def __init__(self, dataset: Dataset, journal: Journal, most: int, device: torch.device) -> None:
         self.dataset, self.journal, self.most, self.device = dataset, journal, most, device
-        self.recent: list[tuple[Batch, Tensor]] = []
+        # Number, ids and flag of each step; not its clips, which the device's memory is needed for.
+        self.recent: list[tuple[int, NDArray[np.int64], Tensor]] = []
 
     def add(self, batch: Batch, skipped: Tensor) -> None:
         """Remember a step and whether it was skipped (on the device)."""
-        self.recent.append((batch, skipped))
+        self.recent.append((batch.number, batch.ids, skipped))
 
     def settle(self, progress: Progress, now: bool = True) -> None:
         """Look which of the steps since the last time were skipped, on any rank. All have to call it.
@@ -59,19 +62,19 @@ class SkippedSteps:
         """
         if not self.recent or (not now and len(self.recent) < EVERY_STEPS):
             return
-        flags = largest(torch.stack([skipped for _, skipped in self.recent]).int()).tolist()
-        batches = [batch for (batch, _), flag in zip(self.recent, flags, strict=True) if flag]
-        self.recent = []
-        for batch in batches:
+        flags = largest(torch.stack([flag for *_, flag in self.recent]).int()).tolist()
+        recent, self.recent = self.recent, []
+        for (batch, ids, _), flag in zip(recent, flags, strict=True):
+            if not flag:
+                continue
             progress.skipped += 1
-            progress.clips_seen -= len(batch.ids)
-            keys = [self.dataset.key(int(row)) for row in batch.ids]
-            step = progress.step - progress.batch + batch.number + 1
-            record = {"event": "skipped", "epoch": progress.epoch, "step": step}
-            record["batch"] = batch.number
+            progress.clips_seen -= len(ids)
+            keys = [self.dataset.key(int(row)) for row in ids]
+            step = progress.step - progress.batch + batch + 1
+            record = {"event": "skipped", "epoch": progress.epoch, "step": step, "batch": batch}
             on_rank_0(partial(self.journal.log, record | {"clips": keys}), self.device)
             what = (
-                f"epoch {progress.epoch + 1}, batch {batch.number + 1}: the gradient is not finite "
+                f"epoch {progress.epoch + 1}, batch {batch + 1}: the gradient is not finite "
                 f"(clips {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})"
             )
             if zero.asked_for() or progress.skipped > self.most:

@@ -175,7 +175,9 @@ class Stepper:
             self.wrapped, self.optimizer = self.accelerator.prepare(shell, optimizer)
         plain_steps = PLAIN_STEPS if distributed.world_size() == 1 else PLAIN_STEPS_OF_SEVERAL
         self.run = capture.Captured(self._step, self.device, record, plain_steps)
-        self.buffers = list(network.buffers())
+        buffers = list(network.buffers())
+        dtypes = dict.fromkeys(buffer.dtype for buffer in buffers)
+        self.buffers = [[b for b in buffers if b.dtype == dtype] for dtype in dtypes]
         if isinstance(self.wrapped, DistributedDataParallel):
             # Batch statistics are global, or shared when they are needed: not at every step.
             self.wrapped.broadcast_buffers = False
@@ -259,7 +261,7 @@ class Stepper:
         )
         targets = _targets(inputs)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        buffers_before = [buffer.clone() for buffer in self.buffers]
+        buffers_before = [_joined(group) for group in self.buffers]
         # The same number of micro-batches on every rank, and none that is empty on all of them.
         most = -(-total // distributed.world_size())
         size = min(train.micro_batch_size or most, most)
@@ -303,9 +305,18 @@ class Stepper:
             vars(self.inner_optimizer).update(grad_scale=None, found_inf=skipped.float())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for buffer, before in zip(self.buffers, buffers_before, strict=True):
-            buffer.copy_(torch.where(skipped, before, buffer))
+        for group, before in zip(self.buffers, buffers_before, strict=True):
+            kept = torch.where(skipped, before, _joined(group))
+            parts = kept.split([b.numel() for b in group])
+            torch._foreach_copy_(
+                group, [part.view_as(b) for part, b in zip(parts, group, strict=True)]
+            )
         return skipped
+
+
+def _joined(group: list[Tensor]) -> Tensor:
+    # One kernel, where a copy of each would be one apiece.
+    return torch.cat([b.reshape(-1) for b in group])
 
 
 def _targets(inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -40,8 +40,12 @@ REMEDIES = {
     errno.EBUSY: "something else uses it: try again later",
 }
 NO_MEMORY = "out of memory: end other programs, or give smaller sizes, batches or fewer workers"
+NO_GPU_MEMORY = (
+    "out of GPU memory: set a smaller train.batch_size or train.micro_batch_size, data.resident=host, or "
+    "end other programs on the GPU"
+)
 # How torch says that there is no memory, whichever of its allocators says it.
-TORCH_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+TORCH_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
 
 # How pathlib says that HOME is not set, and that the user is not in /etc/passwd.
 NO_HOME = "Could not determine home directory."
@@ -119,7 +123,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError):
         text = str(error)
         if any(words in text for words in TORCH_NO_MEMORY):
-            return f"{NO_MEMORY} ({text.splitlines()[0]})"
+            what = NO_GPU_MEMORY if "CU" in text else NO_MEMORY  # CUDA, cuFFT's or cuBLAS's codes
+            return f"{what} ({text.splitlines()[0]})"
         if text == NO_HOME:
             return "your home folder is not known: set HOME, or name the cache (CPPRUNE_CACHE)"
         if text.startswith("DataLoader worker") and "exited unexpectedly" in text:

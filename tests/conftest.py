@@ -26,6 +26,12 @@ TINY = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "16"]
 TINY += ["--optim.schedule", "constant", "--optim.lr", "1e-2", "--optim.weight_decay", "0"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPU from all but `pytest -m gpu`: what other tests count and compare is a CPU's."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left: its exit status and all that came out of it."""

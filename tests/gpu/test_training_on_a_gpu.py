@@ -20,7 +20,20 @@ SETTINGS += ["--optim.schedule", "constant", "--augment.mixstyle_p", 1, "--train
 
 @pytest.fixture
 def command(tiny_run, scenes):
-    return ["prune", *SETTINGS, "--init", tiny_run / "model", "--data.path", scenes, "--run"]
+    cut = ["--prune.ratio", 0.3, "--prune.start_epoch", 1]
+    return ["prune", *SETTINGS, *cut, "--init", tiny_run / "model", "--data.path", scenes, "--run"]
+
+
+@pytest.fixture
+def trains(cli):
+    """Runs a command that has to end well, and returns what it printed."""
+
+    def run(*arguments):
+        outcome = cli(*arguments)
+        assert outcome.status == 0, outcome.err[-4000:]
+        return outcome
+
+    return run
 
 
 def assert_close(one, other, tolerance):
@@ -47,10 +60,10 @@ def test_the_front_end_is_that_of_the_cpu(preset, jitter):
     assert (found.cpu() - expected).abs().max() < 5e-4
 
 
-def test_a_run_is_that_of_the_cpu(cli, command, tmp_path, monkeypatch):
-    assert cli(*command, tmp_path / "gpu").status == 0
+def test_a_run_is_that_of_the_cpu(trains, command, tmp_path, monkeypatch):
+    trains(*command, tmp_path / "gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cli(*command, tmp_path / "cpu").status == 0
+    trains(*command, tmp_path / "cpu")
     assert_close(tmp_path / "cpu", tmp_path / "gpu", 1e-3)
 
 
@@ -74,12 +87,12 @@ def recorded(monkeypatch):
     [("auto", "no"), ("auto", "bf16"), ("auto", "fp16"), ("graph", "no"), ("graph", "bf16")],
 )
 def test_compiling_changes_nothing_and_cuts_go_through(
-    cli, command, tmp_path, recorded, compiled, precision
+    trains, command, tmp_path, recorded, compiled, precision
 ):
     """Cut before the second epoch, after which everything is compiled anew."""
-    more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.precision", precision]
-    assert cli(*command, tmp_path / "off", *more).status == 0
-    assert cli(*command, tmp_path / "on", *more, "--train.compile", compiled).status == 0
+    more = ["--train.precision", precision]
+    trains(*command, tmp_path / "off", *more)
+    trains(*command, tmp_path / "on", *more, "--train.compile", compiled)
     assert len(recorded) == (2 if compiled == "graph" else 0)
     assert_close(tmp_path / "off", tmp_path / "on", 1e-3 if precision == "no" else 2e-2)
     sizes = [cpprune.load(tmp_path / run / "model_last").parameters() for run in ("off", "on")]
@@ -88,27 +101,28 @@ def test_compiling_changes_nothing_and_cuts_go_through(
 
 
 @pytest.mark.parametrize("compiled", ["auto", "graph"])
-def test_code_is_made_anew_after_any_number_of_cuts(cli, command, tmp_path, recorded, compiled):
-    more = ["--prune.ratio", 0.5, "--prune.steps", 10, "--train.epochs", 10]
+def test_code_is_made_anew_after_any_number_of_cuts(trains, command, tmp_path, recorded, compiled):
+    more = ["--prune.ratio", 0.5, "--prune.start_epoch", 0, "--prune.steps", 10]
+    more += ["--train.epochs", 10]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        assert cli(*command, tmp_path / "run", *more, "--train.compile", compiled).status == 0
+        trains(*command, tmp_path / "run", *more, "--train.compile", compiled)
     assert len(recorded) == (10 if compiled == "graph" else 0)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_captured_steps_are_the_plain_ones_bit_by_bit(
-    cli, command, tmp_path, recorded, monkeypatch, optimizer
+    trains, command, tmp_path, recorded, monkeypatch, optimizer
 ):
     more = ["--optim.name", optimizer, "--train.compile", "graph", "--train.precision", "bf16"]
-    more += ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--augment.mixstyle_p", 0.5]
+    more += ["--augment.mixstyle_p", 0.5]
     more += ["--augment.mixup_alpha", 0.3, "--augment.roll", 900, "--augment.freq_mask", 9]
     more += ["--augment.time_mask", 9, "--train.ema_decay", 0.9, "--train.micro_batch_size", 3]
     more += ["--train.clip_norm", 0.5, "--prune.sparsity", "growing", "--train.epochs", 5]
-    assert cli(*command, tmp_path / "captured", *more).status == 0
+    trains(*command, tmp_path / "captured", *more)
     captured = len(recorded)
     assert captured >= 2
     monkeypatch.setattr(stepper, "PLAIN_STEPS", 10**6)
-    assert cli(*command, tmp_path / "plain", *more).status == 0
+    trains(*command, tmp_path / "plain", *more)
     assert len(recorded) == captured
     assert_same_run(tmp_path / "captured", tmp_path / "plain")
 
@@ -116,16 +130,14 @@ def test_captured_steps_are_the_plain_ones_bit_by_bit(
 @pytest.mark.parametrize("resident", ["device", "host", "off"])
 @pytest.mark.parametrize("compiled", ["off", "auto", "graph"])
 def test_a_stopped_run_ends_with_the_same_bits(
-    cli, command, tmp_path, recorded, compiled, resident
+    trains, command, tmp_path, recorded, compiled, resident
 ):
-    more = ["--prune.ratio", 0.3, "--prune.start_epoch", 1, "--train.compile", compiled]
-    more += ["--train.checkpoint_steps", 1, "--data.resident", resident]
+    more = ["--train.compile", compiled, "--train.checkpoint_steps", 1, "--data.resident", resident]
     more += ["--prune.sparsity", "group_norm"]
-    assert cli(*command, tmp_path / "whole", *more).status == 0
+    trains(*command, tmp_path / "whole", *more)
     stop = ["--train.time_limit_minutes", 1e-9]
-    assert cli(*command, tmp_path / "stopped", *more, *stop).status == 0
-    outcome = cli(*command, tmp_path / "stopped", *more)
-    assert outcome.status == 0
+    trains(*command, tmp_path / "stopped", *more, *stop)
+    outcome = trains(*command, tmp_path / "stopped", *more)
     assert "goes on from" in outcome.err
     assert bool(recorded) == (compiled == "graph")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
