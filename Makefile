@@ -56,6 +56,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd benchmarks && MYPYPATH=.. ../$(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 

@@ -9,7 +9,7 @@ trap 'rm -f "$errors"' EXIT
 PYTHON="${1:-python}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-for script in step epoch frontend baseline startup reader build frontend_dali scaling checkpoints compiled busy; do
+for script in step epoch frontend baseline startup reader build frontend_dali scaling checkpoints compiled kernels busy; do
     left=$((${LIMIT:-100000} - SECONDS))
     if [ "$left" -lt 5 ]; then
         printf '\n## benchmarks/%s.py: left out, the time is over\n' "$script"

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def rounds_of(folder: Path, clips: int, workers: int, rounds: int) -> dict[str, 
         shutil.rmtree(out)
         scratch.mkdir()
         jobs = [(scratch / str(number), size) for number, size in enumerate(sizes)]
-        found["write"].append(timed(lambda jobs=jobs: list(run_jobs(write, jobs, workers)))[0])
+        found["write"].append(timed(partial(list, run_jobs(write, jobs, workers)))[0])
         shutil.rmtree(scratch)
     return found
 

@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     batch = parser.parse_args().batch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build_model("cp_resnet").to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(OptimConfig(), network.parameters())
+    network = build_model("cp_resnet").to(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(OptimConfig(), list(network.parameters()))
     x = torch.randn(batch, 1, 256, 44, device=device)
     labels = torch.randint(10, (batch,), device=device)
 

@@ -23,7 +23,7 @@ SHAPE = (1, 256, 44)
 
 def make(compiled: str, precision: str, batch: int, device: torch.device) -> Callable[[], None]:
     """Return a training step on spectrograms that lie on the device."""
-    network = cpprune.build_model("cp_resnet").to(device, memory_format=torch.channels_last)
+    network = cpprune.build_model("cp_resnet").to(device).to(memory_format=torch.channels_last)
     shell = Forward(network, compiled, precision)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     x = torch.randn(batch, *SHAPE, device=device).contiguous(memory_format=torch.channels_last)

@@ -55,7 +55,7 @@ def start(arguments: Sequence[str], world: int, log: Path) -> list[int]:
         status = 3
         try:
             os.setpgid(0, 0)  # so that its workers can be killed with it
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+            variables: dict[str, object] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in variables.items()})
             with log.open("a") as file, redirect_stderr(file), redirect_stdout(file):

@@ -101,7 +101,9 @@ def main() -> None:
     build(arguments.out / "demo", CLIPS)
     jobs = [(method, seed) for seed in range(arguments.seeds) for method in arguments.only]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        rows = list(pool.map(lambda job: measure(arguments.out, *job, arguments.epochs), jobs))
+        rows = list(
+            pool.map(lambda job: measure(arguments.out, job[0], job[1], arguments.epochs), jobs)
+        )
     (arguments.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
     print(f"{platform.machine()}, {os.cpu_count()} cores; {arguments.seeds} seeds, {CLIPS} clips, ")
     print(f"{arguments.epochs} epochs each, last cut at the start of epoch {CUT + 1}\n")

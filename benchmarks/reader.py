@@ -17,6 +17,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def read_webdataset(folder: Path, encoding: str) -> None:
 def decoded(payload: bytes, encoding: str) -> NDArray[np.int16]:
     if encoding == "wav":
         return np.frombuffer(payload, dtype=np.int16, offset=44)
-    return soundfile.read(io.BytesIO(payload), dtype="int16")[0]
+    samples: NDArray[np.int16] = soundfile.read(io.BytesIO(payload), dtype="int16")[0]
+    return samples
 
 
 def checksums(folder: Path, encoding: str, split: Split, loaded: Resident) -> set[int]:
@@ -161,8 +163,8 @@ def checksums(folder: Path, encoding: str, split: Split, loaded: Resident) -> se
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     samples = webdataset.WebDataset(urls, shardshuffle=False)
     return {
-        sum(zlib.crc32(decoded(sample[encoding], encoding)) for sample in samples),
-        sum(zlib.crc32(split.fetch([i])) for i in range(len(split))),
+        sum(zlib.crc32(decoded(sample[encoding], encoding).tobytes()) for sample in samples),
+        sum(zlib.crc32(split.fetch([i]).tobytes()) for i in range(len(split))),
         sum(zlib.crc32(clip.numpy()) for clip in loaded.clips),
     }
 
@@ -174,7 +176,9 @@ def compare(folder: Path, encoding: str, rounds: int) -> None:
 
     def load() -> None:
         nonlocal loaded
-        loaded = load_resident(open_dataset(folder), split.ids, "host", torch.device("cpu"))
+        found = load_resident(open_dataset(folder), split.ids, "host", torch.device("cpu"))
+        assert found is not None
+        loaded = found
 
     say(
         "positioned reads, first touch (crc32)",
@@ -190,7 +194,7 @@ def compare(folder: Path, encoding: str, rounds: int) -> None:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for epoch in range(1, rounds + 1):
         for name, way in ways.items():
-            found[name].append(timed(lambda way=way, epoch=epoch: way(epoch)))
+            found[name].append(timed(partial(way, epoch)))
             say(f"{name}, round {epoch}", clips, *found[name][-1])
     assert len(checksums(folder, encoding, split, loaded)) == 1, "not all read the same clips"
     for which, what in enumerate(("best wall time", "best CPU time")):

@@ -307,7 +307,7 @@ class Stepper:
         self.optimizer.zero_grad()
         for group, before in zip(self.buffers, buffers_before, strict=True):
             kept = torch.where(skipped, before, _joined(group))
-            parts = kept.split([b.numel() for b in group])
+            parts = torch.split(kept, [b.numel() for b in group])
             torch._foreach_copy_(
                 group, [part.view_as(b) for part, b in zip(parts, group, strict=True)]
             )

@@ -41,11 +41,16 @@ REMEDIES = {
 }
 NO_MEMORY = "out of memory: end other programs, or give smaller sizes, batches or fewer workers"
 NO_GPU_MEMORY = (
-    "out of GPU memory: set a smaller train.batch_size or train.micro_batch_size, data.resident=host, or "
-    "end other programs on the GPU"
+    "out of GPU memory: set a smaller train.batch_size or train.micro_batch_size, data.resident=host, "
+    "or end other programs on the GPU"
 )
 # How torch says that there is no memory, whichever of its allocators says it.
-TORCH_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+TORCH_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "ALLOC_FAILED",
+)
 
 # How pathlib says that HOME is not set, and that the user is not in /etc/passwd.
 NO_HOME = "Could not determine home directory."

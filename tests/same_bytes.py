@@ -3,9 +3,9 @@
     python tests/same_bytes.py record before.json     # before the change
     python tests/same_bytes.py compare before.json    # after it, on the same machine
 
-Records the bytes of a dataset that is built, of every weight, optimizer state and plan that a run leaves,
-and the figures of its metrics.jsonl and result.json that no clock decides. Exit status 1 and a line for each
-thing that differs.
+Records the bytes of a dataset that is built, of every weight, optimizer state and plan that a run
+leaves, and the figures of its metrics.jsonl and result.json that no clock decides. Exit status 1 and a
+line for each thing that differs.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def run(*words: object, **environment: str) -> str:
 
 def cpprune(*words: object) -> str:
     """Run a command of cpprune."""
-    return run(sys.executable, "-m", "cpprune", *words)
+    return run(Path(sys.executable).with_name("cpprune"), *words)
 
 
 def stable(value: Any) -> Any:
@@ -139,7 +139,7 @@ def of_dataset(folder: Path) -> dict[str, str]:
 
 def record(place: Path) -> dict[str, dict[str, str]]:
     """Make everything in a folder and return its digests."""
-    cpprune("shards", "synth", place / "source", "--clips", 200, "--seed", 5)
+    cpprune("shards", "synth", "--out", place / "source", "--clips", 200, "--seed", 5)
     cpprune("shards", "build", "tau2022", "--source", place / "source", "--out", place / "dataset")
     data = ["--data.path", place / "dataset", "--train.epochs", 3]
     cpprune("train", *TINY, *data, "--run", place / "first")

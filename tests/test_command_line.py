@@ -47,7 +47,10 @@ def os_error(number, *names):
         (OSError("the server said no"), ["the server said no"]),
         (MemoryError(), ["out of memory", "fewer workers"]),
         (MemoryError("Unable to allocate 8 EiB"), ["out of memory", "8 EiB"]),
-        (RuntimeError("CUDA out of memory. Tried\nto …"), ["out of memory", "batches"]),
+        (
+            RuntimeError("CUDA out of memory. Tried\nto …"),
+            ["out of GPU memory", "micro_batch_size"],
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ["out of memory"]),
         (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), ["data.workers=0"]),
         (RecursionError("maximum recursion depth"), ["nested too deeply"]),
