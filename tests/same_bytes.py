@@ -63,7 +63,7 @@ RUNS: dict[str, list[str]] = {
     "bf16": ["--train.precision", "bf16"],
     "pruned": CUT,
     "progressive": [*CUT, "--prune.steps", "2", "--prune.sparsity", "group_norm"],
-    "budget": ["--prune.budget", "parameters=2000", "--prune.start_epoch", "1"],
+    "budget": ["--prune.budget", "params<=2000", "--prune.start_epoch", "1"],
     "taylor": [*CUT, "--prune.criterion", "taylor", "--train.ema_decay", "0.9"],
 }
 TWO = {"two-ranks": ["--prune.ratio", "0.4", "--prune.start_epoch", "1"]}
