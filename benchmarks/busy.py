@@ -2,7 +2,7 @@
 
     python benchmarks/busy.py [--loops 0 1 2] [--seconds 6] [--rounds 3] [--settings …]
 
-Each setting of the OpenMP runtime trains CP-ResNet small in bfloat16 on all CPUs, in a process of its
+Each setting of the OpenMP runtime trains CP-ResNet small on all CPUs, in a process of its
 own (the runtime reads its settings when torch is loaded), beside so many processes that only count.
 Settings take turns within each round, so that what else the machine does meets all of them. Printed are
 clips/s, the lowest and the highest of the rounds, and their median as a part of the runtime's default
@@ -24,6 +24,8 @@ from contextlib import contextmanager
 # What the runtime does if nobody says anything, what cpprune asks for, and the alternatives.
 SETTINGS: dict[str, dict[str, str]] = {
     "spinning": {},
+    "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
+    "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "GOMP_SPINCOUNT=100": {"GOMP_SPINCOUNT": "100"},
@@ -33,7 +35,7 @@ READ_BY_THE_RUNTIME = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 BATCH = 64
 
 
-def train(seconds: float) -> float:
+def train(seconds: float, precision: str) -> float:
     """Return the clips/s of training steps of CP-ResNet small in this process."""
     import torch
 
@@ -50,7 +52,7 @@ def train(seconds: float) -> float:
     def step() -> None:
         with torch.no_grad():
             x_BCFN = features(wave_BT).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = torch.nn.functional.cross_entropy(network(x_BCFN).float(), labels_B)
         loss.backward()
         optimizer.step()
@@ -78,11 +80,11 @@ def busy(loops: int) -> Iterator[None]:
             other.wait()
 
 
-def measure(setting: dict[str, str], seconds: float) -> float:
+def measure(setting: dict[str, str], seconds: float, precision: str) -> float:
     """Return the clips/s of a process with this setting."""
     environment = {k: v for k, v in os.environ.items() if k not in READ_BY_THE_RUNTIME}
     done = subprocess.run(
-        [sys.executable, __file__, "--train", str(seconds)],
+        [sys.executable, __file__, "--train", str(seconds), "--precision", precision],
         env={**environment, **setting},
         capture_output=True,
         text=True,
@@ -95,12 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--loops", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--train", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
-        print(train(arguments.train))
+        print(train(arguments.train, arguments.precision))
         return
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     names = arguments.settings
@@ -108,7 +111,8 @@ def main() -> None:
         for loops in arguments.loops:
             with busy(loops):
                 for name in (names[turn % len(names) :] + names)[: len(names)]:
-                    found[name, loops].append(measure(SETTINGS[name], arguments.seconds))
+                    how = SETTINGS[name], arguments.seconds, arguments.precision
+                    found[name, loops].append(measure(*how))
     quiet = statistics.median(found[names[0], arguments.loops[0]])
     print(f"{len(os.sched_getaffinity(0))} CPUs, {arguments.rounds} rounds")
     print("| setting | busy loops | clips/s | of the first's, quiet |")
