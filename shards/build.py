@@ -81,11 +81,7 @@ def build_dataset(
         InputError: if the source cannot be used, `out` holds something else, the disk is too small,
             or with `on_error` "stop" a file is bad.
     """
-    folder = Path(out).absolute()
-    workers = cpu_count() if workers is None else workers
-    claim_dataset(folder)
-    _refuse_inside(folder, options)
-    plan = make_plan(options, workers, show=show)
+    folder, workers, plan = _planned(options, out, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists() and not overwrite and not work.exists():
         return _close(folder, _finished(folder, plan), (), show=show)
@@ -139,11 +135,7 @@ def build_part(
     """
     if not 1 <= number <= of:
         raise InputError(f"--part {number} --of {of}: use --part 1 to --part {of}")
-    folder = Path(out).absolute()
-    workers = cpu_count() if workers is None else workers
-    claim_dataset(folder)
-    _refuse_inside(folder, options)
-    plan = make_plan(options, workers, show=show)
+    folder, workers, plan = _planned(options, out, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists():
         _finished(folder, plan)
@@ -181,11 +173,18 @@ def _finished(folder: Path, plan: Plan) -> Manifest:
     return manifest
 
 
-def _refuse_inside(folder: Path, options: BuildOptions) -> None:
-    """Refuses to write into what is read: the next build would take the dataset for a class."""
+def _planned(
+    options: BuildOptions, out: str | Path, workers: int | None, *, show: bool
+) -> tuple[Path, int, Plan]:
+    """Returns the folder, which may be written, the number of workers, and what is to be built."""
+    folder = Path(out).absolute()
+    workers = cpu_count() if workers is None else workers
+    claim_dataset(folder)
+    # The next build would take the dataset for a class.
     source = Path(options.source).resolve()
     if options.kind == "folder" and source in (folder.resolve(), *folder.resolve().parents):
         raise InputError(f"--out {folder}: lies in --source {options.source}; name a place outside")
+    return folder, workers, make_plan(options, workers, show=show)
 
 
 def _refuse_small_disk(folder: Path, plan: Plan) -> None:
