@@ -54,15 +54,16 @@ def _normalise_backward(
     rows = max(x.numel() / len(weight), 1.0)
     if x.numel():
         order = _order(x)
-        # In any other order, or in two, the kernels sum half precision in half precision.
-        last = order if x.dtype == torch.float32 else torch.channels_last
-        d_y, x = (t.contiguous(memory_format=last) for t in (d_y, x))
+        # Both in one order, or their sums are rounded to their precision; and for half precision
+        # channels last, or a GPU's kernel does not sum in float32.
+        summed = order if x.dtype == torch.float32 else torch.channels_last
+        both = [tensor.contiguous(memory_format=summed) for tensor in (d_y, x)]
         # As if the mean of what it sums over the batch were that of this rank's rows.
         d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-            *(d_y, x, weight, mean, variance, mean, 1 / deviation, True, eps),
+            *(*both, weight, mean, variance, mean, 1 / deviation, True, eps),
             [True, True, True],
         )
-        d_x, x = (t.contiguous(memory_format=order) for t in (d_x, x))
+        d_x = d_x.contiguous(memory_format=order)
     own = torch.cat((d_weight, d_bias))
     total = own.clone()
     dist.all_reduce(total)

@@ -51,6 +51,7 @@ TORCH_NO_MEMORY = (
     "Cannot allocate memory",
     "ALLOC_FAILED",
 )
+CUDA_LIBRARIES = ("CUDA", "CUDNN", "CUBLAS", "CUFFT")
 
 # How pathlib says that HOME is not set, and that the user is not in /etc/passwd.
 NO_HOME = "Could not determine home directory."
@@ -128,8 +129,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError):
         text = str(error)
         if any(words in text for words in TORCH_NO_MEMORY):
-            what = NO_GPU_MEMORY if "CU" in text else NO_MEMORY  # CUDA, cuFFT's or cuBLAS's codes
-            return f"{what} ({text.splitlines()[0]})"
+            of_gpu = any(name in text for name in CUDA_LIBRARIES)
+            return f"{NO_GPU_MEMORY if of_gpu else NO_MEMORY} ({text.splitlines()[0]})"
         if text == NO_HOME:
             return "your home folder is not known: set HOME, or name the cache (CPPRUNE_CACHE)"
         if text.startswith("DataLoader worker") and "exited unexpectedly" in text:

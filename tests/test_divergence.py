@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 from run_folder import weights_of
 
 import cpprune.trainer
+import shards
+from cpprune.data import Batch
 from cpprune.divergence import is_better
 from cpprune.finite import not_finite, to_json
+from cpprune.guards import SkippedSteps
 from cpprune.metrics import log_softmax, summary
 
 SETTINGS = ["--data.split_fraction", "0.25"]
@@ -312,3 +316,12 @@ def test_names_of_what_is_not_finite():
     with torch.no_grad():
         network[0].bias[0] = -math.inf
     assert not_finite(network) == ["0.bias", "1.running_mean"]
+
+
+def test_steps_that_may_have_been_skipped_do_not_keep_their_clips(scenes):
+    steps = SkippedSteps(shards.open_dataset(scenes), None, 0, torch.device("cpu"))
+    clips = torch.zeros(4, 9)
+    steps.add(Batch(0, np.arange(4), 0, 4, clips), torch.tensor(False))
+    there = weakref.ref(clips)
+    del clips
+    assert there() is None
