@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=TAU if cuda else 2048)
     parser.add_argument("--batch", type=int, nargs="+", default=[256] if cuda else [64])
-    parser.add_argument("--compile", default="auto", choices=["off", "auto", "graph"])
+    parser.add_argument("--compile", default="graph", choices=["off", "auto", "graph"])
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--epochs", type=int, default=3 if cuda else 1)
     arguments = parser.parse_args()

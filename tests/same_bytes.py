@@ -23,50 +23,24 @@ from conftest import TINY
 from run_folder import TIMES
 
 REPOSITORY = Path(__file__).parents[1]
-# What a machine, a path or the day decides; a renamed key is compared by its value's place in the file.
-UNSTABLE = {
-    *TIMES,
-    "path",
-    "run",
-    "created",
-    "started",
-    "finished",
-    "time",
-    "at",
-    "version",
-    "host",
-}
+# What a machine or the day decides.
+UNSTABLE = {*TIMES, "created", "started", "finished", "time", "host", "hostname"}
 
-CUT = ["--prune.ratio", "0.4", "--prune.start_epoch", "1"]
-# Options of `prune` by the name of the run; `train` where there is no cut.
-RUNS: dict[str, list[str]] = {
-    "plain": [],
-    "ema": ["--train.ema_decay", "0.9"],
-    "mixup": [
-        "--augment.mixup_alpha",
-        "0.3",
-        "--augment.mixstyle_p",
-        "0.8",
-        "--augment.roll",
-        "900",
-    ],
-    "masked": [
-        "--augment.freq_mask",
-        "9",
-        "--augment.time_mask",
-        "9",
-        "--augment.mixup_alpha",
-        "1",
-    ],
-    "clipped": ["--train.clip_norm", "0.5", "--optim.name", "adamw"],
-    "micro": ["--train.micro_batch_size", "5", "--optim.name", "sgd"],
-    "bf16": ["--train.precision", "bf16"],
+CUT = "--prune.ratio 0.4 --prune.start_epoch 1"
+# Options by the name of the run: of `prune`, or of `train` where there is no cut.
+RUNS = {
+    "plain": "",
+    "ema": "--train.ema_decay 0.9",
+    "mixup": "--augment.mixup_alpha 0.3 --augment.mixstyle_p 0.8 --augment.roll 900",
+    "masked": "--augment.freq_mask 9 --augment.time_mask 9 --augment.mixup_alpha 1",
+    "clipped": "--train.clip_norm 0.5 --optim.name adamw",
+    "micro": "--train.micro_batch_size 5 --optim.name sgd",
+    "bf16": "--train.precision bf16",
     "pruned": CUT,
-    "progressive": [*CUT, "--prune.steps", "2", "--prune.sparsity", "group_norm"],
-    "budget": ["--prune.budget", "params<=2000", "--prune.start_epoch", "1"],
-    "taylor": [*CUT, "--prune.criterion", "taylor", "--train.ema_decay", "0.9"],
+    "progressive": f"{CUT} --prune.steps 2 --prune.sparsity group_norm",
+    "budget": "--prune.budget params<=2000 --prune.start_epoch 1",
+    "taylor": f"{CUT} --prune.criterion taylor --train.ema_decay 0.9",
 }
-TWO = {"two-ranks": ["--prune.ratio", "0.4", "--prune.start_epoch", "1"]}
 
 
 def run(*words: object, **environment: str) -> str:
@@ -89,29 +63,25 @@ def cpprune(*words: object) -> str:
 
 
 def stable(value: Any) -> Any:
-    """Return a JSON value without what is not of the computation, its objects as sorted lists of values.
-
-    Values alone, so that a key may be renamed.
-    """
+    """Return a JSON value without what a clock, a machine or the day decides."""
     if isinstance(value, dict):
-        kept = [
-            stable(v) for k, v in value.items() if k not in UNSTABLE and not k.endswith("sha256")
-        ]
-        return sorted((v for v in kept if v is not None), key=json.dumps)
-    if isinstance(value, list):
-        return [stable(v) for v in value]
-    return None if isinstance(value, str) else value
+        return {k: stable(v) for k, v in value.items() if k not in UNSTABLE}
+    return [stable(v) for v in value] if isinstance(value, list) else value
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the stable part of a JSON file."""
-    if path.suffix == ".safetensors":
-        return hashlib.sha256(tensors(path)).hexdigest()
+def digest(path: Path, place: Path) -> str:
+    """Return the SHA-256 of a file: of JSON, of what is stable; of tensors, without their header.
+
+    Args:
+        path: the file.
+        place: the temporary folder, whose name no digest depends on.
+    """
+    data = tensors(path) if path.suffix == ".safetensors" else path.read_bytes()
     if path.suffix in (".json", ".jsonl"):
-        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        text = json.dumps([stable(json.loads(line)) for line in lines])
-        return hashlib.sha256(text.encode()).hexdigest()
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        text = data.decode().replace(str(place), "")
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        data = json.dumps([stable(json.loads(line)) for line in lines]).encode()
+    return hashlib.sha256(data).hexdigest()
 
 
 def tensors(path: Path) -> bytes:
@@ -120,21 +90,21 @@ def tensors(path: Path) -> bytes:
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
-def of_run(folder: Path) -> dict[str, str]:
+def of_run(folder: Path, place: Path) -> dict[str, str]:
     """Return the digests of what a run computed."""
     names = ["metrics.jsonl", "result.json"]
     files = [folder / name for name in names if (folder / name).is_file()]
     for pattern in ("model*/*.safetensors", "checkpoints/*/*.safetensors", "plans/*.json", "ids/*"):
         files += sorted(folder.glob(pattern))
-    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+    return {path.relative_to(folder).as_posix(): digest(path, place) for path in files}
 
 
-def of_dataset(folder: Path) -> dict[str, str]:
+def of_dataset(folder: Path, place: Path) -> dict[str, str]:
     """Return the digests of the shards and the index of a dataset."""
     files = [
         path for path in sorted(folder.rglob("*")) if path.suffix in (".tar", ".parquet", ".arrow")
     ]
-    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+    return {path.relative_to(folder).as_posix(): digest(path, place) for path in files}
 
 
 def record(place: Path) -> dict[str, dict[str, str]]:
@@ -155,17 +125,17 @@ def record(place: Path) -> dict[str, dict[str, str]]:
     command += ["--init", place / "first" / "model"]
 
     def single(name: str) -> None:
-        verb = "prune" if any(word.startswith("--prune") for word in RUNS[name]) else "train"
-        cpprune(verb, *command, *RUNS[name], "--run", place / name)
+        verb = "prune" if "--prune" in RUNS[name] else "train"
+        cpprune(verb, *command, *RUNS[name].split(), "--run", place / name)
 
     def on_two(name: str, config: str, port: int) -> None:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 2]
         launch += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", port]
-        words = [*launch, "launch/prune.py", *command, *CUT, "--run", place / name]
+        words = [*launch, "launch/prune.py", *command, *CUT.split(), "--run", place / name]
         run(*words, DS_ACCELERATOR="cpu", TORCH_EXTENSIONS_DIR=str(place / "compiled"))
 
     def resumed() -> None:
-        words = [*command, *CUT, "--train.checkpoint_steps", 1, "--run", place / "resumed"]
+        words = [*command, *CUT.split(), "--train.checkpoint_steps", 1, "--run", place / "resumed"]
         cpprune("prune", *words, "--train.time_limit_minutes", "1e-9")
         cpprune("prune", *words)
 
@@ -181,10 +151,11 @@ def record(place: Path) -> dict[str, dict[str, str]]:
         for job in jobs:
             job.result()
     found = {
-        name: of_run(place / name) for name in ("first", *RUNS, "two-ranks", "zero-2", "resumed")
+        name: of_run(place / name, place)
+        for name in ("first", *RUNS, "two-ranks", "zero-2", "resumed")
     }
-    found["dataset"] = of_dataset(place / "dataset")
-    found["sensitivity"] = {"output": digest(place / "sensitivity.json")}
+    found["dataset"] = of_dataset(place / "dataset", place)
+    found["sensitivity"] = {"output": digest(place / "sensitivity.json", place)}
     return found
 
 
