@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpprune import artifact
-from cpprune.audio.mel import ScaleImage
-from cpprune.complexity import count_macs, count_parameters
+from cpprune.audio.frontend import ScaleImage
+from cpprune.evaluation.complexity import count_macs, count_parameters
+from cpprune.models import artifact
 from cpprune.models.registry import build_model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan, preview

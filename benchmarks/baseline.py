@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from cpprune import distributed
 from cpprune.config import RunConfig, TrainConfig
-from cpprune.data import DataConfig
+from cpprune.data.loader import DataConfig
+from cpprune.distributed import process_group
 from cpprune.models.registry import build_model
-from cpprune.trainer import Trainer
-from shards.build import build_dataset
+from cpprune.training.loop import Trainer
+from shards.build.dataset import build_dataset
+from shards.build.plan import BuildOptions
 from shards.launcher import read_launch
-from shards.plan import BuildOptions
-from shards.synthetic import synthesise
+from shards.sources.synthetic import synthesise
 
 
 class Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -134,7 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with made(arguments.clips) as (source, dataset, folder):
-        accelerator = distributed.start(read_launch(), "no")
+        accelerator = process_group.start(read_launch(), "no")
         device = accelerator.device
         limits.report(device)
         loops = {
@@ -152,7 +152,7 @@ def main() -> None:
                 clips = epoch()
                 limits.wait(device)
                 best[label] = max(best[label], clips / (time.perf_counter() - begin))
-        distributed.finish()
+        process_group.finish()
     print(f"CP-ResNet big at 256×44, batch {arguments.batch}\n")
     print("| loop | clips/s | ratio |\n|---|---|---|")
     for label, speed in best.items():

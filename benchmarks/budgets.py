@@ -26,9 +26,9 @@ import torch
 import cpprune
 import shards
 from cpprune import build_model
-from cpprune.complexity import count_macs, count_parameters, latency
+from cpprune.evaluation.complexity import count_macs, count_parameters, latency
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.budget import parse_budget
+from cpprune.pruning.allocation import parse_budget
 from cpprune.pruning.curves import read_sensitivity
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
@@ -108,10 +108,10 @@ def latencies(network: torch.nn.Module) -> int:
 
 def scopes(folder: Path) -> None:
     """Train a network, and print what one budget makes of it in each scope."""
-    from cpprune.commands.demo import build, configurations
-    from cpprune.evaluation import evaluate_split
-    from cpprune.sensitivity import measure_sensitivity, write_sensitivity
-    from cpprune.trainer import train
+    from cpprune.cli.demo import build, configurations
+    from cpprune.evaluation.predict import evaluate_split
+    from cpprune.pruning.sensitivity import measure_sensitivity, write_sensitivity
+    from cpprune.training.loop import train
 
     with (folder / "log").open("w") as log, redirect_stderr(log):
         dataset = build(folder, CLIPS)

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from shards.audio import load
-from shards.build import build_dataset
-from shards.plan import BuildOptions
+from shards.audio.load import load
+from shards.build.dataset import build_dataset
+from shards.build.plan import BuildOptions
 from shards.workers import cpu_count, run_jobs
 
 SOURCE_RATE, RATE = 44_100, 32_000

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from cpprune import build_model, checkpoint
-from cpprune.checkpoint import Progress, Tensors
-from cpprune.moments import read_moments
-from cpprune.optim import OptimConfig, build_optimizer
+from cpprune import build_model
+from cpprune.runs import checkpoint
+from cpprune.runs.checkpoint import Progress, Tensors
+from cpprune.training.optim import OptimConfig, build_optimizer
+from cpprune.training.optimizer_state import read_moments
 
 
 def milliseconds(do: Callable[[], object], times: int) -> float:

@@ -56,7 +56,7 @@ def measure(out: Path, moves: tuple[int, ...], seed: int, epochs: int) -> dict[s
         launch(moves[-1], *settings)
     words = ["evaluate", run / "model_last", "--data", dataset, "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "cpprune.cli", *map(str, words)], capture_output=True, check=True
+        [sys.executable, "-m", "cpprune", *map(str, words)], capture_output=True, check=True
     )
     report: dict[str, Any] = json.loads(done.stdout)
     return report
@@ -72,7 +72,7 @@ def main() -> None:
     import numpy as np
     from scipy import stats
 
-    from cpprune.commands.demo import CLIPS, build
+    from cpprune.cli.demo import CLIPS, build
 
     build(arguments.out / "demo", CLIPS)
     print(

@@ -18,7 +18,7 @@ import torch
 from reader import make_dataset
 from step import make
 
-from cpprune import distributed
+from cpprune.distributed import process_group
 
 TAU = 139_620  # clips of one second that an epoch of the challenge's full training split has
 
@@ -51,7 +51,7 @@ def main() -> None:
             best = min(times[1:])
             speed = arguments.clips / best
             print(f"| {batch} | {times[0]:.1f} | {best:.2f} | {speed:,.0f} | {50 * best:.0f} |")
-            distributed.finish()
+            process_group.finish()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cpprune.audio.dali import on_dali
-from cpprune.audio.mel import PRESETS, LogMel
+from cpprune.audio.frontend import PRESETS, LogMel
 
 
 def waveforms(clips: int, samples: int, device: torch.device) -> Tensor:

@@ -20,10 +20,10 @@ from reader import make_dataset
 from step import make
 from torch.profiler import ProfilerActivity, profile
 
-from cpprune import distributed
-from cpprune.data import Batch
-from cpprune.stepper import PLAIN_STEPS
-from cpprune.trainer import Trainer
+from cpprune.data.loader import Batch
+from cpprune.distributed import process_group
+from cpprune.training.loop import Trainer
+from cpprune.training.step import PLAIN_STEPS
 
 
 def measure(trainer: Trainer, steps: int, most: int) -> None:
@@ -80,7 +80,7 @@ def main() -> None:
             run = Path(folder, compiled)
             trainer = make(dataset, run, arguments.batch, arguments.precision, compiled)
             measure(trainer, arguments.steps, arguments.most)
-            distributed.finish()
+            process_group.finish()
 
 
 if __name__ == "__main__":

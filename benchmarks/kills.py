@@ -59,7 +59,7 @@ def start(arguments: Sequence[str], world: int, log: Path) -> list[int]:
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in variables.items()})
             with log.open("a") as file, redirect_stderr(file), redirect_stdout(file):
-                from cpprune.cli import main
+                from cpprune.cli.main import main
 
                 status = main(list(arguments))
         except BaseException:
@@ -162,10 +162,10 @@ def main() -> int:
     import torch_pruning  # noqa: F401 - what a child would have to import
     import torchinfo  # noqa: F401
 
-    import cpprune.trainer  # noqa: F401
-    from shards.build import build_dataset
-    from shards.plan import BuildOptions
-    from shards.synthetic import synthesise
+    import cpprune.training.loop  # noqa: F401
+    from shards.build.dataset import build_dataset
+    from shards.build.plan import BuildOptions
+    from shards.sources.synthetic import synthesise
 
     print(f"{platform.machine()}, {os.cpu_count()} cores", flush=True)
     with tempfile.TemporaryDirectory() as name:

@@ -63,7 +63,7 @@ PAIRS = [
 def cpprune(*arguments: object) -> dict[str, Any]:
     """Run a command on one thread and return its JSON."""
     done = subprocess.run(
-        [sys.executable, "-m", "cpprune.cli", *map(str, arguments), "--json"],
+        [sys.executable, "-m", "cpprune", *map(str, arguments), "--json"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(METHODS), help="methods to run")
     arguments = parser.parse_args()
 
-    from cpprune.commands.demo import CLIPS, build
+    from cpprune.cli.demo import CLIPS, build
 
     build(arguments.out / "demo", CLIPS)
     jobs = [(method, seed) for seed in range(arguments.seeds) for method in arguments.only]

@@ -27,9 +27,10 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from cpprune.resident import Resident, load_resident
+from cpprune.data.memory import Resident, load_resident
 from shards import open_dataset
-from shards.clips import encode
+from shards.audio.clips import encode
+from shards.build.tar import END_OF_ARCHIVE, Record, write_record
 from shards.manifest import (
     INDEX_NAME,
     INDEX_TYPES,
@@ -41,7 +42,6 @@ from shards.manifest import (
 )
 from shards.order import Ids, batch_ids, epoch_order, num_batches
 from shards.reader import Split
-from shards.tar import END_OF_ARCHIVE, Record, write_record
 
 RATE = 32000
 CLIPS_PER_SHARD = 4096

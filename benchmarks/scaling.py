@@ -35,14 +35,14 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     import torch.distributed as dist
     from torch import nn
 
-    from cpprune import distributed
-    from cpprune.complexity import count_parameters
     from cpprune.config import RunConfig, TrainConfig
-    from cpprune.data import DataConfig
-    from cpprune.trainer import Trainer
+    from cpprune.data.loader import DataConfig
+    from cpprune.distributed import process_group
+    from cpprune.evaluation.complexity import count_parameters
+    from cpprune.training.loop import Trainer
     from shards.launcher import read_launch
 
-    accelerator = distributed.start(read_launch(), "no")
+    accelerator = process_group.start(read_launch(), "no")
     precision = "bf16"
     config = RunConfig(
         run=str(run),
@@ -63,7 +63,7 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     found["messages"] = 0 if own_statistics else 2 * norms
     found["clip_bytes"] = trainer.dataset.dtype.itemsize * math.prod(trainer.dataset.shape)
     found["all_reduce"] = []
-    for size in SIZES if distributed.world_size() > 1 else []:
+    for size in SIZES if process_group.world_size() > 1 else []:
         values = torch.ones(size, device=accelerator.device)
         times = []
         for _ in range(20):
@@ -74,9 +74,9 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - begin)
         found["all_reduce"].append([4 * size, min(times)])
-    if distributed.rank() == 0:
+    if process_group.rank() == 0:
         print(json.dumps(found), flush=True)
-    distributed.finish()
+    process_group.finish()
 
 
 def measure(processes: int, dataset: Path, run: Path, more: list[str]) -> dict[str, Any]:

@@ -31,16 +31,16 @@ import torch
 done("import torch")
 import accelerate
 done("import accelerate")
-import cpprune.trainer
-done("import cpprune.trainer")
+import cpprune.training.loop
+done("import cpprune.training.loop")
 from cpprune import distributed
 from cpprune.config import RunConfig, TrainConfig
-from cpprune.data import DataConfig
+from cpprune.data.loader import DataConfig
 from shards.launcher import read_launch
 config = RunConfig(run=sys.argv[2], data=DataConfig(path=sys.argv[1]), train=TrainConfig(batch_size=64))
 accelerator = distributed.start(read_launch(), "no")
 done("the process group and Accelerator")
-trainer = cpprune.trainer.Trainer(config, frozenset(), accelerator)
+trainer = cpprune.training.loop.Trainer(config, frozenset(), accelerator)
 done("dataset, model and its check")
 trainer.begin()
 done("the run's folder and the optimizer")
@@ -66,8 +66,8 @@ def main() -> None:
     arguments = parser.parse_args()
     commands = {
         "python -c 'import numpy, jsonargparse'": ["-c", "import numpy, jsonargparse"],
-        "cpprune --help": ["-m", "cpprune.cli", "--help"],
-        "cpprune train --help": ["-m", "cpprune.cli", "train", "--help"],
+        "cpprune --help": ["-m", "cpprune", "--help"],
+        "cpprune train --help": ["-m", "cpprune", "train", "--help"],
     }
     best = dict.fromkeys(commands, float("inf"))
     for _ in range(arguments.rounds):
@@ -78,7 +78,7 @@ def main() -> None:
     for label, took in best.items():
         print(f"| `{label}` | {took:.2f} | {took / first:.2f} |")
 
-    from cpprune.commands.demo import CLIPS, build
+    from cpprune.cli.demo import CLIPS, build
 
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), CLIPS)

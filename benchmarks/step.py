@@ -19,13 +19,13 @@ import limits
 import torch
 from reader import make_dataset
 
-from cpprune import distributed
 from cpprune.audio.augment import AugmentConfig
-from cpprune.complexity import count_macs
 from cpprune.config import RunConfig, TrainConfig
-from cpprune.data import Batch, DataConfig
-from cpprune.stepper import PLAIN_STEPS, Stepper
-from cpprune.trainer import Trainer
+from cpprune.data.loader import Batch, DataConfig
+from cpprune.distributed import process_group
+from cpprune.evaluation.complexity import count_macs
+from cpprune.training.loop import Trainer
+from cpprune.training.step import PLAIN_STEPS, Stepper
 from shards.launcher import read_launch
 
 
@@ -38,7 +38,7 @@ def make(
         data=DataConfig(path=str(dataset), resident=resident),
         train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
     )
-    trainer = Trainer(config, frozenset(), distributed.start(read_launch(), "no"))
+    trainer = Trainer(config, frozenset(), process_group.start(read_launch(), "no"))
     trainer.begin()
     trainer.model.network.train()
     return trainer
@@ -128,7 +128,7 @@ def main() -> None:
                         row = f"{precision} | {compiled} | {batch} | {label} | {took * 1e3:.2f}"
                         speed = batch / took
                         print(f"| {row} | {speed:,.0f} | {speed / limit:.1%} |", flush=True)
-                    distributed.finish()
+                    process_group.finish()
     if cuda:
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from cpprune.artifact import Model
-    from cpprune.audio.mel import LogMel
+    from cpprune.audio.frontend import LogMel
+    from cpprune.models.artifact import Model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "build_model", "load", "log_mel"]
 
 
 def load(folder: str | Path, device: str = "cpu", *, trust: Sequence[str] = ()) -> Model:
-    """Load a model folder; see `cpprune.artifact.load`."""
-    from cpprune.artifact import load as load_artifact
+    """Load a model folder; see `cpprune.models.artifact.load`."""
+    from cpprune.models.artifact import load as load_artifact
 
     return load_artifact(folder, device, trust=trust)
 
@@ -40,7 +40,7 @@ def log_mel(preset: str = "seed256") -> LogMel:
     Raises:
         ValueError: no such preset.
     """
-    from cpprune.audio.mel import PRESETS, LogMel
+    from cpprune.audio.frontend import PRESETS, LogMel
 
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")

@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from cpprune.audio.augment import AugmentConfig
-from cpprune.audio.mel import FeaturesConfig
-from cpprune.data import DataConfig
+from cpprune.audio.frontend import FeaturesConfig
+from cpprune.data.loader import DataConfig
 from cpprune.models.registry import ModelConfig
-from cpprune.optim import OptimConfig
 from cpprune.pruning.schedule import PruneConfig
-from cpprune.tracking import PACKAGES as TRACKERS
-from shards.documents import read_yaml
+from cpprune.runs.tracking import PACKAGES as TRACKERS
+from cpprune.training.optim import OptimConfig
 from shards.errors import InputError
+from shards.files.documents import read_yaml
 
 PRECISIONS = ("no", "bf16", "fp16")
 MONITORS = ("macro_accuracy", "log_loss")

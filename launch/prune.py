@@ -2,7 +2,7 @@
 
 import sys
 
-from cpprune.cli import run
+from cpprune.cli.main import run
 
 if __name__ == "__main__":
     run(["prune", *sys.argv[1:]])

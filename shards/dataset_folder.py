@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
+from shards.files.ownership import Kind, claim, read_mark, remove
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, WORK_NAME
-from shards.ownership import Kind, claim, read_mark, remove
 
 PLAN_NAME = "plan.json"
 # The manifest of a dataset that is being deleted: it has to list it to the end.

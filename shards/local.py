@@ -10,7 +10,7 @@ from shards.manifest import Shard
 
 
 class LocalFolder:
-    """The files of a dataset, where they were built; see `shards.remote.RemoteFolder`.
+    """The files of a dataset, where they were built; see `shards.remote.folder.RemoteFolder`.
 
     Attributes:
         location: the folder.

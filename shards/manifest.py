@@ -13,8 +13,8 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import numpy as np
 from msgspec import Meta
 
-from shards.documents import DocumentError, parse_json, read_bytes, typed
 from shards.errors import InputError
+from shards.files.documents import DocumentError, parse_json, read_bytes, typed
 
 FORMAT = "cpprune-shards/1"
 MANIFEST_NAME = "dataset.json"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from shards.local import LocalFolder
 from shards.manifest import Shard
-from shards.remote import RemoteFolder
+from shards.remote.folder import RemoteFolder
 
 MOST_OPEN_SHARDS = 512
 

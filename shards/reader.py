@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cache import Cache, default_root
 from shards.errors import InputError
-from shards.fetch import is_remote
 from shards.index import contradictions, open_index
 from shards.local import LocalFolder
 from shards.manifest import (
@@ -27,7 +25,9 @@ from shards.manifest import (
 )
 from shards.open_shards import OpenShards, most_open_shards, read_on
 from shards.order import Ids
-from shards.remote import RemoteFolder, open_remote
+from shards.remote.cache import Cache, default_root
+from shards.remote.fetch import is_remote
+from shards.remote.folder import RemoteFolder, open_remote
 
 
 class Dataset:

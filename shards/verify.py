@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from shards.build.tar import END_OF_ARCHIVE
 from shards.credentials import file_in
-from shards.documents import read_bytes
 from shards.errors import InputError
-from shards.fetch import fetch_bytes, fetch_file, is_remote
+from shards.files.documents import read_bytes
 from shards.index import contradictions, open_index
 from shards.manifest import (
     INDEX_NAME,
@@ -32,8 +32,8 @@ from shards.manifest import (
     parse_manifest,
     sha256_of_file,
 )
-from shards.remote import fetch_index
-from shards.tar import END_OF_ARCHIVE
+from shards.remote.fetch import fetch_bytes, fetch_file, is_remote
+from shards.remote.folder import fetch_index
 
 # Of a line of rejected.csv, in bytes: a path and a reason.
 MOST_REJECTED = 1 << 14

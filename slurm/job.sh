@@ -12,7 +12,7 @@ trap 'time_is_up=yes' USR1
 : "${CPPRUNE_SITE:?has to be exported: the site.env of this cluster}"
 # shellcheck source=slurm/read_site.sh
 source slurm/read_site.sh
-cpprune=("${CONTAINER[@]}" "$PYTHON" -m cpprune.cli)
+cpprune=("${CONTAINER[@]}" "$PYTHON" -m cpprune)
 
 # Puts the job back into the queue and ends it. A job that is being cancelled, or that SLURM itself has
 # put back, no longer runs, and is left alone.

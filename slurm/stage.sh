@@ -39,7 +39,7 @@ staged() {
             echo "$1"
             return
         fi
-        if ! "${CONTAINER[@]}" "$PYTHON" -m cpprune.cli shards verify "$folder.new" >&2; then
+        if ! "${CONTAINER[@]}" "$PYTHON" -m cpprune shards verify "$folder.new" >&2; then
             rm -rf "$folder.new"
             echo "slurm: the copy of $1 is damaged: see above" >&2
             return 1

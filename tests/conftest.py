@@ -52,7 +52,7 @@ class Outcome:
 
 def run_command(*arguments: object) -> int:
     """Run a command in this process and return its exit status."""
-    from cpprune.cli import main
+    from cpprune.cli.main import main
 
     try:
         return main([str(argument) for argument in arguments])
@@ -134,9 +134,9 @@ def libraries() -> None:
     import torch_pruning
     import torchinfo
 
-    import cpprune.trainer
+    import cpprune.training.loop
 
-    assert all((accelerate, jsonargparse, torch_pruning, torchinfo, cpprune.trainer))
+    assert all((accelerate, jsonargparse, torch_pruning, torchinfo, cpprune.training.loop))
     gc.collect()
     gc.freeze()
 
@@ -144,7 +144,7 @@ def libraries() -> None:
 @pytest.fixture(scope="session")
 def scenes_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 made-up clips in TAU's own folder layout. Tests must not change it."""
-    from shards.synthetic import synthesise
+    from shards.sources.synthetic import synthesise
 
     folder = tmp_path_factory.mktemp("scenes") / "source"
     synthesise(folder, 200, seed=5, workers=1)
@@ -154,8 +154,8 @@ def scenes_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scenes(libraries: None, scenes_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a dataset: 128 clips for training, 22 to validate, 50 to test."""
-    from shards.build import build_dataset
-    from shards.plan import BuildOptions
+    from shards.build.dataset import build_dataset
+    from shards.build.plan import BuildOptions
 
     folder = tmp_path_factory.mktemp("scenes") / "dataset"
     build_dataset(BuildOptions(kind="tau2022", source=scenes_source), folder, workers=1)
@@ -179,7 +179,7 @@ def tiny_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def counted_reads(number: int, do: Callable[[], object]) -> Iterator[None]:
     """Do something when a batch is read for the n-th time, from shards or from memory."""
-    from cpprune.resident import Resident
+    from cpprune.data.memory import Resident
     from shards.reader import Dataset
 
     calls = 0
@@ -297,6 +297,6 @@ def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(FlakyFileSystem, "log", tmp_path / "opened")
     # Noted, so that it is undone when a test sets another.
     monkeypatch.setattr(FlakyFileSystem, "fault", FlakyFileSystem.fault)
-    monkeypatch.setattr("shards.transfer.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0))
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
     return FlakyFileSystem

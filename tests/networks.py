@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpprune.distributed import structure
+from cpprune.distributed.collectives import structure
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan

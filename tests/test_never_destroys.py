@@ -17,8 +17,8 @@ import torch
 from snapshot import fill, snapshot
 
 import cpprune
-from cpprune import artifact
-from cpprune.run_folder import hold_run
+from cpprune.models import artifact
+from cpprune.runs.folder import hold_run
 
 Refused = Callable[..., str]
 HERS = ("checkpoints/a.bin", "model/house.png", "plans/house.dwg", "ids/me.pdf", "tensorboard/x")
@@ -121,7 +121,7 @@ def test_links_are_not_followed_out_of_a_run(
 def test_a_run_folder_belongs_to_one_process(
     own_run: Path, refused: Refused, tiny: Any, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.locks.PATIENCE", 0.2)
+    monkeypatch.setattr("shards.files.locks.PATIENCE", 0.2)
     settings = [*tiny, "--data.path", scenes, "--run", own_run, "--train.epochs", 4]
     with hold_run(own_run):
         before = snapshot(own_run)
@@ -305,7 +305,7 @@ def test_a_report_of_a_folder_that_no_run_wrote(refused: Refused, tmp_path: Path
 def test_two_trainings_in_one_folder(tiny: Any, scenes: Path, tmp_path: Path) -> None:
     """The second is refused, the first unharmed; killed, it leaves the folder to the next."""
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "cpprune.cli", "train", *tiny, "--data.path", scenes]
+    words = [sys.executable, "-m", "cpprune", "train", *tiny, "--data.path", scenes]
     command = [*map(str, words), "--run", str(run), "--train.epochs", "20"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as first:
         assert first.stderr is not None

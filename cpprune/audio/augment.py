@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpprune.audio.mel import LOG_OFFSET, LogMel, MelSpec, ScaleImage
+from cpprune.audio.frontend import LOG_OFFSET, LogMel, MelSpec, ScaleImage
 from shards.draws import Stream
 
 Gather = Callable[[Tensor], Tensor]

@@ -2,7 +2,8 @@
 
 DALI is given waveforms where the torch front end is: after the order, the slices of the ranks and what
 augments waveforms. So neither of them, nor going on from a checkpoint, depends on the backend. DALI has
-no Kaldi filter bank: it makes the power spectrum, to which the bank of `cpprune.audio.mel` is applied.
+no Kaldi filter bank: it makes the power spectrum, to which the bank of `cpprune.audio.frontend` is
+applied.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpprune.audio.mel import LogMel, MelSpec, ScaleImage
+from cpprune.audio.frontend import LogMel, MelSpec, ScaleImage
 from shards.errors import InputError
 
 FULL_SCALE = 32768.0

@@ -16,7 +16,7 @@ from cpprune.models.bounds import BoundedBuild
 from cpprune.models.cp_mobile import CPMobile
 from cpprune.models.cp_resnet import CPResNet, imported_widths
 from cpprune.models.resize import fit
-from shards.documents import DocumentError, typed
+from shards.files.documents import DocumentError, typed
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {"cp_resnet": CPResNet, "cp_mobile": CPMobile}
 

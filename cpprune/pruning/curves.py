@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.pruning.groups import ChannelGroup
-from shards.documents import read_json
 from shards.errors import InputError
+from shards.files.documents import read_json
 
 FORMAT = 1
 

@@ -103,7 +103,7 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
 
 
 def coupled_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
-    """Return all groups, whether they can be cut or not: see `cpprune.pruning.probe`."""
+    """Return all groups, whether they can be cut or not: see `cpprune.pruning.prunable`."""
     names = {module: name for name, module in network.named_modules()}
     groups: list[ChannelGroup] = []
     seen: set[nn.Module] = set()

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpprune.complexity import (
+from cpprune.distributed.collectives import fingerprint, structure
+from cpprune.evaluation.complexity import (
     BYTES_PER_PARAMETER,
     count_macs,
     count_parameters,
     latency,
     layer_costs,
 )
-from cpprune.distributed import fingerprint, structure
-from cpprune.finite import to_json
-from cpprune.pruning.budget import (
+from cpprune.pruning.allocation import (
     Widths,
     allocate,
     bounds,
@@ -34,12 +33,12 @@ from cpprune.pruning.budget import (
 from cpprune.pruning.criteria import score
 from cpprune.pruning.curves import Sensitivity, unit_costs
 from cpprune.pruning.groups import ChannelGroup, dependency_graph
-from cpprune.pruning.probe import channel_groups, examine
+from cpprune.pruning.prunable import channel_groups, examine
 from cpprune.pruning.ramp import on_the_way
 from cpprune.pruning.surgery import apply_plan
-from shards.documents import DocumentError, read_json, typed
-from shards.durable import write_output
 from shards.errors import InputError
+from shards.files.atomic import write_output
+from shards.files.documents import DocumentError, read_json, to_json, typed
 
 Plan = dict[str, Any]
 # (network, input shape, device) → milliseconds for one input

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpprune.pruning.budget import Bounds, CostModel, Widths
+from cpprune.pruning.allocation import Bounds, CostModel, Widths
 
 RAMPS = ("widths", "linear", "cubic", "exponential")
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpprune.distributed import world_size
+from cpprune.distributed.process_group import world_size
 
 Saliency = dict[str, Tensor]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpprune.pruning.budget import parse_budget
+from cpprune.pruning.allocation import parse_budget
 from cpprune.pruning.criteria import CRITERIA, check_options
 from cpprune.pruning.curves import read_sensitivity
 from cpprune.pruning.ramp import RAMPS
-from cpprune.pruning.sparsity import PENALTIES
+from cpprune.pruning.regularizers import PENALTIES
 
 SCOPES = ("local", "global", "sensitivity")
 LEARNING_RATES = ("continue", "rewind")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpprune.distributed import structure
+from cpprune.distributed.collectives import structure
 from cpprune.pruning.groups import dependency_graph, remove_channels
 from shards.errors import InputError
 

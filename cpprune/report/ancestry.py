@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpprune import artifact
 from cpprune.config import FREE_KEYS, RunConfig, flatten
-from cpprune.identity import DEFAULTS_THEN
+from cpprune.models import artifact
 from cpprune.report.runs import Run, read_mapping
+from cpprune.runs.identity import DEFAULTS_THEN
 from shards.errors import InputError
 
 

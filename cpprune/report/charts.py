@@ -149,7 +149,7 @@ def reliability(found: Mapping[str, Any]) -> Markup:
     """Draw the accuracy within bins of confidence over the diagonal, and the clips of each bin below.
 
     Args:
-        found: what `cpprune.metrics.calibration` returns.
+        found: what `cpprune.evaluation.metrics.calibration` returns.
     """
     bins = len(found["clips"])
     x = Scale(0, 1, 46, WIDTH - 8)

@@ -13,11 +13,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cpprune.complexity import count_macs, count_parameters
+from cpprune.evaluation.complexity import count_macs, count_parameters
+from cpprune.evaluation.statistics import holm, paired_test, spread
 from cpprune.report.ancestry import made_with, weights_of
 from cpprune.report.measured import measure
 from cpprune.report.runs import Run, read_run
-from cpprune.seeds import holm, paired_test, spread
 from shards.errors import InputError
 
 FIGURES = ("macro_accuracy", "log_loss")
@@ -61,8 +61,9 @@ def compare_runs(
 
     Returns:
         `split`, `groups` (by falling accuracy: `name`, `runs`, `seeds`, `parameters`, `macs`,
-        `macro_accuracy` and `log_loss` as `cpprune.seeds.spread` has them, `pareto` and the `settings`
-        in which groups differ), `tests` between groups with two seeds or more in common, and `notes`.
+        `macro_accuracy` and `log_loss` as `cpprune.evaluation.statistics.spread` has them, `pareto` and
+        the `settings` in which groups differ), `tests` between groups with two seeds or more in
+        common, and `notes`.
 
     Raises:
         InputError: a folder is no run, or there is no finished run among them.

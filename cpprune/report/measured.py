@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpprune.artifact import Model
-from cpprune.audio.mel import LogMel
-from cpprune.data import open_checked
-from cpprune.evaluation import evaluate_model
-from cpprune.metrics import Floats
+from cpprune.audio.frontend import LogMel
+from cpprune.data.loader import open_checked
+from cpprune.evaluation.metrics import Floats
+from cpprune.evaluation.predict import evaluate_model
+from cpprune.models.artifact import Model
 from cpprune.report.media import png, wav
 from cpprune.report.runs import Run
 from shards.errors import InputError

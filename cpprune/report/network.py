@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpprune.complexity import complexity, layer_costs
+from cpprune.evaluation.complexity import complexity, layer_costs
 from cpprune.models.registry import build_model
-from cpprune.pruning.budget import parse_budget
+from cpprune.pruning.allocation import parse_budget
 from cpprune.report import charts
 from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
 from cpprune.report.runs import Run, times

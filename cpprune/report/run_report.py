@@ -13,10 +13,10 @@ from cpprune.report import network, sections
 from cpprune.report.measured import Measured, measure
 from cpprune.report.page import Document, render
 from cpprune.report.runs import Run, read_run, times
-from cpprune.run_folder import RUN
-from shards.durable import check_output, replace_file, write_output, writing
-from shards.locks import locked
-from shards.ownership import claim
+from cpprune.runs.folder import RUN
+from shards.files.atomic import check_output, replace_file, write_output, writing
+from shards.files.locks import locked
+from shards.files.ownership import claim
 
 PAGE = "report.html"
 MISTAKES = 6

@@ -9,12 +9,13 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from cpprune import artifact
-from cpprune.artifact import Model
 from cpprune.config import flatten
+from cpprune.models import artifact
+from cpprune.models.artifact import Model
 from cpprune.models.trust import UntrustedCodeError
 from shards.credentials import recorded
-from shards.documents import (
+from shards.errors import InputError
+from shards.files.documents import (
     DocumentError,
     json_lines,
     parse_json,
@@ -22,7 +23,6 @@ from shards.documents import (
     read_bytes,
     typed,
 )
-from shards.errors import InputError
 
 MOST_METRICS = 1 << 30  # bytes
 Number = Annotated[int, Meta(ge=0, le=1 << 50)]
@@ -119,7 +119,7 @@ class Run:
     Attributes:
         folder: where it lies.
         settings: the configuration, by dotted key.
-        environment: see `cpprune.run.environment`.
+        environment: see `cpprune.runs.run.environment`.
         epochs: the epochs of metrics.jsonl.
         cuts: its prunings.
         skipped: how many steps it tells were skipped.

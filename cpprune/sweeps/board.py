@@ -26,10 +26,10 @@ from typing import Any, BinaryIO
 from cpprune.sweeps.definition import EarlyTermination, Sweep
 from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
 from shards.credentials import recorded
-from shards.documents import DocumentError, json_lines, read_bytes, read_json
-from shards.durable import replace_file
 from shards.errors import InputError
-from shards.ownership import Kind, claim, read_mark
+from shards.files.atomic import replace_file
+from shards.files.documents import DocumentError, json_lines, read_bytes, read_json
+from shards.files.ownership import Kind, claim, read_mark
 
 # Its journal is made before anything is drawn, and `sweep.json` before that.
 SWEEP = Kind(

@@ -12,8 +12,8 @@ from typing import Any
 
 from cpprune.sweeps.command import DEFAULT_COMMAND, check_command
 from cpprune.sweeps.parameters import Parameter, read_parameter
-from shards.documents import read_yaml
 from shards.errors import InputError
+from shards.files.documents import read_yaml
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from shards.durable import writing
 from shards.errors import InputError
+from shards.files.atomic import writing
 
 
 class FileLock:

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
-from shards.documents import DocumentError, json_lines, read_bytes, read_json, typed
 from shards.errors import InputError
+from shards.files.documents import DocumentError, json_lines, read_bytes, read_json, typed
 
 # The last line of a traceback, also with the rank before it; launchers add tracebacks of their own.
 EXCEPTION = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b")

@@ -7,8 +7,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from cpprune.plots import COLOURS, DPI
-from shards.durable import replace_file
+from cpprune.evaluation.plots import COLOURS, DPI
+from shards.files.atomic import replace_file
 
 COLUMNS = 4
 PANEL_INCHES = (4.0, 3.2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cpprune.sweeps.board import Board
 from cpprune.sweeps.outcome import kept_epoch, read_epochs, read_result
-from shards.durable import replace_file
+from shards.files.atomic import replace_file
 
 
 def collect(board: Board) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.audio.formats import DECODERS, has_ffmpeg
 from shards.errors import InputError
-from shards.formats import DECODERS, has_ffmpeg
 from shards.sources.names import printable
 
 LONGEST_ENDING = 12

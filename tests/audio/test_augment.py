@@ -24,7 +24,7 @@ from cpprune.audio.augment import (
     roll_waves,
     silence,
 )
-from cpprune.audio.mel import PRESETS, ScaleImage
+from cpprune.audio.frontend import PRESETS, ScaleImage
 from shards.order import rank_slice
 
 SPEC = PRESETS["seed128"]

@@ -9,7 +9,7 @@ import torch
 from run_folder import assert_same_run, ids_of, metrics, weights_of
 
 from cpprune.audio.dali import on_dali
-from cpprune.audio.mel import LOG_OFFSET, PRESETS, LogMel, MelSpec, ScaleImage
+from cpprune.audio.frontend import LOG_OFFSET, PRESETS, LogMel, MelSpec, ScaleImage
 from shards import InputError
 
 pytestmark = pytest.mark.dali

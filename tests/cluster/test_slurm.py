@@ -36,8 +36,8 @@ def held(run):
 
 
 def test_the_chain(chain, hashes, scenes_source, tmp_path):
-    from shards.build import build_dataset
-    from shards.plan import BuildOptions
+    from shards.build.dataset import build_dataset
+    from shards.build.plan import BuildOptions
 
     build_dataset(BuildOptions(kind="tau2022", source=scenes_source), tmp_path, workers=1)
     assert hashes(chain / "data") == hashes(tmp_path), "parts joined are the whole"

@@ -54,7 +54,7 @@ def test_an_evaluation(cluster, held, interrupt, ended, tiny_run, scenes, tmp_pa
     run, log = tmp_path / "50% of it/run", tmp_path / "evaluate.out"
     shutil.copytree(tiny_run, run)
     # A preemption does not count.
-    where, note = held("cpprune.cli evaluate", f"MAX_REQUEUES={int(how == 'USR1')}\n")
+    where, note = held("cpprune evaluate", f"MAX_REQUEUES={int(how == 'USR1')}\n")
     job = cluster.run(
         *("sbatch", "--parsable", f"--chdir={REPOSITORY}", f"--export=ALL,CPPRUNE_SITE={where}"),
         *(f"--output={log}", REPOSITORY / "slurm/evaluate.sbatch", scenes, run),

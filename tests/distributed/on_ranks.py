@@ -97,7 +97,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job, on this rank."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"]))
     if "function" not in job:
-        from cpprune.cli import main
+        from cpprune.cli.main import main
 
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -123,7 +123,7 @@ def serve(rank: str, world: str) -> None:
     # What libraries print must not stand between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    importlib.import_module("cpprune.trainer")
+    importlib.import_module("cpprune.training.loop")
     importlib.import_module("torch_pruning")
     sys.path.append(
         str(Path(__file__).parents[1])

@@ -8,11 +8,11 @@ import torch.distributed as dist
 from torch import nn
 
 import cpprune
-from cpprune import distributed
-from cpprune.batch_norm import use_global_batch_norm
+from cpprune.distributed import collectives, process_group
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
-from cpprune.pruning.sync import prune_on_all_ranks
+from cpprune.pruning.pruner import prune_on_all_ranks
+from cpprune.training.batch_norm import use_global_batch_norm
 from shards.errors import InputError
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def gathered(total):
     rank, world = dist.get_rank(), dist.get_world_size()
     whole = torch.arange(total * 2, dtype=torch.float32).view(total, 2)
     own = whole[total * rank // world : total * (rank + 1) // world]
-    return distributed.gather_rows(own, total).tolist()
+    return collectives.gather_rows(own, total).tolist()
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 8])
@@ -38,7 +38,7 @@ def test_gather_rows_on_every_rank_in_rank_order(ranks, total):
 
 def shared(value):
     own = value if dist.get_rank() == 0 else {"this is": dist.get_rank()}
-    return distributed.share_json(own, CPU)
+    return collectives.share_json(own, CPU)
 
 
 @pytest.mark.parametrize("value", [None, {"keep": [1, 2], "name": "größer"}, "x" * 100_000, []])
@@ -50,7 +50,7 @@ def shared_buffers():
     norm = nn.BatchNorm2d(2)
     norm.running_mean.fill_(dist.get_rank() + 1)
     norm.weight.data.fill_(dist.get_rank() + 1)
-    distributed.share_buffers(norm)
+    collectives.share_buffers(norm)
     return [norm.running_mean.tolist(), norm.weight.tolist()]
 
 
@@ -64,7 +64,7 @@ def test_ranks_and_world(ranks):
 
 
 def rank_and_world():
-    return [distributed.rank(), distributed.world_size()]
+    return [process_group.rank(), process_group.world_size()]
 
 
 # --- proof that all ranks hold the same network -------------------------------------------------------
@@ -82,14 +82,14 @@ def compared(rank, name):
         tensor = own.state_dict()[name].view(-1)
         tensor[-1] = torch.nextafter(tensor[-1], torch.tensor(9.0))
     try:
-        return distributed.check_ranks_equal(own, CPU, "before pruning")
+        return collectives.check_ranks_equal(own, CPU, "before pruning")
     except InputError as error:
         return str(error)
 
 
 def test_equal_ranks_agree_on_one_fingerprint(ranks):
     prints = ranks.call(compared, -1, "")
-    assert prints == [distributed.fingerprint(network())] * ranks.world
+    assert prints == [collectives.fingerprint(network())] * ranks.world
 
 
 @pytest.mark.parametrize("name", ["stage2.block1.conv1.weight", "in_c.1.running_var"])

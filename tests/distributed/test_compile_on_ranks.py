@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 
 import cpprune
-from cpprune.batch_norm import use_global_batch_norm
-from cpprune.stepper import Forward
+from cpprune.training.batch_norm import use_global_batch_norm
+from cpprune.training.step import Forward
 
 pytestmark = pytest.mark.slow  # a minute of a C++ compiler
 

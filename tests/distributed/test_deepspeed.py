@@ -15,7 +15,7 @@ import torch
 from marks import slow
 from run_folder import assert_same_run, epochs_of, events_of, tensors, weights_of
 
-from cpprune import zero
+from cpprune.distributed import deepspeed as zero
 from shards.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from run_folder import weights_of
 
-from cpprune.cli import main
+from cpprune.cli.main import main
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "8"]
 SETTINGS += ["--data.split_fraction", "0.25", "--optim.schedule", "constant"]
@@ -34,7 +34,7 @@ def test_a_learning_rate_that_is_far_too_high(two, command, tmp_path):
 
 def main_with_poison(arguments):
     """Run a command; in the tenth step the weights become NaN, on both ranks."""
-    from cpprune.stepper import Stepper
+    from cpprune.training.step import Stepper
 
     step = Stepper.step
 

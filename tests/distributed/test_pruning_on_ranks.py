@@ -8,14 +8,15 @@ import torch
 from marks import slow
 from run_folder import tensors
 
-from cpprune import artifact, distributed
-from cpprune.calibration import measure_saliency
-from cpprune.data import open_checked
+from cpprune.data.loader import open_checked
+from cpprune.distributed import collectives
+from cpprune.models import artifact
 from cpprune.models.resize import layer_widths
+from cpprune.pruning.calibration import measure_saliency
 from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.plan import make_plan
+from cpprune.pruning.pruner import prune_on_all_ranks
 from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
-from cpprune.pruning.sync import prune_on_all_ranks
 
 CPU = torch.device("cpu")
 
@@ -46,7 +47,7 @@ def plans(model_folder, dataset):
             CPU,
         )
         text = json.dumps(cut.plan, indent=2).encode()
-        found[criterion] = [hashlib.sha256(text).hexdigest(), distributed.fingerprint(network)]
+        found[criterion] = [hashlib.sha256(text).hexdigest(), collectives.fingerprint(network)]
     return found
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from cpprune.rendezvous import agree
+from cpprune.distributed.rendezvous import agree
 
 MINUTE = timedelta(seconds=60)
 

@@ -10,8 +10,9 @@ import torch
 from run_folder import assert_same_run, ids_of
 
 import shards
-from cpprune.distributed import gather_json, rank
-from cpprune.resident import load_resident
+from cpprune.data.memory import load_resident
+from cpprune.distributed.collectives import gather_json
+from cpprune.distributed.process_group import rank
 from shards import InputError
 
 CPU = torch.device("cpu")

@@ -153,7 +153,7 @@ class _Seen(BaseException):
 
 def options(line: Line) -> tuple[Option, ...]:
     """Return the options that the command of a line knows, from its own parser."""
-    from cpprune.cli import command
+    from cpprune.cli.main import command
 
     if line.configured:
         from cpprune.config import all_keys, build_parser

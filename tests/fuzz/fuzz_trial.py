@@ -250,7 +250,7 @@ def _print_to(folder: Path) -> None:
 
 def _call(made: Input, place: Path) -> int:
     """Run an input in its folder; return its exit status."""
-    from cpprune.cli import main
+    from cpprune.cli.main import main
 
     os.chdir(place)
     tmp, cache = str(place / "tmp"), str(place / "cache")

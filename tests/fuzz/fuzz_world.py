@@ -25,7 +25,7 @@ TINY += ("--optim.schedule=constant",)
 
 def call(*arguments: str) -> str:
     """Run a command that has to succeed; return its standard output."""
-    from cpprune.cli import main
+    from cpprune.cli.main import main
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -53,7 +53,7 @@ def make_sources() -> None:
     """Write recordings of every kind, a table, digits and TAU's layout."""
     import soundfile
 
-    from shards.synthetic import synthesise
+    from shards.sources.synthetic import synthesise
 
     rng = np.random.default_rng(0)
 

@@ -42,8 +42,8 @@ def load_light() -> None:
     import soxr
     import yaml
 
-    import cpprune.cli
-    import cpprune.commands.seeds
+    import cpprune.cli.main
+    import cpprune.cli.summarise
     import shards
 
     assert all((pyarrow, soundfile, soxr, yaml, cpprune.cli))

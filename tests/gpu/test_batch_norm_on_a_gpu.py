@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cpprune import batch_norm
+from cpprune.training import batch_norm
 
 pytestmark = [
     pytest.mark.gpu,

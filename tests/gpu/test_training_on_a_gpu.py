@@ -5,9 +5,9 @@ import torch
 from run_folder import assert_same_run, epochs_of, weights_of
 
 import cpprune
-from cpprune import stepper
-from cpprune.audio.mel import PRESETS, LogMel
-from cpprune.capture import Captured
+from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.training import step as stepper
+from cpprune.training.cuda_graph import Captured
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cpprune
-from cpprune.complexity import count_macs, count_parameters
+from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models.cp_mobile import make_divisible
 from cpprune.models.registry import ModelConfig
 

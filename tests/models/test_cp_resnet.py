@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cpprune
-from cpprune.complexity import count_parameters, receptive_field
+from cpprune.evaluation.complexity import count_parameters, receptive_field
 from cpprune.models.cp_resnet import CPResNet
 from cpprune.models.registry import ModelConfig
 

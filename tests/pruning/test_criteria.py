@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import cpprune
 from cpprune.pruning.criteria import score
 from cpprune.pruning.groups import dependency_graph
-from cpprune.pruning.probe import channel_groups
+from cpprune.pruning.prunable import channel_groups
 from shards.errors import InputError
 
 Groups = list[tuple[list[str], list[str], list[str]]]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from cpprune.complexity import count_macs, count_parameters
+from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.budget import lowest_first
+from cpprune.pruning.allocation import lowest_first
 from cpprune.pruning.curves import read_sensitivity, unit_costs
 from cpprune.pruning.groups import ChannelGroup
 from cpprune.pruning.plan import make_plan, scored_groups

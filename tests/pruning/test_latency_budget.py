@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import cpprune
-from cpprune.complexity import count_macs, count_parameters, latency
+from cpprune.evaluation.complexity import count_macs, count_parameters, latency
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.budget import Bounds, Limit, meet_latency, parse_budget
+from cpprune.pruning.allocation import Bounds, Limit, meet_latency, parse_budget
 from cpprune.pruning.plan import make_plan, preview
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError

@@ -9,7 +9,7 @@ from networks import SHAPE, parameters, plan_for
 from torch import nn
 
 import cpprune
-from cpprune.distributed import fingerprint
+from cpprune.distributed.collectives import fingerprint
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
 from cpprune.pruning.surgery import apply_plan

@@ -10,7 +10,7 @@ import pytest
 from networks import SHAPE, parameters, plan_for
 from torch import nn
 
-from cpprune.distributed import fingerprint, structure
+from cpprune.distributed.collectives import fingerprint, structure
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import preview, read_plan, write_plan
 from cpprune.pruning.surgery import apply_plan

@@ -9,7 +9,7 @@ from networks import SHAPE, plan_for
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpprune.distributed import fingerprint
+from cpprune.distributed.collectives import fingerprint
 from cpprune.pruning.saliency import hessian, taylor
 
 Make = Callable[..., nn.Module]

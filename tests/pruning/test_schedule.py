@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cpprune.pruning.budget import uniform
+from cpprune.pruning.allocation import uniform
 from cpprune.pruning.schedule import Event, PruneConfig, events, lr_span, plan_arguments
 
 

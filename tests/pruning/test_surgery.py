@@ -10,11 +10,11 @@ import torch
 from networks import SHAPE, TEACHER, parameters, plan_for
 from torch import nn
 
-from cpprune.distributed import fingerprint
+from cpprune.distributed.collectives import fingerprint
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
+from cpprune.pruning.pruner import prune_on_all_ranks
 from cpprune.pruning.surgery import apply_plan
-from cpprune.pruning.sync import prune_on_all_ranks
 from shards.errors import InputError
 
 ALL = ["magnitude", "bn_scale", "group_norm"]

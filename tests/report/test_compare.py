@@ -12,7 +12,7 @@ from pages import Page
 from scipy import stats
 
 import cpprune
-from cpprune.seeds import holm, paired_test
+from cpprune.evaluation.statistics import holm, paired_test
 
 # Macro accuracies of three seeds.
 WIDE = (0.61, 0.66, 0.62)
@@ -173,6 +173,6 @@ def test_holms_correction() -> None:
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     from shards.errors import InputError
 
-    monkeypatch.setattr("cpprune.seeds.find_spec", lambda name: None)
+    monkeypatch.setattr("cpprune.evaluation.statistics.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"need scipy: pip install 'cpprune\[report\]'"):
         paired_test([1, 2], [2, 4])

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from web_server import Server, serving
 
-from shards.build import build_dataset
-from shards.plan import BuildOptions
+from shards.build.dataset import build_dataset
+from shards.build.plan import BuildOptions
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,6 @@ def make_audio() -> Callable[..., Path]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A web server on this machine, and no pauses between tries."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("shards.transfer.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0))
     with serving() as started:
         yield started

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shards import InputError
-from shards.cli import main
+from shards.cli.main import main
 
 
 def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,4 +132,4 @@ def test_nothing_else_rests_on_numpys_generator():
     pattern = re.compile(r"np\.random\.(?!Philox|SeedSequence)")
     files = [*REPOSITORY.glob("cpprune/**/*.py"), *REPOSITORY.glob("shards/**/*.py")]
     found = {path.name for path in files if pattern.search(path.read_text(encoding="utf-8"))}
-    assert found == {"sound_world.py"}
+    assert found == {"scenes.py"}

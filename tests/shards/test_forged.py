@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cpprune.cli import main
+from cpprune.cli.main import main
 from shards.errors import InputError
 from shards.manifest import canonical, sha256_of, sha256_of_file
 from shards.reader import open_dataset
@@ -261,7 +261,7 @@ def test_flac_of_another_length_is_said(tau_options, tmp_path):
 
     import soundfile
 
-    from shards.build import build_dataset
+    from shards.build.dataset import build_dataset
 
     folder = tmp_path / "d"
     build_dataset(dataclasses.replace(tau_options, encoding="flac"), folder, workers=1)

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from shards import InputError, open_dataset
-from shards.build import build_dataset
-from shards.plan import BuildOptions
+from shards.build.dataset import build_dataset
+from shards.build.plan import BuildOptions
 from shards.reader import Split
 
 

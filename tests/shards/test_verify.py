@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from shards import InputError, open_dataset
-from shards.build import build_dataset
+from shards.build.dataset import build_dataset
+from shards.build.plan import BuildOptions
 from shards.manifest import canonical, read_index, sha256_of
-from shards.plan import BuildOptions
 from shards.verify import Problem, verify
 
 

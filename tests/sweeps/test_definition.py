@@ -77,7 +77,7 @@ def test_wandb_takes_the_file_and_draws_as_we_do(path, of_wandb):
 def test_the_command_of_wandbs_agent_is_ours_and_our_command_line_takes_it(
     path, of_wandb, monkeypatch
 ):
-    from cpprune.commands.training import FLAGS
+    from cpprune.cli.training import FLAGS
     from cpprune.config import build_parser, flatten, parse
 
     monkeypatch.chdir(REPOSITORY)

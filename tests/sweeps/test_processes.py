@@ -21,7 +21,7 @@ def start(sweep_file, tmp_path):
     running = []
 
     def begin(*arguments, **keys):
-        words = [sys.executable, "-m", "cpprune.cli", "sweep", sweep_file(**keys)]
+        words = [sys.executable, "-m", "cpprune", "sweep", sweep_file(**keys)]
         running.append(
             subprocess.Popen(
                 [*map(str, [*words, "--out", tmp_path / "out", *arguments])],

@@ -77,7 +77,7 @@ def test_two_processes_killed_and_resumed_end_as_if_they_were_not(tiny_run, scen
     words = [
         sys.executable,
         "-m",
-        "cpprune.cli",
+        "cpprune.cli.main",
         "sweep",
         tmp_path / "sweep.yaml",
         "--out",

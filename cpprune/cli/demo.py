@@ -1,0 +1,196 @@
+"""`cpprune demo`: the whole road on a synthetic dataset, ending in one table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cpprune.cli.arguments import OneLineParser
+from cpprune.config import RunConfig, TrainConfig
+from shards.cli.arguments import whole_number
+from shards.dataset_folder import DATASET
+from shards.errors import InputError
+from shards.files.atomic import replace_file, writing
+from shards.files.documents import to_json
+from shards.files.ownership import Kind, claim, read_mark
+
+CLIPS = 4000
+
+TRAIN_EPOCHS = 12
+BATCH = 64
+
+MARK = "demo.json"
+
+
+def _is_demo(folder: Path) -> bool:
+    by_us = read_mark(folder / MARK).get("made_by") == "cpprune demo"
+    # Older ones have no mark but what is in them.
+    made = DATASET.made(folder / "dataset") and (folder / "audio/meta.csv").is_file()
+    return by_us or made
+
+
+DEMO = Kind(
+    name="a demo",
+    parts=(MARK, "results.json", "audio/", "dataset/"),
+    made=_is_demo,
+)
+
+
+def demo(argv: list[str]) -> int:
+    """Build the dataset, train five networks, evaluate them, print the table."""
+    parser = OneLineParser(
+        "cpprune demo",
+        description="The whole road on a small synthetic dataset: shards, training, pruning, "
+        "fine-tuning, evaluation. About four minutes on two CPU cores.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo")
+    parser.add_argument(
+        "--clips", type=whole_number, default=CLIPS, help=f"clips to make ({CLIPS})"
+    )
+    parser.add_argument(
+        "--epochs", type=whole_number, default=TRAIN_EPOCHS, help=f"epochs ({TRAIN_EPOCHS})"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.clips < 200 or arguments.epochs < 1:
+        raise InputError("--clips must be at least 200 and --epochs at least 1")
+
+    begin = time.monotonic()
+    out: Path = arguments.out
+    claim(out, DEMO, "--out")
+    made = read_mark(out / MARK).get("clips", arguments.clips)
+    if made != arguments.clips and (out / "audio/meta.csv").is_file():
+        raise InputError(
+            f"--out {out}: is a demo of {made} clips: give --clips {made} or another --out"
+        )
+    with writing(out, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
+        about = {"made_by": "cpprune demo", "clips": arguments.clips, "epochs": arguments.epochs}
+        replace_file(out / MARK, out, f"{to_json(about)}\n".encode())
+    dataset = build(out, arguments.clips)
+    rows = [
+        run_and_evaluate(title, config, dataset)
+        for title, config in configurations(out, dataset, arguments.epochs)
+    ]
+    seconds = time.monotonic() - begin
+    results = {"models": rows, "clips": arguments.clips, "seconds": seconds}
+    with writing(out, "--out"):
+        text = to_json(results, indent=2) + "\n"
+        replace_file(out / "results.json", out, text.encode())
+    if arguments.json:
+        print(to_json(results))
+    else:
+        print(table(rows))
+        print(f"\n{seconds:.0f} s; everything is in {out}, the figures in {out / 'results.json'}")
+        print("one seed on synthetic clips: differences of a few points are noise")
+    return 0
+
+
+def build(out: Path, clips: int) -> Path:
+    """Make the synthetic recordings and their shards, unless they are there; return the dataset."""
+    import shards.cli.main
+    from shards.sources.synthetic import remove_clips
+
+    audio, dataset = out / "audio", out / "dataset"
+    with redirect_stdout(sys.stderr):  # standard output is for the table
+        if not (audio / "meta.csv").is_file():
+            remove_clips(audio)  # of a demo that was killed
+            shards.cli.main.main(["synth", "--out", str(audio), "--clips", str(clips)])
+        shards.cli.main.main(["build", "tau2022", "--source", str(audio), "--out", str(dataset)])
+    return dataset
+
+
+def configurations(out: Path, dataset: Path, epochs: int) -> list[tuple[str, RunConfig]]:
+    """Return the five runs: title and configuration, in the order in which they can be run."""
+    from cpprune.data.loader import DataConfig
+    from cpprune.models.registry import ModelConfig
+    from cpprune.pruning.schedule import PruneConfig
+    from cpprune.training.optim import OptimConfig
+
+    optim = OptimConfig(
+        lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2, last_factor=0.01
+    )
+    base = RunConfig(
+        data=DataConfig(path=str(dataset)),
+        optim=optim,
+        train=TrainConfig(epochs=epochs, batch_size=BATCH, precision=_faster_precision()),
+    )
+    cut = PruneConfig(ratio=0.41)
+    fine_tune = replace(optim, lr=2e-3, warmup_epochs=0)
+    return [
+        ("small (original)", _named(base, out, "small", model=ModelConfig(channels_multiplier=1))),
+        ("big", _named(base, out, "big")),
+        (
+            "pruned",
+            _named(base, out, "pruned", init=str(out / "big/model"), prune=cut, optim=fine_tune),
+        ),
+        ("pruned from scratch", _named(base, out, "scratch", prune=cut)),
+        (
+            "control 18/37/75",
+            _named(base, out, "control", model=ModelConfig(widths=[18, 37, 75])),
+        ),
+    ]
+
+
+def _faster_precision() -> str:
+    """Return bf16, except for CPUs without AVX-512, which have to emulate it."""
+    import torch
+
+    emulated = "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return "no" if emulated and not torch.cuda.is_available() else "bf16"
+
+
+def _named(base: RunConfig, out: Path, name: str, **changes: Any) -> RunConfig:
+    return replace(base, run=str(out / name), **changes)
+
+
+def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, Any]:
+    """Train one network (or find it trained) and measure its best model on the test split."""
+    import torch
+
+    from cpprune.data.loader import open_checked
+    from cpprune.evaluation.complexity import complexity
+    from cpprune.evaluation.predict import evaluate_model
+    from cpprune.models import artifact
+    from cpprune.report.run_report import report_after_training
+    from cpprune.training.loop import train
+
+    print(f"\n{title}", file=sys.stderr)
+    trained = train(config)
+    if "stopped" in trained:
+        raise InputError("the demo was stopped; the same command goes on with it")
+    report_after_training(config.run, config.data.path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = artifact.load(trained["model"], device)
+    report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)
+    cost = complexity(model.network, model.input_shape)
+    return {
+        "model": title,
+        "folder": trained["model"],
+        "parameters": cost["parameters"],
+        "macs": cost["macs"],
+        "bytes": cost["bytes"],
+        "macro_accuracy": report["macro_accuracy"],
+        "log_loss": report["log_loss"],
+        "unseen_accuracy": report["per_group"]["unseen"]["accuracy"],
+        "per_group": report["per_group"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table that the demo ends with."""
+    lines = [
+        f"{'model':<20} {'parameters':>10} {'MACs':>11} {'bytes fp16':>11} {'macro acc.':>11} "
+        f"{'log loss':>9} {'unseen dev.':>12}",
+    ]
+    lines.append("-" * len(lines[0]))
+    lines += [
+        f"{row['model']:<20} {row['parameters']:>10,} {row['macs']:>11,} "
+        f"{row['bytes']['fp16']:>11,} {row['macro_accuracy']:>11.4f} {row['log_loss']:>9.4f} "
+        f"{row['unseen_accuracy']:>12.4f}"
+        for row in rows
+    ]
+    return "\n".join(lines)

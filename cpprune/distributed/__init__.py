@@ -1,0 +1,1 @@
+"""Several processes as one: process group, collectives, DeepSpeed, watchdog and preemption."""

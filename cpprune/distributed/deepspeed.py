@@ -1,0 +1,160 @@
+"""DeepSpeed ZeRO-1 and ZeRO-2: the optimizer's state is spread over the ranks, the weights are not.
+
+ZeRO-3 and FSDP spread the weights too, so that no rank has a network to cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpprune.distributed.accelerate_settings import flag
+from shards.errors import InputError
+from shards.files.documents import read_json
+
+SWITCH = "ACCELERATE_USE_DEEPSPEED"
+
+
+def asked_for() -> bool:
+    """Whether the launcher asks for DeepSpeed."""
+    return flag(SWITCH)
+
+
+def make_plugin(precision: str, clip_norm: float) -> Any:
+    """Return Accelerate's DeepSpeedPlugin as the launcher's environment describes it.
+
+    Args:
+        precision: of the run. Weights stay in float32; the network runs under autocast.
+        clip_norm: largest norm of the gradient; 0 is off.
+
+    Raises:
+        InputError: DeepSpeed is not installed, or a setting that pruning or this package cannot bear.
+    """
+    if precision == "fp16":
+        raise InputError("train.precision=fp16 is not for DeepSpeed: use bf16 or no")
+    settings = _settings()
+    zero = settings.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise InputError('DeepSpeed: "zero_optimization" must be an object such as {"stage": 2}')
+    stage = zero.get("stage", 2)
+    if stage not in (1, 2):
+        raise InputError(
+            f"DeepSpeed ZeRO stage {stage}: use 1 or 2 (launch/accelerate/deepspeed_zero1.yaml or "
+            "deepspeed_zero2.yaml); stage 3 spreads each weight over the processes, so channels cannot "
+            "be cut, and stage 0 is multi_gpu.yaml"
+        )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if len(torch.__file__.split()) > 1:
+            raise InputError(
+                f"on a CPU, DeepSpeed compiles a module against torch, which works from no path with "
+                f"a space, such as {torch.__file__}: start it from a virtual environment elsewhere, or "
+                "through a link to this one"
+            )
+    try:
+        import deepspeed  # noqa: F401
+        from accelerate import DeepSpeedPlugin
+    except ImportError as error:
+        raise InputError(
+            f"the launcher asks for DeepSpeed, which cannot be imported ({error}): pip install "
+            "'cpprune[deepspeed]'"
+        ) from None
+    settings |= {
+        # Batches are cut by the stepper, which also says when gradients are due.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    # Accelerate refuses its own file's settings beside a whole configuration: they are in it.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+    try:
+        return DeepSpeedPlugin(hf_ds_config=settings)
+    except PackageNotFoundError as error:
+        raise InputError(
+            f"Accelerate's DeepSpeed support needs {error.name}: pip install 'cpprune[deepspeed]'"
+        ) from None
+
+
+def _settings() -> dict[str, Any]:
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() == "none":
+        for what in ("OPTIMIZER", "PARAM"):
+            name = f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE"
+            if os.environ.get(name, "none").lower() != "none":
+                raise InputError(
+                    f"{name}={os.environ[name]}: offloading is not supported; set none"
+                )
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        return {"zero_optimization": {"stage": int(stage) if stage in ("1", "2") else stage}}
+    settings = read_json(Path(file), dict[str, Any], remedy="give a DeepSpeed configuration")
+    for key in ("optimizer", "scheduler", "fp16", "bf16"):
+        if settings.pop(key, None):
+            raise InputError(f"{file}: leave out {key!r}: the run's own configuration says it")
+    return settings
+
+
+def is_zero(optimizer: Any) -> bool:
+    """Whether this is DeepSpeed's optimizer around ours."""
+    return hasattr(optimizer, "single_partition_of_fp32_groups")
+
+
+def read_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """Return the optimizer's whole state as {"parameter/key": tensor}, on the host.
+
+    Every rank has to call it.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    found: dict[str, Tensor] = {}
+    states = list(optimizer.optimizer.state.values())
+    if not states:
+        return found
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            for key, value in states[0].items():
+                whole = value
+                if value.ndim:
+                    whole = safe_get_full_optimizer_state(parameter, key)
+                found[f"{name}/{key}"] = whole.detach().cpu().clone().contiguous()
+    return found
+
+
+def write_state(network: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimizer the state that `read_state` returned. Every rank has to call it."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    _prime(optimizer)
+    for full, value in tensors.items():
+        name, key = full.rsplit("/", 1)
+        if value.ndim:
+            safe_set_full_optimizer_state(network.get_parameter(name), value, key)
+        else:
+            for state in optimizer.optimizer.state.values():
+                state[key] = value.clone()
+
+
+def _prime(optimizer: Any) -> None:
+    """Make the optimizer allocate its state, by a step of no length."""
+    inner = optimizer.optimizer
+    rates = [group["lr"] for group in inner.param_groups]
+    for group, partition in zip(
+        inner.param_groups, optimizer.single_partition_of_fp32_groups, strict=True
+    ):
+        group["lr"] = 0.0
+        partition.grad = torch.zeros_like(partition)
+    inner.step()
+    for group, partition, rate in zip(
+        inner.param_groups, optimizer.single_partition_of_fp32_groups, rates, strict=True
+    ):
+        group["lr"] = rate
+        partition.grad = None
+    # What DeepSpeed itself does after a first step: parameters learn where their state lies.
+    optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,0 +1,1 @@
+"""Predictions, metrics, complexity and statistics over seeds."""

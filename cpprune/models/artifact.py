@@ -1,0 +1,292 @@
+"""A model as a folder: `model.json` says what it is, `model.safetensors` holds its weights.
+
+Nothing is pickled. The JSON holds the network family and its config, the width of every layer, the
+classes, the front end that made its features, where the model comes from and how well it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from msgspec import Meta
+from torch import Tensor, nn
+
+from cpprune.audio.frontend import (
+    LogMel,
+    ScaleImage,
+    build_features,
+    check_size,
+    spec_from_json,
+    spec_to_json,
+)
+from cpprune.models.factory import is_factory
+from cpprune.models.finite import not_finite
+from cpprune.models.registry import rebuild_model
+from cpprune.models.resize import layer_widths
+from cpprune.models.trust import require_trust
+from shards.errors import InputError
+from shards.files.atomic import write_bytes
+from shards.files.documents import read_bytes, read_json, to_json, typed
+from shards.files.ownership import Kind, claim, read_mark, replaced_folder
+
+FORMAT = 1
+MOST_WEIGHTS = 16 << 30  # bytes
+FILES = ("model.safetensors", "model.json")
+
+
+def _is_model(folder: Path) -> bool:
+    description = read_mark(folder / "model.json")
+    weights = description.get("weights")
+    named = {"format", "architecture", "config", "classes"} <= description.keys()
+    return named and isinstance(weights, dict) and "sha256" in weights
+
+
+MODEL = Kind(name="a model", parts=FILES, made=_is_model, replaced=True)
+
+
+class Model(nn.Module):
+    """A front end and a network: clips in, logits out.
+
+    Attributes:
+        features: front end, `features(wave_BT)` → x_BCFT.
+        network: the trained network, `network(x_BCFT)` → logits [B, K].
+        classes: names of the K classes, in the order of the logits.
+        family: name of the network family, or "package.module:function".
+        config: what the network was built with, before it was pruned; see
+            `ModelConfig.network_config`.
+        clip_shape: shape of one clip: (samples,), or (1, rows, columns) for images.
+        about: provenance and metrics, as they stand in `model.json`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        features: LogMel | ScaleImage,
+        *,
+        family: str,
+        config: Mapping[str, Any],
+        classes: Sequence[str],
+        clip_shape: Sequence[int],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+        self.family = family
+        self.config = dict(config)
+        self.classes = tuple(classes)
+        self.clip_shape = tuple(clip_shape)
+        self.about = dict(about or {})
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """[B, T] waveforms in [−1, 1] (or int16), or uint8 images [B, 1, H, W] → logits [B, K]."""
+        logits: Tensor = self.network(self.features(clips))
+        return logits
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of the network: (1, mel bins, frames), or that of an image."""
+        if isinstance(self.features, LogMel):
+            return self.features.output_shape(self.clip_shape[0])
+        return self.clip_shape
+
+    @property
+    def sample_rate(self) -> int | None:
+        """Samples a second that the front end expects; None for images."""
+        return self.features.spec.sample_rate if isinstance(self.features, LogMel) else None
+
+
+def save(
+    model: Model,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    claimed: bool = False,
+) -> None:
+    """Write the model folder, whole or not at all; an older model there is replaced.
+
+    Args:
+        model: what to write.
+        folder: where. What else lies beside an older model in it stays.
+        weights: state dict to write instead of the network's own.
+        claimed: whether it lies in a folder that the caller has claimed, such as a run's.
+
+    Raises:
+        InputError: the folder holds anything but a model.
+    """
+    if not claimed:
+        claim(folder, MODEL)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in (weights or model.network.state_dict()).items()
+    }
+    payload = safetensors.torch.save(tensors)
+    spec = model.features.spec if isinstance(model.features, LogMel) else None
+    description = {
+        **model.about,
+        "format": FORMAT,
+        "architecture": model.family,
+        "config": model.config,
+        "widths": layer_widths(model.network),
+        "classes": list(model.classes),
+        "clip_shape": list(model.clip_shape),
+        "input_shape": list(model.input_shape),
+        "features": spec_to_json(spec),
+        "weights": {
+            "file": "model.safetensors",
+            "sha256": hashlib.sha256(payload).hexdigest(),
+            "parameters": sum(p.numel() for p in model.network.parameters()),
+        },
+    }
+    with replaced_folder(folder, FILES) as new:
+        write_bytes(new / "model.safetensors", payload)
+        write_bytes(new / "model.json", f"{to_json(description, indent=2)}\n".encode())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What `model.json` says of the file with the weights."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `model.json` says of the model itself; see `Model`."""
+
+    architecture: str
+    config: dict[str, Any]
+    widths: dict[str, int]
+    classes: Annotated[list[str], Meta(min_length=1)]
+    clip_shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=3)]
+    features: dict[str, Any] | None
+    weights: Weights
+
+
+def load(
+    folder: str | Path, device: str | torch.device = "cpu", *, trust: Sequence[str] = ()
+) -> Model:
+    """Load a model folder, in evaluation mode.
+
+    Args:
+        folder: written by training, pruning or `cpprune import`.
+        device: where the model goes.
+        trust: modules that may be imported to make the network, if the folder names them; what
+            `cpprune.models.trust` knows beside them may be, too.
+
+    Returns:
+        `model(wave_BT)` → logits; also `.features`, `.network`, `.classes`.
+
+    Raises:
+        InputError: no such folder, or its files are damaged or do not fit together, or its network is
+            made by a module that is not trusted.
+    """
+    folder = Path(folder)
+    content = read_description(folder)
+    file = folder / "model.json"
+    with _described(file):
+        description = typed(content, Description)
+        spec = spec_from_json(description.features)
+    if is_factory(description.architecture):
+        require_trust(description.architecture, file, trust)
+    tensors = _read_tensors(folder / "model.safetensors", description.weights.sha256)
+    with _described(file):
+        shape = description.clip_shape
+        if len(shape) != (3 if spec is None else 1):
+            raise ValueError(f"clip_shape {shape} is not {3 if spec is None else 1} number(s)")
+        check_size(spec, shape)
+        features = build_features(spec)
+        network = rebuild_model(
+            description.architecture,
+            len(description.classes),
+            description.config,
+            tensors,
+            features.output_shape(shape[0]) if isinstance(features, LogMel) else shape,
+        )
+        if layer_widths(network) != description.widths:
+            raise ValueError("widths are not those of the weights")
+    if wrong := not_finite(network):
+        raise InputError(
+            f"{folder / 'model.safetensors'}: holds numbers that are not finite, in {wrong[0]}: what it "
+            "was trained with diverged (train again, with a lower optim.lr or with train.clip_norm), or "
+            "the file was changed"
+        )
+    own = {"format", "input_shape", *Description.__dataclass_fields__}
+    model = Model(
+        network,
+        features,
+        family=description.architecture,
+        config=description.config,
+        classes=description.classes,
+        clip_shape=shape,
+        about={key: value for key, value in content.items() if key not in own},
+    )
+    return model.to(device).eval()
+
+
+@contextmanager
+def _described(file: Path) -> Iterator[None]:
+    """Turn what goes wrong into an InputError that names model.json."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
+        raise InputError(
+            f"{file}: does not describe the weights beside it ({reason}); copy the folder again from "
+            "where it was made"
+        ) from None
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    payload = read_bytes(path, MOST_WEIGHTS, "copy or export the model anew")
+    if hashlib.sha256(payload).hexdigest() != sha256:
+        raise InputError(
+            f"{path}: does not match the sha256 in model.json; it is damaged or belongs to "
+            "another model: copy the folder again from where it was made"
+        )
+    return parse_tensors(payload, path)
+
+
+def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        tensors = safetensors.torch.load(payload)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: is no safetensors file ({' '.join(str(error).split())})"
+        ) from None
+    return tensors
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return `model.json` of a model folder; raise InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such model folder; give the folder that training wrote, such as "
+            "runs/NAME/model"
+        )
+    path = folder / "model.json"
+    if not path.is_file():
+        hint = (
+            f"; did you mean {folder / 'model'}?" if (folder / "model/model.json").is_file() else ""
+        )
+        raise InputError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
+    description = read_json(path, dict[str, Any], nan=True)
+    number = description.get("format")
+    if type(number) is not int or number != FORMAT:
+        raise InputError(f"{path}: has format {number!r}, this version reads format {FORMAT}")
+    return description

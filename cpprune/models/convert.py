@@ -1,0 +1,124 @@
+"""Weights made elsewhere → a model folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.models import artifact
+from cpprune.models.artifact import Model
+from cpprune.models.cp_resnet import imported_widths
+from cpprune.models.finite import not_finite
+from cpprune.models.registry import rebuild_model
+from shards.errors import InputError
+from shards.files.atomic import writing
+from shards.files.locks import locked
+from shards.files.ownership import claim
+from shards.sources.tau2022 import LABELS
+
+
+def import_state_dict(
+    file: Path, out: Path, preset: str, classes: Sequence[str] | None = None, rho: int = 4
+) -> Model:
+    """Read a CP-ResNet state dict, whatever its widths, and write a model folder.
+
+    Args:
+        file: written by `torch.save`; read with weights_only, so no code in it is run.
+        out: folder to write: absent, empty, or a model, which is replaced.
+        preset: front end that the weights were trained with.
+        classes: names, by default those of TAU Urban Acoustic Scenes.
+        rho: receptive-field parameter.
+
+    Raises:
+        InputError: the file cannot be read, or holds no CP-ResNet; or `out` cannot be written, holds
+            anything but a model, or is being written by another process.
+    """
+    claim(out, artifact.MODEL, "--out")
+    tensors = _read(file)
+    tensors = {_plain(name): t for name, t in tensors.items()}
+    convolutions = {n: t for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 4}
+    widths = {n.removesuffix(".weight"): t.shape[0] for n, t in convolutions.items()}
+    head = widths.pop("feed_forward.0", None)
+    if head is None or "in_c.0" not in widths:
+        raise InputError(
+            f"{file}: holds no CP-ResNet: it lacks in_c.0.weight or feed_forward.0.weight (its first "
+            f"tensors: {', '.join(list(tensors)[:3]) or 'none'})"
+        )
+    names = list(classes) if classes else list(LABELS)
+    if len(names) != head:
+        raise InputError(
+            f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"
+        )
+    spec = PRESETS[preset]
+    features = LogMel(spec)
+    try:
+        shape = _blocks_and_groups(convolutions)
+        config = {"rho": rho, **shape, "widths": imported_widths(tensors, shape["groups"])}
+        network = rebuild_model(
+            "cp_resnet", head, config, tensors, features.output_shape(spec.sample_rate)
+        )
+    except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
+    if wrong := not_finite(network):
+        raise InputError(
+            f"{file}: holds numbers that are not finite, in {wrong[0]}: its training has diverged"
+        )
+    model = Model(
+        network,
+        features,
+        family="cp_resnet",
+        config=config,
+        classes=names,
+        clip_shape=(spec.sample_rate,),
+        about={"provenance": {"imported": file.name}, "metrics": {}},
+    )
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - a link at its end stays one
+    busy = f"{out}: another import is writing it"
+    with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
+        artifact.save(model, out)
+    return model
+
+
+def _blocks_and_groups(convolutions: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Return the blocks of each stage, and the groups of its convolutions, read off the tensors."""
+    blocks, groups = [], []
+    for stage in ("stage1", "stage2", "stage3"):
+        names = {n.split(".")[1] for n in convolutions if n.startswith(f"{stage}.")}
+        blocks.append(len(names))
+        first = convolutions[f"{stage}.block1.conv1.weight"]
+        second = convolutions[f"{stage}.block1.conv2.weight"]
+        groups.append(first.shape[0] // second.shape[1])
+    return {"blocks": blocks, "groups": groups}
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader fail in any way
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{file}: is not a plain state dict ({first[:120]}); save model.state_dict() and import that"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()
+    ):
+        raise InputError(f"{file}: is not a state dict: it must map names to tensors")
+    return content
+
+
+def _plain(name: str) -> str:
+    """Strip what Lightning, DDP and torch.compile put before a network's own names."""
+    prefixes = ("module.", "model.", "net.", "network.", "_orig_mod.")
+    while prefix := next((p for p in prefixes if name.startswith(p)), ""):
+        name = name.removeprefix(prefix)
+    return name

@@ -1,0 +1,236 @@
+"""Saving everything that a run's future depends on, and going on from it.
+
+A checkpoint is a folder: `state.json` and `network`, `optimizer` and `average.safetensors`. It is
+written beside its place and renamed, so there is never half of one; the one before stays until then.
+Random draws are functions of (seed, epoch, batch), so there is no generator to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import safetensors.torch
+from msgspec import Meta
+from torch import Tensor
+
+from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors
+from shards.errors import InputError
+from shards.files.atomic import write_bytes
+from shards.files.documents import parse_json, read_bytes, read_json, to_json, typed
+from shards.files.ownership import remove, replaced_folder
+
+FORMAT = 2
+
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the epoch that comes next, or is under way.
+        batch: the global batch of that epoch that comes next.
+        step: optimizer steps so far.
+        events_done: pruning events that have happened.
+        widths: output channels by layer, as they are now.
+        original_widths: as they were at the start of the run.
+        val_losses: validation log loss of each epoch so far; None where it was not finite.
+        best: the best value of the monitored figure since the last pruning event, or None.
+        best_step: the step at which it was measured.
+        loss_sums: sum of the losses of this epoch's clips so far, of each rank.
+        clips_seen: how many those are.
+        seconds: how long was trained.
+        skipped: steps so far whose gradient was not finite.
+        metrics_bytes: length of metrics.jsonl, so that lines of lost work are cut off.
+    """
+
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    events_done: Count = 0
+    widths: dict[str, Count] = field(default_factory=dict)
+    original_widths: dict[str, Count] = field(default_factory=dict)
+    val_losses: list[float | None] = field(default_factory=list)
+    best: float | None = None
+    best_step: Annotated[int, Meta(ge=-1)] = -1
+    loss_sums: list[float] = field(default_factory=list)
+    clips_seen: Count = 0
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    skipped: Count = 0
+    metrics_bytes: Count = 0
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What a checkpoint's safetensors files hold, each by name.
+
+    Attributes:
+        network: weights and buffers.
+        optimizer: its state, from `cpprune.training.optimizer_state`.
+        average: the moving average of the network; empty if there is none.
+    """
+
+    network: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+
+
+TENSOR_FILES = ("network", "optimizer", "average")
+FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json", "manifest.json")
+
+
+def save(
+    folder: Path,
+    keep: int,
+    progress: Progress,
+    identity: dict[str, Any],
+    tensors: Tensors,
+    scaler: dict[str, Any] | None,
+) -> None:
+    """Write checkpoint `step-N` into `folder` and delete all but the last `keep` and the best.
+
+    Args:
+        folder: the run's checkpoints folder.
+        keep: how many to keep.
+        progress: see `Progress`.
+        identity: configuration and dataset fingerprint, which a resumed run must share.
+        tensors: see `Tensors`.
+        scaler: state of the gradient scaler, or None.
+    """
+    state = {
+        "format": FORMAT,
+        "progress": asdict(progress),
+        "identity": identity,
+        "scaler": scaler,
+    }
+    files = {
+        f"{name}.safetensors": safetensors.torch.save(
+            {key: t.detach().cpu().contiguous() for key, t in getattr(tensors, name).items()}
+        )
+        for name in TENSOR_FILES
+    }
+    files["state.json"] = f"{to_json(state, indent=2)}\n".encode()
+    manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
+    files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
+    with replaced_folder(folder / _name(progress.step), FILES) as new:
+        for name, payload in files.items():
+            write_bytes(new / name, payload)
+    for old in list_checkpoints(folder)[:-keep]:
+        if old.name != _name(progress.best_step):
+            remove(folder, [f"{old.name}/{file}" for file in FILES])
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        # What a user has put into one outlives it.
+        if re.fullmatch(r"step-\d+", path.name) and any((path / file).exists() for file in FILES)
+    )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: its folder.
+        progress: how far the run had come.
+        identity: what a run that goes on has to share.
+        scaler: state of the gradient scaler, or None.
+        tensors: see `Tensors`.
+    """
+
+    path: Path
+    progress: Progress
+    identity: dict[str, Any]
+    scaler: dict[str, Any] | None
+    tensors: Tensors
+
+
+def read(checkpoint: Path) -> Saved:
+    """Read a checkpoint whole.
+
+    Raises:
+        InputError: a file of it is damaged or missing.
+    """
+    files = {name: _read_whole(checkpoint, f"{name}.safetensors") for name in TENSOR_FILES}
+    text = _read_whole(checkpoint, "state.json")
+    try:
+        # An older version wrote NaN, which is never the best, as null is not.
+        content = parse_json(text, dict[str, Any], nan=True)
+        if content.get("format") != FORMAT:
+            raise ValueError(f"format {content.get('format')}, this version reads {FORMAT}")
+        state = typed(content, _State)
+        unknown = sorted(state.progress.keys() - Progress.__dataclass_fields__.keys())
+        if unknown:
+            raise ValueError(f"progress.{unknown[0]} is not known")
+        for key in ("loss_sums", "val_losses"):
+            sums = state.progress.get(key, [])
+            if isinstance(sums, list):
+                state.progress[key] = [math.nan if x is None else x for x in sums]
+        progress = typed(state.progress, Progress)
+    except (ValueError, TypeError) as error:
+        raise _unusable(checkpoint / "state.json", str(error)) from None
+    tensors = {
+        name: parse_tensors(payload, checkpoint / f"{name}.safetensors")
+        for name, payload in files.items()
+    }
+    return Saved(checkpoint, progress, content["identity"], state.scaler, Tensors(**tensors))
+
+
+class _Identity(TypedDict):
+    settings: dict[str, Any]
+    init: str | None
+    dataset: str
+    features: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `state.json` holds."""
+
+    progress: dict[str, Any]
+    identity: _Identity
+    scaler: dict[str, Any] | None
+
+
+def set_aside(folder: Path, last_whole: Path) -> None:
+    """Rename the checkpoints after the last whole one: they are damaged."""
+    for path in list_checkpoints(folder):
+        if path.name > last_whole.name:
+            aside = path.with_name(f"damaged-{path.name}")
+            remove(folder, [f"{aside.name}/{file}" for file in FILES])
+            path.rename(aside)
+
+
+def _read_whole(checkpoint: Path, name: str) -> bytes:
+    """Return the bytes of a file of a checkpoint; raise InputError unless they are as written."""
+    try:
+        manifest = read_json(checkpoint / "manifest.json", dict[str, str])
+        payload = read_bytes(checkpoint / name, MOST_WEIGHTS)
+        expected = manifest[name]
+    except (InputError, KeyError) as error:
+        raise _unusable(checkpoint / name, str(error)) from None
+    if hashlib.sha256(payload).hexdigest() != expected:
+        raise _unusable(checkpoint / name, "its sha256 differs from manifest.json")
+    return payload
+
+
+def _unusable(path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: is damaged or does not fit ({reason})")

@@ -1,0 +1,126 @@
+"""Trainings that diverge: what is no number is never the best, and a run that fails says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpprune.models import artifact
+from cpprune.runs.checkpoint import Progress
+from shards.errors import InputError
+from shards.files.atomic import replace_file
+from shards.files.documents import read_json, to_json
+
+REMEDY = "lower optim.lr or set train.clip_norm, and choose another --run or --resume never"
+
+
+class DivergenceError(InputError):
+    """The run has failed: its gradients, weights or predictions are no numbers any more."""
+
+
+def is_better(value: float | None, best: float | None, monitor: str) -> bool:
+    """Return whether a validation figure beats the best so far; None is one that is not finite."""
+    if value is None or best is None:
+        return value is not None
+    return value < best if monitor == "log_loss" else value > best
+
+
+def why_not_finite(
+    weights: list[str], figures: Mapping[str, Any], train_loss: float
+) -> dict[str, str]:
+    """Return `reason`, which stands beside the nulls of an epoch in metrics.jsonl; else nothing.
+
+    Args:
+        weights: names of those that are not finite.
+        figures: on the validation split.
+        train_loss: of the epoch.
+    """
+    if weights:
+        return {"reason": f"{_listed(weights)} not finite"}
+    if figures["log_loss"] is None:
+        return {"reason": "the predictions on the validation split are not finite"}
+    return {} if math.isfinite(train_loss) else {"reason": "the training loss is not finite"}
+
+
+def check_weights(names: list[str], folder: Path, progress: Progress) -> None:
+    """Raise DivergenceError if there are weights that are not finite.
+
+    Args:
+        names: of them.
+        folder: of the run.
+        progress: of the run.
+    """
+    if names:
+        raise DivergenceError(
+            f"{folder}: in epoch {progress.epoch + (progress.batch > 0)} {_listed(names)} not "
+            f"finite any more; {_kept(folder)}; {REMEDY}"
+        )
+
+
+def check_any_finite(best: float | None, folder: Path) -> None:
+    """Raise DivergenceError if no epoch of a run that is over had a finite validation."""
+    if best is None:
+        raise DivergenceError(
+            f"{folder}: the predictions on the validation split were not finite after any epoch that "
+            f"could have made the best model; {_kept(folder)}; {REMEDY}"
+        )
+
+
+@contextmanager
+def failure_written(folder: Path, rank: int) -> Iterator[None]:
+    """Write result.json with `failed`, the reason, if the run in the block diverges."""
+    try:
+        yield
+    except DivergenceError as error:
+        if rank == 0:
+            about = _last_finite(folder, "model") or {}
+            result = {
+                "run": str(folder),
+                "failed": str(error),
+                "model": str(folder / "model") if about else None,
+                "epoch": about["provenance"]["epoch"] if about else None,
+                "val": about["metrics"]["val"] if about else None,
+            }
+            text = f"{to_json(result, indent=2)}\n"
+            replace_file(folder / "result.json", folder, text.encode())
+        raise
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove the result.json of a run that failed and is begun again, or goes on."""
+    if has_failed(folder):
+        (folder / "result.json").unlink()
+
+
+def has_failed(folder: Path) -> bool:
+    """Return whether a run's result.json says that it failed."""
+    try:
+        return "failed" in read_json(folder / "result.json", dict[str, Any], nan=True)
+    except InputError:
+        return False
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"the weights of {names[0]}{more} are"
+
+
+def _kept(folder: Path) -> str:
+    about = _last_finite(folder, "model_last")
+    if about is None:
+        return "no epoch left a finite model"
+    return (
+        f"the last finite model, of epoch {about['provenance']['epoch'] + 1}, is in "
+        f"{folder / 'model_last'}"
+    )
+
+
+def _last_finite(folder: Path, name: str) -> dict[str, Any] | None:
+    try:
+        found = artifact.read_description(folder / name)
+    except InputError:
+        return None
+    return found if {"provenance", "metrics"} <= found.keys() else None

@@ -1,0 +1,1 @@
+"""The training loop, its step and what the step is made of."""

@@ -1,0 +1,130 @@
+"""The model that a run starts from: fresh, or one that was trained before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpprune.audio.dali import on_dali
+from cpprune.audio.frontend import IMAGE, PRESETS, build_features, spec_to_json
+from cpprune.config import RunConfig, flatten
+from cpprune.data.loader import check_fits
+from cpprune.models import artifact
+from cpprune.models.artifact import Model
+from cpprune.models.factory import is_factory
+from cpprune.models.registry import build_model, check_logits
+from cpprune.models.trust import trust_factory
+from shards.errors import InputError
+from shards.reader import Dataset
+
+# What stands for a dataset where there is none: one second of audio as in TAU Urban Acoustic Scenes
+# 2022 Mobile, or a digit of MNIST.
+DIGIT = (1, 28, 28)
+TEN_CLASSES = tuple(str(k) for k in range(10))
+
+
+def start_model(config: RunConfig, dataset: Dataset, given: frozenset[str]) -> Model:
+    """Return the model that a run starts from: that of `init`, or a fresh one for this dataset.
+
+    Raises:
+        InputError: a setting given by hand contradicts the model of `init`, or the network of
+            `model.factory` does not fit this dataset.
+    """
+    model = _start(config, given, dataset.classes, dataset.shape)
+    check_fits(dataset, model)
+    _check_own_network(model)
+    if config.features.backend == "dali":
+        model.features = on_dali(model.features)
+    return model
+
+
+def planned_model(config: RunConfig, given: frozenset[str]) -> Model:
+    """Return the model of `init`, or of the configuration alone, without opening a dataset."""
+    spec = config.features.spec()
+    clip_shape = DIGIT if spec is None else (spec.sample_rate,)
+    model = _start(config, given, TEN_CLASSES, clip_shape)
+    _check_own_network(model)
+    return model
+
+
+def _start(
+    config: RunConfig, given: frozenset[str], classes: Sequence[str], clip_shape: Sequence[int]
+) -> Model:
+    if config.model.factory is not None:
+        trust_factory(config.model.factory)
+    if config.init is not None:
+        model = artifact.load(config.init)
+        _refuse_contradictions(config, config.init, model, given)
+        return model
+    torch.manual_seed(config.seed)
+    network_config = config.model.network_config()
+    try:
+        network = build_model(config.model.family, num_classes=len(classes), **network_config)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    model = Model(
+        network,
+        build_features(config.features.spec()),
+        family=config.model.family,
+        config=network_config,
+        classes=classes,
+        clip_shape=clip_shape,
+    )
+    wanted = config.model.input_shape
+    if wanted is not None and tuple(wanted) != tuple(model.input_shape):
+        raise InputError(
+            f"model.input_shape={wanted}: the front end gives {list(model.input_shape)}; leave it out, "
+            "or change features.*"
+        )
+    return model
+
+
+def _check_own_network(model: Model) -> None:
+    if is_factory(model.family):
+        try:
+            check_logits(model.network, model.input_shape, len(model.classes))
+        except ValueError as error:
+            raise InputError(f"model.factory={model.family}: {error}") from None
+
+
+def _refuse_contradictions(
+    config: RunConfig, init: str, model: Model, given: frozenset[str]
+) -> None:
+    spec = artifact.read_description(Path(init))["features"]
+    wanted = flatten(
+        {
+            "model": {
+                "name": config.model.name,
+                "factory": config.model.factory,
+                **_settings(config.model.family, config.model.network_config()),
+            },
+            "features": asdict(config.features),
+        }
+    )
+    carried = flatten(
+        {
+            "model": {
+                "name": model.family,
+                "factory": model.family,
+                **_settings(model.family, model.config),
+            },
+            "features": spec or {},
+        }
+    )
+    own = IMAGE if spec is None else "its own"
+    names = (name for name, preset in PRESETS.items() if spec_to_json(preset) == spec)
+    carried["features.preset"] = next(names, own)
+    for key in sorted(given & set(wanted)):
+        if key in carried and wanted[key] != carried[key]:
+            raise InputError(
+                f"{key}={wanted[key]} was given, but {init} was made with {carried[key]}: leave it "
+                "out, since a model carries its network and front end with it"
+            )
+
+
+def _settings(family: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {"arguments": config} if is_factory(family) else config

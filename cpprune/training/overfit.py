@@ -1,0 +1,92 @@
+"""Debug mode: can this network learn at all from these clips?"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import shards
+from cpprune.config import RunConfig
+from cpprune.evaluation.complexity import count_parameters
+from cpprune.training.create_model import start_model
+
+CLIPS = 16
+STEPS = 300
+LR = 1e-2
+NEAR_ZERO = 0.05
+
+
+def overfit(config: RunConfig, given: frozenset[str]) -> int:
+    """Overfit one small batch, without augmentation, and say how it went.
+
+    One process, no workers, anomaly detection, the shapes of all layers once. Writes nothing.
+
+    Returns:
+        Exit status: 0 when the loss came near zero, 1 when it did not.
+    """
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
+    model = start_model(config, dataset, given).to(device)
+    split = dataset.split("train")
+    positions = np.linspace(0, len(split) - 1, min(CLIPS, len(split))).round().astype(np.int64)
+    clips = torch.from_numpy(split.fetch(positions)).to(device)
+    labels = torch.from_numpy(split.labels[positions]).to(device)
+    print(f"clips     {tuple(clips.shape)} {clips.dtype}, {len(set(labels.tolist()))} classes")
+    x = model.features(clips)
+    print(
+        f"features  {tuple(x.shape)} {x.dtype}, mean {x.mean():.3f}, deviation {x.std():.3f}, from "
+        f"{x.min():.3f} to {x.max():.3f}"
+    )
+    network = model.network.train()
+    _print_shapes(network, x)
+    # Weight decay off and a high rate: the question is whether it can learn, not how well.
+    optimizer = torch.optim.Adam(network.parameters(), lr=LR)
+    print(f"\noverfitting {len(clips)} clips with {count_parameters(network):,} parameters")
+    losses: list[float] = []
+    with torch.autograd.set_detect_anomaly(True, check_nan=True):
+        for step in range(STEPS):
+            loss = functional.cross_entropy(network(x), labels)
+            losses.append(loss.item())
+            if step % 20 == 0 or losses[-1] < NEAR_ZERO:
+                print(f"step {step:>4}  loss {losses[-1]:.4f}")
+            if losses[-1] < NEAR_ZERO:
+                print(
+                    f"the loss of one batch fell from {losses[0]:.3f} to near zero: the network can "
+                    "learn"
+                )
+                return 0
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    print(
+        f"the loss of one batch fell from {losses[0]:.3f} only to {losses[-1]:.3f} in {STEPS} "
+        "steps: look at the labels and the features above",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _print_shapes(network: nn.Module, x: Tensor) -> None:
+    hooks = []
+
+    def shower(name: str) -> object:
+        def show(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            before, after = (
+                tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                for x in (inputs[0] if inputs else None, output)
+            )
+            print(f"  {name:<32} {type(module).__name__:<18} {before} → {after}")
+
+        return show
+
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            hooks.append(module.register_forward_hook(shower(name)))
+    network(x)
+    for hook in hooks:
+        hook.remove()

@@ -1,0 +1,1 @@
+"""Audio files: containers, decoders, and clips cut from them."""

@@ -1,0 +1,1 @@
+"""Building a dataset: from a source's clips to tar shards, index and manifest."""

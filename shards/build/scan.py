@@ -1,0 +1,112 @@
+"""A look at every source file: its size, from its header its length, and which are copies."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from shards.audio.load import BadFile, measure
+from shards.build.copies import same_files
+from shards.build.options import BuildOptions
+from shards.progress import progress
+from shards.sources.source import Item, Source
+from shards.workers import run_jobs
+
+FILES_PER_JOB = 256
+
+
+class Bad(NamedTuple):
+    """A source file that cannot be used, and why."""
+
+    filename: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What was found.
+
+    Attributes:
+        items: the items that have clips.
+        clips_of: how many clips each of them has.
+        stats: (bytes, time in ns) of every item of the source.
+        bad: the files that cannot be used.
+        short: the items that are too short for a clip.
+        rests: how many items end in a rest that is too short for a clip.
+        copies: sets of places in `items` that have the same bytes.
+    """
+
+    items: list[Item]
+    clips_of: list[int]
+    stats: list[tuple[int, int]]
+    bad: list[Bad]
+    short: list[Item]
+    rests: int
+    copies: list[list[int]]
+
+
+def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> Scan:
+    """Looks at all files. Those of a source of single clips are not opened, for it may have many."""
+    if source.images is not None:
+        clips_of = [1] * len(source.items)
+        return Scan(
+            items=source.items, clips_of=clips_of, stats=[], bad=[], short=[], rests=0, copies=[]
+        )
+    files = [item.file for item in source.items]
+    jobs = [files[i : i + FILES_PER_JOB] for i in range(0, len(files), FILES_PER_JOB)]
+    look = partial(_look, sample_rate=None if source.one_clip else options.sample_rate)
+    found: dict[int, list[tuple[int, int, int | str]]] = {}
+    with progress("Looking at files", len(files), show=show) as advance:
+        for number, result in run_jobs(look, jobs, 1 if source.one_clip else workers):
+            found[number] = result
+            advance(len(result))
+    items: list[Item] = []
+    sizes: list[int] = []
+    clips_of = []
+    stats: list[tuple[int, int]] = []
+    bad: list[Bad] = []
+    short: list[Item] = []
+    rests = 0
+    looks = [look for number in range(len(jobs)) for look in found[number]]
+    for item, (size, time, length) in zip(source.items, looks, strict=True):
+        stats.append((size, time))
+        if isinstance(length, str):
+            bad.append(Bad(item.name, length))
+            continue
+        clips = 1 if source.one_clip else options.count_clips(length)
+        if clips:
+            items.append(item)
+            sizes.append(size)
+            clips_of.append(clips)
+            rests += clips * options.length < length
+        else:
+            short.append(item)
+    files = [item.file for item in items]
+    copies = [] if source.one_clip else same_files(files, sizes, workers, show=show)
+    return Scan(
+        items=items,
+        clips_of=clips_of,
+        stats=stats,
+        bad=bad,
+        short=short,
+        rests=rests,
+        copies=copies,
+    )
+
+
+def _look(files: Sequence[str], sample_rate: int | None) -> list[tuple[int, int, int | str]]:
+    """Returns (bytes, time in ns, samples or the reason why it is bad) of each file."""
+    looks: list[tuple[int, int, int | str]] = []
+    for file in files:
+        try:
+            status = os.stat(file)  # noqa: PTH116 (230,000 of them)
+        except OSError:
+            looks.append((0, 0, "no such file"))
+            continue
+        size, time = status.st_size, status.st_mtime_ns
+        try:
+            looks.append((size, time, measure(file, sample_rate) if sample_rate else 0))
+        except BadFile as reason:
+            looks.append((size, time, str(reason)))
+    return looks

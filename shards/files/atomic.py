@@ -1,0 +1,232 @@
+"""Files that are there whole or not at all, and the outputs that a user names.
+
+Every file that is written goes through `replace_file` (in a folder that is ours, see
+`shards.files.ownership`) or `write_output` (a file that the user named).
+"""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.errors import InputError
+
+# Of a name, so that a temporary one that is made from it is not too long.
+_LONGEST_STEM = 120
+# Names of what this process prints to, which may be a file with other things in it.
+_STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+
+_REMEDIES = {
+    errno.ENOSPC: "make room there or choose another place",
+    errno.EDQUOT: "your quota is used up: make room there or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "it is a link: remove it or choose another place",
+    errno.ENXIO: "no process reads from it: start the reader first",
+}
+
+
+def cannot_write(path: Path, error: OSError, option: str = "") -> InputError:
+    """Returns what to say of a file or folder that cannot be written.
+
+    Args:
+        path: of it.
+        error: what happened.
+        option: that named it, if one did.
+    """
+    remedy = _REMEDIES.get(error.errno or 0, "choose another place")
+    why = error.strerror or str(error)
+    return InputError(f"{option} {path}: cannot be written ({why}); {remedy}".strip())
+
+
+@contextmanager
+def writing(path: Path, option: str = "") -> Iterator[None]:
+    """Says of an OSError in the block that this file or folder cannot be written.
+
+    Raises:
+        InputError: instead of the OSError, unless that names something outside of `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str) else path
+        if path not in (named, *named.parents):
+            raise
+        raise cannot_write(path, error, option) from error
+
+
+@contextmanager
+def unfinished(temporary: Path) -> Iterator[None]:
+    """Removes a temporary file if the block that writes it fails."""
+    try:
+        yield
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_output(path: Path, option: str = "") -> None:
+    """Checks that a file which the user named can be written. Touches nothing.
+
+    This comes before the work whose result the file is for. Folders above it may be missing:
+    `write_output` makes them.
+
+    Raises:
+        InputError: it is a folder or a block device, or it or its folder cannot be written.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = 0
+    except OSError as error:
+        raise cannot_write(path, error, option) from None
+    except ValueError as error:  # a NUL in it
+        raise InputError(
+            f"{option} {str(path)!r}: is no name of a file ({error})".strip()
+        ) from None
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a disk"
+        raise InputError(f"{option} {path}: is {kind}; name a file".strip())
+    if mode and not os.access(path, os.W_OK):
+        raise cannot_write(path, _refusal(path), option)
+    if not _in_place(path):
+        target = Path(os.path.realpath(path))
+        try:
+            check_folder(target.parent)
+        except OSError as error:
+            raise cannot_write(path, error, option) from None
+
+
+def check_name(path: Path, option: str = "") -> None:
+    """Checks that a path can be asked of the system at all.
+
+    Raises:
+        InputError: there is a NUL in it.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{option} {str(path)!r}: no name has a NUL in it".strip())
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that files can be made in a folder, which itself may still have to be made.
+
+    Raises:
+        OSError: they cannot.
+    """
+    for place in (folder, *folder.parents):
+        try:
+            mode = place.stat().st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise _refusal(place)
+        return
+
+
+def _refusal(path: Path) -> OSError:
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    number = errno.EROFS if read_only else errno.EACCES
+    return OSError(number, os.strerror(number))
+
+
+def _in_place(path: Path) -> bool:
+    """Says whether a file is no regular one, or what this process prints to."""
+    if str(path.absolute()).startswith(_STREAMS):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def write_output(path: Path, data: bytes, option: str = "") -> None:
+    """Writes a file that the user named, and the folders above it.
+
+    A regular file is replaced when the new one is complete; of a link, the file that it leads to. A
+    device, FIFO or terminal is written to, never replaced.
+
+    Raises:
+        InputError: it cannot be written; what was there before is still there.
+    """
+    check_output(path, option)
+    with writing(path, option):
+        if _in_place(path):
+            # A FIFO that nobody reads is an error, not a reason to wait for ever.
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+            os.set_blocking(file, True)
+            with os.fdopen(file, "wb") as out:
+                out.write(data)
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, target.parent, data)
+
+
+def temporary_name(name: str) -> str:
+    """Returns a name for an unfinished file that no other process uses, on any machine."""
+    stem = os.fsdecode(os.fsencode(name)[:_LONGEST_STEM])
+    return f"{stem}.{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+def is_temporary(name: str, of: str) -> bool:
+    """Says whether `temporary_name` may have made a name from another."""
+    return name.startswith(f"{of}.") and name.endswith(".tmp")
+
+
+def replace_file(target: Path, work: Path, data: bytes) -> None:
+    """Writes a file of a folder of ours so that it is there whole or not at all.
+
+    Args:
+        target: a regular file or nothing; a link is not followed.
+        work: folder of the unfinished file, on the same disk.
+        data: what it holds.
+
+    Raises:
+        OSError: it cannot be written, or something else is in its place, which is left there.
+    """
+    mode = None
+    if os.path.lexists(target):
+        there = target.lstat().st_mode
+        if not stat.S_ISREG(there):
+            raise FileExistsError(errno.EEXIST, "something else has that name", str(target))
+        mode = stat.S_IMODE(there)
+    temporary = work / temporary_name(target.name)
+    with unfinished(temporary):
+        write_bytes(temporary, data)
+        if mode is not None:
+            temporary.chmod(mode)
+        publish(temporary, target)
+
+
+def write_bytes(path: Path, payload: bytes) -> None:
+    """Writes a file and waits until it is on the disk; an OSError names the file."""
+    try:
+        with path.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Moves a finished file to its place, for good."""
+    sync(temporary)
+    temporary.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,308 @@
+"""Documents that others wrote, JSON or YAML, read as if they could hold anything.
+
+A document is a regular file of a bounded size, UTF-8, of a bounded depth; its numbers are finite unless
+the caller allows others; every key stands once. A dataclass, or any annotated type, says what it may
+hold: `msgspec` turns the document into that type, strictly, or says where it differs.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from shards.errors import InputError
+
+MOST_BYTES = (
+    16 << 20
+)  # what is read of a JSON document; in memory it is up to twenty times as large
+MOST_YAML_BYTES = (
+    256 << 10
+)  # people write YAML by hand, and its reader takes seconds for a megabyte
+MOST_DEPTH = 32
+MOST_ALIASES = 1000
+MOST_BITS = 63  # of a whole number, without its sign
+
+T = TypeVar("T")
+
+
+class DocumentError(ValueError):
+    """A document is not what it should be; the message says where and why, not in which file."""
+
+
+def read_json(
+    path: Path, kind: type[T], *, most: int = MOST_BYTES, nan: bool = False, remedy: str = ""
+) -> T:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+        kind: what it holds: a dataclass, or any annotated type.
+        most: how many bytes it may have.
+        nan: whether NaN and infinities, which older versions wrote, are read as null.
+        remedy: what to do if it is unusable; ends the message.
+
+    Raises:
+        InputError: it cannot be read or holds something else; one line that names file and place.
+    """
+    data = read_bytes(path, most, remedy)
+    with _named(path, remedy):
+        return parse_json(data, kind, nan=nan)
+
+
+def read_yaml(path: Path, kind: type[T], *, remedy: str = "") -> T:
+    """Reads a YAML file; see `read_json`. An empty one is None."""
+    data = read_bytes(path, MOST_YAML_BYTES, remedy)
+    with _named(path, remedy):
+        return parse_yaml(data, kind)
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES, remedy: str = "") -> bytes:
+    """Reads a file whole.
+
+    Raises:
+        InputError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    with _named(path, remedy):
+        try:
+            # A named pipe would wait for a writer.
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            raise DocumentError(f"cannot be read ({_why(error)})") from None
+        try:
+            about = os.fstat(file)
+            if not stat.S_ISREG(about.st_mode):
+                what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or device"
+                raise DocumentError(f"cannot be read (it is {what}, not a file)")
+            if about.st_size > most:
+                raise DocumentError(f"has {about.st_size:,} bytes; at most {most:,} are read")
+            with open(file, "rb", closefd=False) as opened:
+                data = opened.read()
+        except OSError as error:
+            raise DocumentError(f"cannot be read ({_why(error)})") from None
+        finally:
+            os.close(file)
+    return data
+
+
+def parse_json(data: bytes | str, kind: type[T], *, nan: bool = False) -> T:
+    """Turns JSON into `kind`.
+
+    Nothing is coerced: "1" is no number, and 1.0 no whole one; a whole number may stand for a float.
+
+    Raises:
+        DocumentError: it is no JSON, or something else; the message says where and why.
+    """
+    try:
+        document = json.loads(
+            _text(data), object_pairs_hook=_once, parse_constant=_null if nan else _refuse_constant
+        )
+    except RecursionError:
+        raise DocumentError(f"is nested more than {MOST_DEPTH} deep") from None
+    except DocumentError:
+        raise
+    except ValueError as error:
+        raise DocumentError(f"is not valid JSON ({_one_line(error)})") from None
+    return _checked(document, kind, len(data))
+
+
+def parse_yaml(data: bytes | str, kind: type[T]) -> T:
+    """Turns YAML into `kind`; as `parse_json`."""
+    import yaml
+
+    try:
+        document = yaml.load(_text(data), _yaml_loader())  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise DocumentError(f"is nested more than {MOST_DEPTH} deep") from None
+    except DocumentError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DocumentError(f"is not valid YAML ({_one_line(error)})") from None
+    return _checked(document, kind, MOST_YAML_BYTES)
+
+
+def json_lines(data: bytes, kind: type[T]) -> list[T | DocumentError]:
+    """Returns what each line of JSON holds, or why it cannot be used; NaN is read as null.
+
+    A last line without its end, as a process leaves it that was killed, is left out.
+    """
+    found: list[T | DocumentError] = []
+    for line in data.split(b"\n")[:-1]:
+        try:
+            found.append(parse_json(line, kind, nan=True))
+        except DocumentError as error:
+            found.append(error)
+    return found
+
+
+def typed(document: Any, kind: type[T]) -> T:
+    """Turns what a document holds, read as `Any` or a dict, into `kind`.
+
+    Raises:
+        DocumentError: it is something else; the message says where and what.
+    """
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise DocumentError(_place(str(error))) from None
+
+
+def _checked(document: Any, kind: type[T], most: int) -> T:
+    _check(document, most)
+    return typed(document, kind)
+
+
+def _check(document: Any, most: int) -> None:
+    """Raises DocumentError unless a document is shallow and small, with numbers and texts to print."""
+    below: list[Iterator[Any]] = [iter((document,))]
+    values = 0
+    while below:
+        for value in below[-1]:
+            values += 1
+            if isinstance(value, str):
+                _check_text(value)
+            elif isinstance(value, int):
+                if value.bit_length() > MOST_BITS:
+                    raise DocumentError("holds a whole number that is too large for 64 bits")
+            elif isinstance(value, float):
+                if not math.isfinite(value):
+                    raise DocumentError(f"holds {value}, which is no finite number")
+            elif isinstance(value, (dict, list, set, tuple)):
+                if len(below) > MOST_DEPTH:
+                    raise DocumentError(f"is nested more than {MOST_DEPTH} deep")
+                inner = chain(value, value.values()) if isinstance(value, dict) else value
+                below.append(iter(inner))
+                break
+            if values > most:
+                raise DocumentError("holds too many values, with those that its aliases repeat")
+        else:
+            below.pop()
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise DocumentError(f"holds a NUL character, in {_short(text)}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DocumentError(f"holds half of a character, in {_short(text)}") from None
+
+
+def _text(data: bytes | str) -> str:
+    if isinstance(data, str):
+        return data
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"is not UTF-8 text (byte {error.start})") from None
+
+
+def _null(name: str) -> None:
+    return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise DocumentError(f"holds {name}, which is no finite number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DocumentError(f"holds the key {_short(twice)} twice")
+    return found
+
+
+@cache
+def _yaml_loader() -> type[Any]:
+    """Returns PyYAML's safe loader, with bounds, and without keys that stand twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        aliases = merged = depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                self.aliases += 1
+                if self.aliases > MOST_ALIASES:
+                    raise DocumentError(f"holds more than {MOST_ALIASES:,} aliases")
+            self.depth += 1
+            if self.depth > MOST_DEPTH + 1:
+                raise DocumentError(f"is nested more than {MOST_DEPTH} deep")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            _once([(key.value, None) for key, _ in node.value if key.id == "scalar"])
+            return node
+
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            self.merged += len(node.value)
+            if self.merged > MOST_YAML_BYTES:  # `<<` may repeat what it merges
+                raise DocumentError("merges too much")
+
+    return Loader
+
+
+def _place(message: str) -> str:
+    """Returns msgspec's message as `shards[3].bytes: expected an int, got a str`."""
+    text, _, place = message.replace("`", "").partition(" - at ")
+    place = re.sub(r"^(key in )?\$\.?", "", place)
+    text = text[:1].lower() + text[1:]
+    return f"{place}: {text}" if place else text
+
+
+class _named:  # noqa: N801 - reads as the statement it is used in
+    """Context: a DocumentError in it becomes an InputError of this file."""
+
+    def __init__(self, path: Path, remedy: str) -> None:
+        self.path, self.remedy = path, remedy
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        if isinstance(error, DocumentError):
+            remedy = f"; {self.remedy}" if self.remedy else ""
+            raise InputError(f"{self.path}: {error}{remedy}") from None
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _short(text: object) -> str:
+    shown = repr(str(text)[:40])
+    return shown if len(str(text)) <= 40 else f"{shown} …"
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON, in which null stands for NaN and infinities: JSON has none of them."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_null(value), indent=indent, allow_nan=False)
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Datasets on other machines: fetching, caching and downloading."""

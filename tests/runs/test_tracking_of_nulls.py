@@ -1,0 +1,11 @@
+"""What trackers are told of an epoch whose figures are not finite."""
+
+import math
+
+from cpprune.runs.trackers import measures
+
+
+def test_only_numbers_are_told():
+    record = {"epoch": 1, "val_log_loss": None, "train_loss": math.nan, "lr": 0.1, "reason": "x"}
+    assert measures(record) == {"epoch": 1, "lr": 0.1}
+    assert measures({"event": "prune", "part": math.inf, "step": 3}) == {"prune/step": 3}

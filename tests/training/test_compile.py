@@ -1,0 +1,57 @@
+"""What is compiled in a training step, on the CPU, where Inductor writes C++ instead of Triton."""
+
+import pytest
+import torch
+
+import cpprune
+from cpprune.audio.frontend import PRESETS, LogMel, compiled
+from cpprune.models.resize import layer_widths
+from cpprune.pruning.plan import make_plan
+from cpprune.pruning.surgery import apply_plan
+from cpprune.training.step import Forward
+
+pytestmark = pytest.mark.slow  # half a minute of a C++ compiler
+
+SHAPE = (1, 64, 44)
+
+
+@pytest.mark.parametrize("preset", ["seed256", "dcase24"])
+def test_a_compiled_front_end_computes_the_same(preset):
+    features = LogMel(PRESETS[preset])
+    generator = torch.Generator().manual_seed(0)
+    fused = compiled(features)
+    for rows in (5, 2):
+        clips = torch.randint(-8000, 8000, (rows, 32_000), generator=generator).to(torch.int16)
+        for edges in (None, torch.tensor([3.0, 15_200.0])):
+            torch.testing.assert_close(
+                fused(clips, edges), features(clips, edges), rtol=0, atol=2e-5
+            )
+    assert features.windowed == LogMel.windowed.__get__(features), "the plain one stays plain"
+
+
+def gradients(shell, x):
+    shell.network.zero_grad()
+    logits = shell(x)
+    logits.square().sum().backward()
+    return logits, {name: p.grad for name, p in shell.network.named_parameters()}
+
+
+def test_a_compiled_network_computes_the_same_before_and_after_a_cut():
+    torch.manual_seed(0)
+    network = cpprune.build_model("cp_resnet", widths=[6, 8, 10]).eval()
+    sizes = set()
+    for _ in range(2):
+        plain, compiled = (Forward(network, how, "no") for how in ("off", "auto"))
+        for rows in (3, 2, 3):  # a full batch, the last one, and a full one again
+            x = torch.randn(rows, *SHAPE).contiguous(memory_format=torch.channels_last)
+            expected, expected_gradients = gradients(plain, x)
+            found, found_gradients = gradients(compiled, x)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            for name, gradient in expected_gradients.items():
+                torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-4)
+        assert [name for name, _ in network.named_parameters()] == [*expected_gradients]
+        sizes.add(sum(p.numel() for p in network.parameters()))
+        settings = {"criterion": "magnitude", "scope": "global", "ratio": 0.4}
+        plan = make_plan(network, SHAPE, **settings, original_widths=layer_widths(network))
+        apply_plan(network, SHAPE, plan)
+    assert len(sizes) == 2
