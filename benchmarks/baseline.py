@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ def ours(
         data=DataConfig(path=str(dataset)),
         train=TrainConfig(batch_size=batch, precision=precision, epochs=1000, compile=compiled),
     )
-    trainer = Trainer(config, frozenset(), accelerator)
-    trainer.begin()
+    trainer = Trainer(config, frozenset(), accelerator, ExitStack())
     numbers = iter(range(1000))
 
     def epoch() -> int:

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 import cpprune
-from cpprune.training.step import Forward
+from cpprune.training.engine import Forward
 
 SHAPE = (1, 256, 44)
 

@@ -22,26 +22,26 @@ from torch.profiler import ProfilerActivity, profile
 
 from cpprune.data.loader import Batch
 from cpprune.distributed import process_group
+from cpprune.training.engine import PLAIN_STEPS
 from cpprune.training.loop import Trainer
-from cpprune.training.step import PLAIN_STEPS
 
 
 def measure(trainer: Trainer, steps: int, most: int) -> None:
     """Print the kernels of a step, and those that take the most time."""
-    stepper, device = trainer.stepper, trainer.device
+    device = trainer.device
     read = next(iter(trainer.batches.epoch(0)))
     batch = Batch(0, read.ids, read.start, read.stop, read.clips.to(device))
     for _ in range(PLAIN_STEPS + 2):
-        stepper.step(0, batch, 0)
+        trainer.step(0, batch, 0)
     limits.wait(device)
     begin = time.perf_counter()
     for _ in range(steps):
-        stepper.step(0, batch, 0)
+        trainer.step(0, batch, 0)
     limits.wait(device)
     took = (time.perf_counter() - begin) / steps
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
-            stepper.step(0, batch, 0)
+            trainer.step(0, batch, 0)
         limits.wait(device)
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
             batch_size=batch, precision=precision, epochs=1000, global_batch_norm=not own_statistics
         ),
     )
-    trainer = Trainer(config, frozenset(), accelerator)
-    trainer.begin()
+    trainer = Trainer(config, frozenset(), accelerator, ExitStack())
     trainer.train_epoch(0)
     begin = time.perf_counter()
     trainer.train_epoch(1)

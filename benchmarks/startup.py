@@ -33,20 +33,19 @@ import accelerate
 done("import accelerate")
 import cpprune.training.loop
 done("import cpprune.training.loop")
-from cpprune import distributed
+from cpprune.distributed import process_group
+from contextlib import ExitStack
 from cpprune.config import RunConfig, TrainConfig
 from cpprune.data.loader import DataConfig
 from shards.launcher import read_launch
 config = RunConfig(run=sys.argv[2], data=DataConfig(path=sys.argv[1]), train=TrainConfig(batch_size=64))
-accelerator = distributed.start(read_launch(), "no")
+accelerator = process_group.start(read_launch(), "no")
 done("the process group and Accelerator")
-trainer = cpprune.training.loop.Trainer(config, frozenset(), accelerator)
-done("dataset, model and its check")
-trainer.begin()
-done("the run's folder and the optimizer")
+trainer = cpprune.training.loop.Trainer(config, frozenset(), accelerator, ExitStack())
+done("dataset, model, the run's folder and the optimizer")
 batch = next(iter(trainer.batches.epoch(0)))
 done("the first batch, or all clips where they fit into memory")
-trainer.stepper.step(0, batch, 0)
+trainer.step(0, batch, 0)
 done("the first step")
 print(json.dumps(parts))
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from cpprune.config import RunConfig, TrainConfig
 from cpprune.data.loader import Batch, DataConfig
 from cpprune.distributed import process_group
 from cpprune.evaluation.complexity import count_macs
+from cpprune.training.engine import PLAIN_STEPS
 from cpprune.training.loop import Trainer
-from cpprune.training.step import PLAIN_STEPS, Stepper
+from cpprune.training.step import TrainingStep
 from shards.launcher import read_launch
 
 
@@ -38,8 +40,8 @@ def make(
         data=DataConfig(path=str(dataset), resident=resident),
         train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
     )
-    trainer = Trainer(config, frozenset(), process_group.start(read_launch(), "no"))
-    trainer.begin()
+    accelerator = process_group.start(read_launch(), "no")
+    trainer = Trainer(config, frozenset(), accelerator, ExitStack())
     trainer.model.network.train()
     return trainer
 
@@ -56,37 +58,38 @@ class Given(torch.nn.Module):
         return self.x_BCFN
 
 
-def network_seconds(stepper: Stepper, batch: Batch, rounds: int) -> float:
+def network_seconds(step: TrainingStep, batch: Batch, rounds: int) -> float:
     """Return the time of forward, backward and update on spectrograms that lie on the device."""
-    model, features, config = stepper.model, stepper.features, stepper.config
-    x = torch.randn((len(batch.ids), *model.input_shape), device=stepper.device)
-    stepper.features = Given(x)  # type: ignore[assignment]
-    stepper.config = replace(config, augment=AugmentConfig(mixstyle_p=0))
-    seconds = step_seconds(stepper, batch, rounds)
-    stepper.features, stepper.config = features, config
-    stepper.wrap(stepper.moments())
+    engine, config = step.engine, step.config
+    features = engine.features
+    x = torch.randn((len(batch.ids), *engine.model.input_shape), device=engine.device)
+    engine.features = Given(x)  # type: ignore[assignment]
+    step.config = replace(config, augment=AugmentConfig(mixstyle_p=0))
+    seconds = step_seconds(step, batch, rounds)
+    engine.features, step.config = features, config
+    engine.close()
     return seconds
 
 
-def step_seconds(stepper: Stepper, batch: Batch, rounds: int) -> float:
+def step_seconds(step: TrainingStep, batch: Batch, rounds: int) -> float:
     """Return the time of a whole step on clips that lie on the device."""
 
     def call() -> None:
-        stepper.step(0, batch, 0)
+        step(0, batch, 0)
 
     for _ in range(PLAIN_STEPS + 1):
         call()
-    return limits.seconds(call, stepper.device, rounds, calls=2)
+    return limits.seconds(call, step.engine.device, rounds, calls=2)
 
 
 def measure(trainer: Trainer, rounds: int) -> dict[str, float]:
     """Return the seconds of a step by what it holds."""
-    stepper, device = trainer.stepper, trainer.device
+    step, device = trainer.step, trainer.device
     read = next(iter(trainer.batches.epoch(0)))
     here = Batch(0, read.ids, read.start, read.stop, read.clips.to(device))
     found = {
-        "network": network_seconds(stepper, here, rounds),
-        "front end + network": step_seconds(stepper, here, rounds),
+        "network": network_seconds(step, here, rounds),
+        "front end + network": step_seconds(step, here, rounds),
     }
     steps = len(trainer.batches)
     trainer.train_epoch(0)

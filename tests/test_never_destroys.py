@@ -18,7 +18,7 @@ from snapshot import fill, snapshot
 
 import cpprune
 from cpprune.models import artifact
-from cpprune.runs.folder import hold_run
+from cpprune.runs.contents import hold_run
 
 Refused = Callable[..., str]
 HERS = ("checkpoints/a.bin", "model/house.png", "plans/house.dwg", "ids/me.pdf", "tensorboard/x")

@@ -66,7 +66,7 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
             "'cpprune[deepspeed]'"
         ) from None
     settings |= {
-        # Batches are cut by the stepper, which also says when gradients are due.
+        # The engine splits batches and says when gradients are due.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,

@@ -81,7 +81,7 @@ def start(launch: Launch, precision: str, clip_norm: float = 0.0) -> Accelerator
             accelerator = Accelerator(
                 # Without this, several CPU processes would each believe to be the only one.
                 cpu=cpu and plugin is None,
-                # DeepSpeed would cast the weights; autocast is enough, and the stepper sees to it.
+                # DeepSpeed would cast the weights; autocast, which the engine sees to, is enough.
                 mixed_precision=precision if plugin is None else "no",
                 deepspeed_plugin=plugin,
                 step_scheduler_with_optimizer=False,

@@ -1,40 +1,122 @@
-"""One plan, made by rank 0, applied by all, and proof that all are equal afterwards."""
+"""The pruning event: rank 0 makes a plan, all ranks apply it and prove that they are equal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cpprune.distributed.collectives import check_ranks_equal, share_json
 from cpprune.distributed.process_group import rank
-from cpprune.pruning.plan import Plan
+from cpprune.models.artifact import Model
+from cpprune.pruning.calibration import measure_saliency
+from cpprune.pruning.plan import Plan, make_plan, read_plan
+from cpprune.pruning.regularizers import Penalty
+from cpprune.pruning.schedule import Event, PruneConfig, events, plan_arguments
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
 from shards.errors import InputError
+from shards.reader import Split
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What came of a pruning event.
+    """The outcome of a pruning event.
 
     Attributes:
-        plan: what was cut.
-        fingerprint: of the network, the same on all ranks.
-        moments: the optimizer's tensors of what was kept.
+        plan: what was removed.
+        fingerprint: of the pruned network, the same on all ranks.
+        optimizer_state: the optimizer's tensors of what was kept.
     """
 
     plan: Plan
     fingerprint: str
-    moments: Mapping[str, Tensor]
+    optimizer_state: Mapping[str, Tensor]
+
+
+class Pruner:
+    """The pruning events of a run: when the network shrinks, and to what.
+
+    Args:
+        config: see `PruneConfig`.
+        model: front end and network, unwrapped.
+        train: the training split, for criteria that are measured on clips; None without data.
+        seed: of the run.
+        device: of the model.
+
+    Attributes:
+        events: all of them, in order.
+    """
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        model: Model,
+        train: Split | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.model, self.train = config, model, train
+        self.seed, self.device = seed, device
+        self.events = events(config)
+
+    def due(self, epoch: int, events_done: int) -> Event | None:
+        """Return the event at the beginning of an epoch, if there is one that has not happened."""
+        coming = self.events[events_done : events_done + 1]
+        return next((event for event in coming if event.epoch == epoch), None)
+
+    def regularizer(self, events_done: int) -> Penalty | None:
+        """Return the sparsity regularizer of the network as it is now, until the last event."""
+        config = self.config
+        if config.sparsity == "none" or events_done == len(self.events):
+            return None
+        network, shape, until = self.model.network, self.model.input_shape, self.events[-1].epoch
+        return Penalty(network, shape, config.sparsity, config.sparsity_strength, until)
+
+    def planner(self, event: Event, original_widths: Mapping[str, int]) -> Callable[[], Plan]:
+        """Return a function that makes the plan of an event; every rank has to call this.
+
+        Args:
+            event: one of `events`.
+            original_widths: output channels by layer at the start of the run.
+
+        Raises:
+            InputError: when the function is called: there is no such plan for this network.
+        """
+        config, network, input_shape = self.config, self.model.network, self.model.input_shape
+        if config.plan:
+            file = Path(config.plan)
+            return lambda: read_plan(file, network, input_shape)
+        saliency = None
+        if self.train is not None:
+            saliency = measure_saliency(config, self.model, self.train, self.seed, self.device)
+        return lambda: make_plan(
+            network,
+            input_shape,
+            original_widths=original_widths,
+            **plan_arguments(config, event, self.seed),
+            saliency=saliency,
+        )
+
+    def prune(
+        self,
+        event: Event,
+        original_widths: Mapping[str, int],
+        optimizer_state: Mapping[str, Tensor],
+    ) -> Cut:
+        """Prune the network on all ranks; see `planner` and `prune_on_all_ranks`."""
+        network, input_shape = self.model.network, self.model.input_shape
+        make = self.planner(event, original_widths)
+        return prune_on_all_ranks(network, input_shape, make, optimizer_state, self.device)
 
 
 def prune_on_all_ranks(
     network: nn.Module,
     input_shape: Sequence[int],
     make: Callable[[], Plan],
-    moments: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
     device: torch.device,
 ) -> Cut:
     """Let rank 0 make a plan and all ranks apply it to the unwrapped network.
@@ -43,7 +125,7 @@ def prune_on_all_ranks(
         network: unwrapped module, cut in place.
         input_shape: shape of one input, without the batch.
         make: makes the plan; called on rank 0 only.
-        moments: the optimizer's tensors by "parameter/moment", to be cut alike; may be empty.
+        optimizer_state: tensors by "parameter/key", to be pruned alike; may be empty.
         device: of this rank's tensors in collective calls.
 
     Raises:
@@ -62,7 +144,7 @@ def prune_on_all_ranks(
         raise InputError(str(message["error"]))
     plan = message["plan"]
     assert isinstance(plan, dict)
-    if moments:
-        moments = carry(moments, kept_entries(network, input_shape, plan))
+    if optimizer_state:
+        optimizer_state = carry(optimizer_state, kept_entries(network, input_shape, plan))
     apply_plan(network, input_shape, plan)
-    return Cut(plan, check_ranks_equal(network, device, "after pruning"), moments)
+    return Cut(plan, check_ranks_equal(network, device, "after pruning"), optimizer_state)

@@ -13,7 +13,7 @@ from cpprune.report import network, sections
 from cpprune.report.measured import Measured, measure
 from cpprune.report.page import Document, render
 from cpprune.report.runs import Run, read_run, times
-from cpprune.runs.folder import RUN
+from cpprune.runs.contents import RUN
 from shards.files.atomic import check_output, replace_file, write_output, writing
 from shards.files.locks import locked
 from shards.files.ownership import claim

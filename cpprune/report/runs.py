@@ -119,7 +119,7 @@ class Run:
     Attributes:
         folder: where it lies.
         settings: the configuration, by dotted key.
-        environment: see `cpprune.runs.run.environment`.
+        environment: see `cpprune.runs.environment`.
         epochs: the epochs of metrics.jsonl.
         cuts: its prunings.
         skipped: how many steps it tells were skipped.

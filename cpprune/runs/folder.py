@@ -1,106 +1,261 @@
-"""Whose a run folder is: who may write into it, and what of it a run that begins anew removes.
-
-`environment.json`, the first file of every run, marks it; without that, a checkpoint does.
-"""
+"""The folder of a run, which rank 0 writes for all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+import yaml
+from torch import Tensor
+
+import cpprune
+from cpprune.config import RunConfig
+from cpprune.distributed import process_group
+from cpprune.distributed.collectives import fingerprint, on_rank_0, share_json
+from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models import artifact
-from cpprune.runs import checkpoint, tracking
-from shards.files.locks import locked
-from shards.files.ownership import Kind, claim, read_mark, remove
-
-LOCK = ".lock"
-MODELS = ("model", "model_last")
-# What a run that begins anew writes over, and what it removes. What else a user keeps there stays.
-_KEPT = ("environment.json", "config.yaml")
-_FILES = ("metrics.jsonl", "result.json", "report.html", tracking.STATE, tracking.LOG)
-_FOLDERS = ("checkpoints", *MODELS, "plans", "ids", "tensorboard")
-REMOVED = (
-    *_FILES,
-    *(f"{name}.*.tmp" for name in (*_KEPT, *_FILES)),
-    *(f"{model}/{file}" for model in MODELS for file in artifact.FILES),
-    *(
-        f".{model}.{age}-*/{file}"
-        for model in MODELS
-        for age in ("new", "old")
-        for file in artifact.FILES
-    ),
-    *(
-        f"checkpoints/{name}/{file}"
-        for name in ("step-*", "damaged-step-*", ".step-*.new-*", ".step-*.old-*")
-        for file in checkpoint.FILES
-    ),
-    *("plans/epoch-[0-9]*.json", "ids/rank-[0-9]*.jsonl", "tensorboard/events.out.tfevents.*"),
-)
+from cpprune.pruning.plan import Plan, plan_bytes
+from cpprune.runs import checkpoint, divergence
+from cpprune.runs.contents import claim_run, clear_run, hold_run
+from cpprune.runs.environment import environment
+from cpprune.runs.identity import check_same
+from cpprune.runs.log import RunLog
+from shards.credentials import recorded
+from shards.errors import InputError
+from shards.files.atomic import replace_file, writing
+from shards.files.documents import DocumentError, parse_json, to_json
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether files of this folder show that a run wrote them."""
-    packages = read_mark(folder / "environment.json").get("packages")
-    if isinstance(packages, dict) and "cpprune" in packages:
-        return True
-    states = (read_mark(path / "state.json") for path in _checkpoints(folder))
-    return any({"format", "progress", "identity"} <= state.keys() for state in states)
+class RunFolder:
+    """Writes and reads the files of a run.
 
+    Every rank has to call every method. Rank 0 writes; where it cannot, all ranks raise InputError. As a
+    context it keeps other processes from training in the folder, records in result.json that the run
+    has diverged, and lets the tracker finish.
 
-def _checkpoints(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return checkpoint.list_checkpoints(folder / "checkpoints")
-    return []
-
-
-RUN = Kind(
-    name="a run",
-    parts=(*_KEPT, *_FILES, *(f"{name}/" for name in _FOLDERS)),
-    made=is_run,
-    # Whoever starts a run may ask it to stop before it has begun.
-    early=frozenset({LOCK, "STOP"}),
-)
-
-
-# In a run's folder these names are the run's, whatever else a user has put there.
-_MODEL_OF_A_RUN = replace(artifact.MODEL, made=lambda folder: True)
-
-
-def claim_run(folder: Path) -> None:
-    """Check that a run may write into a folder; touch nothing.
+    Args:
+        config: of the run.
+        device: of this rank's tensors in collective calls.
 
     Raises:
-        InputError: it holds anything but a run, or something of another kind has the name of a part.
+        InputError: the folder holds something else than a run.
     """
-    claim(folder, RUN, "--run")
-    for name in MODELS:
-        claim(folder / name, _MODEL_OF_A_RUN, "--run")
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config = config
+        self.path = Path(config.run)
+        self.rank = process_group.rank()
+        self.log = RunLog(self.path, self.rank)
+        self.say = self.log.say
+        self._device = device
+        self._resources = ExitStack()
+        self._on_rank_0(lambda: claim_run(self.path))
+
+    def __enter__(self) -> RunFolder:
+        with ExitStack() as resources:
+            hold = hold_run(self.path)
+            self._on_rank_0(lambda: resources.enter_context(hold))
+            resources.enter_context(self.log)
+            resources.enter_context(divergence.failure_written(self.path, self.rank))
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._resources.__exit__(*error)
+
+    @property
+    def ids_file(self) -> Path:
+        """The file in which this rank records the clips of its batches."""
+        return self.path / "ids" / f"rank-{self.rank}.jsonl"
+
+    def find_checkpoint(self, identity: dict[str, Any]) -> checkpoint.Saved | None:
+        """Return the last whole checkpoint of the run, or None to begin; see `find_checkpoint`."""
+        return find_checkpoint(self.path, self.config.resume, identity, self.say)
+
+    def open(self, saved: checkpoint.Saved | None) -> None:
+        """Begin the folder, or remove what was written after the checkpoint."""
+        self._on_rank_0(lambda: self._open(saved))
+
+    def _open(self, saved: checkpoint.Saved | None) -> None:
+        write_start(self.path, self.config, fresh=saved is None)
+        divergence.forget_failure(self.path)
+        if saved is not None:
+            checkpoint.set_aside(self.path / "checkpoints", saved.path)
+            self.log.truncate(saved.progress.metrics_bytes)
+            truncate_ids(self.path, saved.progress.epoch, saved.progress.batch)
+        self.log.track(self.config.track)
+
+    def write_log(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl."""
+        self._on_rank_0(lambda: self.log.write(record))
+
+    def write_plan(self, epoch: int, plan: Plan) -> None:
+        """Write the plan by which the network was pruned at the beginning of an epoch."""
+        path = self.path / "plans" / f"epoch-{epoch:04d}.json"
+        self._on_rank_0(partial(replace_file, path, path.parent, plan_bytes(plan)))
+
+    def write_model(self, name: str, model: artifact.Model, weights: dict[str, Tensor]) -> None:
+        """Write a model folder: `model`, the best, or `model_last`."""
+        write = partial(artifact.save, model, self.path / name, weights=weights, claimed=True)
+        self._on_rank_0(write)
+
+    def write_checkpoint(
+        self,
+        progress: checkpoint.Progress,
+        identity: dict[str, Any],
+        tensors: checkpoint.Tensors,
+        scaler: dict[str, Any] | None,
+    ) -> None:
+        """Write a checkpoint and delete older ones; see `checkpoint.save`."""
+        progress.metrics_bytes = self.log.size()
+        folder, keep = self.path / "checkpoints", self.config.train.keep_checkpoints
+        self._on_rank_0(lambda: checkpoint.save(folder, keep, progress, identity, tensors, scaler))
+
+    def write_result(self) -> dict[str, Any]:
+        """Write result.json from the best model; return what it holds, on every rank."""
+        written: list[dict[str, Any]] = []
+        self._on_rank_0(lambda: written.append(write_result(self.path)))
+        result: dict[str, Any] = share_json(written[:1], self._device)[0]
+        return result
+
+    def _on_rank_0(self, do: Callable[[], object]) -> None:
+        on_rank_0(do, self._device)
 
 
-@contextmanager
-def hold_run(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder; for rank 0, which holds it for all ranks.
+def provenance(
+    config: RunConfig,
+    identity: dict[str, Any],
+    progress: checkpoint.Progress,
+    epoch: int,
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the origin and the validation metrics of a model, for model.json.
 
-    The lock file stays, so that also processes on machines that see changes late agree on it.
+    Args:
+        config: of the run.
+        identity: see `cpprune.runs.identity`.
+        progress: of the run.
+        epoch: that the model is of.
+        metrics: on the validation split.
+    """
+    pruning = {**asdict(config.prune), "original_widths": progress.original_widths}
+    return {
+        "provenance": {
+            "cpprune": cpprune.__version__,
+            "run": Path(config.run).name,
+            "epoch": epoch,
+            "seed": config.seed,
+            "init": identity["init"],
+            "dataset": identity["dataset"],
+            "pruning": pruning if config.prune.prunes else None,
+        },
+        "metrics": {"val": metrics},
+    }
+
+
+def truncate_ids(folder: Path, epoch: int, batch: int) -> None:
+    """Remove what was recorded of this global batch and later ones; see `data.record_ids`."""
+    for path in (folder / "ids").glob("rank-*.jsonl"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = []
+        for line in lines:
+            try:
+                place = parse_json(line, _Place)
+            except DocumentError:
+                continue  # a line that was not written whole
+            if (place.epoch, place.batch) < (epoch, batch):
+                kept.append(line)
+        if kept != lines:
+            replace_file(path, path.parent, b"".join(kept))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The batch that a line of recorded ids belongs to."""
+
+    epoch: int
+    batch: int
+
+
+def find_checkpoint(
+    folder: Path, resume: str, identity: dict[str, Any], say: Callable[[str], None]
+) -> checkpoint.Saved | None:
+    """Return the last whole checkpoint, or None to begin.
+
+    Args:
+        folder: of the run.
+        resume: auto, must or never.
+        identity: see `cpprune.runs.identity`.
+        say: reports a checkpoint that is damaged and skipped, or of an older version.
 
     Raises:
-        InputError: another process trains there, and goes on doing so for some seconds.
+        InputError: the folder holds a run with other settings or data, only damaged checkpoints, or
+            none where one has to be.
     """
-    there = folder.is_dir()
-    busy = f"{folder}: another process trains in this run folder"
-    try:
-        with locked(folder / LOCK, busy, keep=True):
-            yield
-    finally:
-        # A run that could not begin leaves nothing.
-        if not there and folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK}:
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-                folder.rmdir()
+    found = checkpoint.list_checkpoints(folder / "checkpoints")
+    if resume == "never" or not found:
+        if resume == "must":
+            raise InputError(f"{folder}: has no checkpoint to resume; leave out --resume must")
+        finished = (folder / "result.json").is_file() and not divergence.has_failed(folder)
+        if resume != "never" and finished:
+            raise InputError(
+                f"{folder}: holds a finished run whose checkpoints are gone; choose another --run, or "
+                "replace it with --resume never"
+            )
+        return None
+    damage: list[str] = []
+    for path in reversed(found):
+        try:
+            saved = checkpoint.read(path)
+        except InputError as error:
+            damage.append(str(error))
+            continue
+        for message in damage:
+            say(f"{message}; going on from {path.name} instead")
+        check_same(folder, saved.identity, identity, say)
+        return saved
+    raise InputError(
+        f"{damage[0]}, and there is no whole checkpoint in {folder}: start again with --resume never"
+    )
 
 
-def clear_run(folder: Path) -> None:
-    """Remove what an older run has written into a claimed folder, and nothing else."""
-    remove(folder, REMOVED)
+def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
+    """Write config.yaml and environment.json; a fresh run first clears what an older one left."""
+    with writing(folder, "--run"):
+        claim_run(folder)
+        if fresh:
+            clear_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = json.dumps(environment(), indent=2) + "\n"
+        replace_file(folder / "environment.json", folder, about.encode())
+        if config.prune.prunes:
+            (folder / "plans").mkdir(exist_ok=True)
+        tree = config.to_dict()
+        if config.init is not None:  # that model carries its network and front end with it
+            del tree["model"]
+            tree["features"] = {"backend": config.features.backend}
+        text = yaml.safe_dump(recorded(tree), sort_keys=False)
+        replace_file(folder / "config.yaml", folder, text.encode())
+
+
+def write_result(folder: Path) -> dict[str, Any]:
+    """Write result.json from the run's best model, and return what it holds."""
+    best = artifact.load(folder / "model")
+    result = {
+        "run": str(folder),
+        "model": str(folder / "model"),
+        "parameters": count_parameters(best.network),
+        "macs": count_macs(best.network, best.input_shape),
+        "epoch": best.about["provenance"]["epoch"],
+        "val": best.about["metrics"]["val"],
+        "fingerprint": fingerprint(best.network),
+    }
+    text = to_json(result, indent=2) + "\n"
+    replace_file(folder / "result.json", folder, text.encode())
+    return result

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack, closing, nullcontext
-from functools import partial
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,97 +18,89 @@ from cpprune.distributed.watchdog import Watchdog
 from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.evaluation.predict import predict_split
-from cpprune.models import artifact
 from cpprune.models.finite import not_finite
-from cpprune.models.resize import fit, layer_widths
-from cpprune.pruning.calibration import measure_saliency
-from cpprune.pruning.plan import make_plan, plan_bytes, read_plan
-from cpprune.pruning.regularizers import Penalty
-from cpprune.pruning.schedule import events, lr_span, plan_arguments
-from cpprune.runs import checkpoint, divergence, tracking
-from cpprune.runs.checkpoint import Progress
-from cpprune.runs.divergence import REMEDY, DivergenceError, failure_written
-from cpprune.runs.folder import claim_run, hold_run
+from cpprune.models.resize import layer_widths
+from cpprune.pruning.pruner import Pruner
+from cpprune.pruning.schedule import lr_span
+from cpprune.runs import divergence, tracking
+from cpprune.runs.checkpoint import Progress, Saved
+from cpprune.runs.divergence import REMEDY, DivergenceError
+from cpprune.runs.environment import peak_memory_bytes
+from cpprune.runs.folder import RunFolder, provenance
 from cpprune.runs.identity import identity
 from cpprune.runs.progress import closing_lines, epoch_line, epoch_text, opening_text, resumed_text
-from cpprune.runs.run import (
-    Journal,
-    cut_back_ids,
-    find_checkpoint,
-    peak_memory_bytes,
-    provenance,
-    write_result,
-    write_start,
-)
 from cpprune.training.create_model import start_model
+from cpprune.training.engine import Engine
 from cpprune.training.optim import lr_factor
 from cpprune.training.skipped import SkippedSteps
-from cpprune.training.step import Stepper
+from cpprune.training.step import TrainingStep
 from shards.errors import InputError
-from shards.files.atomic import replace_file
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Train as the configuration says, or go on where the run folder ends.
+    """Train as the configuration says, or resume the run in its folder.
 
     Args:
         config: the whole tree.
-        given: keys set by hand, which must not contradict the model of `config.init`.
+        given: keys that were set explicitly, which must not contradict the model of `config.init`.
 
     Returns:
-        What `result.json` holds: the best validation figures, parameters and macs, and the folders. Of
-        a run that was asked to stop: `run`, `stopped` (why), `epoch` and `batch` that come next.
+        The contents of `result.json`: the best validation metrics, parameters and MACs, and the folders.
+        For a run that was asked to stop: `run`, `stopped` (why), and the `epoch` and `batch` that come
+        next.
 
     Raises:
         InputError: something in the configuration, the data or the run folder has to be mended.
         DivergenceError: the run has failed, as result.json then says too.
     """
-    with process_group.joined(config.train.precision, config.train.clip_norm) as accelerator:
-        trainer = Trainer(config, given, accelerator)
-        with (
-            ExitStack() as held,
-            trainer.stopping,
-            trainer.watchdog,
-            trainer.journal,
-            closing(trainer.stepper),
-            failure_written(trainer.folder, trainer.rank),
-        ):
-            # Before any rank looks for a checkpoint there.
-            hold = hold_run(trainer.folder)
-            collectives.on_rank_0(lambda: held.enter_context(hold), trainer.device)
-            trainer.begin()
-            for epoch in range(trainer.progress.epoch, config.train.epochs):
-                trainer.prune_if_due(epoch)
-                why = trainer.train_epoch(epoch)
-                if not why:
-                    trainer.validate(epoch)
-                trainer.save()
-                why = why or trainer.stopping.asked(0)
-                if why and trainer.progress.epoch < config.train.epochs:
-                    return trainer.stopped(why)
-            return trainer.result()
+    precision, clip_norm = config.train.precision, config.train.clip_norm
+    with process_group.joined(precision, clip_norm) as accelerator, ExitStack() as resources:
+        trainer = Trainer(config, given, accelerator, resources)
+        for epoch in range(trainer.progress.epoch, config.train.epochs):
+            trainer.prune_if_due(epoch)
+            stopped_by = trainer.train_epoch(epoch)
+            if not stopped_by:
+                trainer.validate(epoch)
+            trainer.save()
+            stopped_by = stopped_by or trainer.stopping.asked(0)
+            if stopped_by and trainer.progress.epoch < config.train.epochs:
+                return trainer.stopped(stopped_by)
+        return trainer.result()
 
 
 class Trainer:
-    """The state of a training run.
+    """The state of a training run, from the beginning or from its last checkpoint on.
+
+    Args:
+        config: of the run.
+        given: keys that were set explicitly.
+        accelerator: from `process_group.joined`.
+        resources: closes what the run holds, such as its folder.
 
     Attributes:
         model: front end and network, unwrapped.
-        progress: how far the run has come; with it, and the tensors, a run goes on.
+        progress: how far the run has come; a checkpoint is this and the engine's tensors.
     """
 
-    def __init__(self, config: RunConfig, given: frozenset[str], accelerator: Any) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        given: frozenset[str],
+        accelerator: Accelerator,
+        resources: ExitStack,
+    ) -> None:
         tracking.require(config.track)
         self.config = config
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank, self.world = process_group.rank(), process_group.world_size()
-        self.folder = Path(config.run)
-        collectives.on_rank_0(lambda: claim_run(self.folder), self.device)
-        self.dataset = shards.open_dataset(
-            config.data.path, config.data.cache, config.data.cache_bytes
-        )
-        self.val = self.dataset.split("val")
+        self.run = RunFolder(config, self.device)
+        data = config.data
+        self.dataset = shards.open_dataset(data.path, data.cache, data.cache_bytes)
+        self.train, self.val = self.dataset.split("train"), self.dataset.split("val")
         self.model = start_model(config, self.dataset, given)
         self.identity = identity(config, self.dataset, self.model)
         if config.train.batch_size < self.world:
@@ -118,92 +108,84 @@ class Trainer:
                 f"train.batch_size={config.train.batch_size}: must be at least the number of "
                 f"processes, {self.world}"
             )
-        ids_file = self.folder / "ids" / f"rank-{self.rank}.jsonl"
+        limit = config.train.time_limit_minutes
+        self.stopping = resources.enter_context(Stopping(self.run.path, limit, self.device))
+        self.watchdog = resources.enter_context(Watchdog(0.9 * process_group.timeout_seconds()))
+        resources.enter_context(self.run)
+        saved = self.run.find_checkpoint(self.identity)
+        accelerator.wait_for_everyone()  # before the folder changes
+        self.run.open(saved)
+        collectives.on_rank_0(self.stopping.forget_file, self.device)
+        widths = layer_widths(self.model.network)
+        self.progress = saved.progress if saved else Progress(widths=widths, original_widths=widths)
+        self.started = time.monotonic() - self.progress.seconds
+        self.engine = Engine(config, self.model, accelerator, saved)
+        resources.callback(self.engine.close)
+        self.step = TrainingStep(config, self.engine, self.dataset.labels)
+        self.pruner = Pruner(config.prune, self.model, self.train, config.seed, self.device)
+        self.step.regularizer = self.pruner.regularizer(self.progress.events_done)
+        self.skipped = SkippedSteps(self.dataset, self.run, config.train.max_skipped, self.device)
         self.batches = TrainingBatches(
             self.dataset,
-            config.data,
+            data,
             config.train.batch_size,
             config.seed,
             rank=self.rank,
             world=self.world,
             device=self.device,
-            ids_file=ids_file if config.data.record_ids else None,
+            ids_file=self.run.ids_file if data.record_ids else None,
             alive=lambda: self.watchdog.progress(self.progress.step),
         )
-        self.stepper = Stepper(config, self.model, self.dataset.labels, accelerator)
-        widths = layer_widths(self.model.network)
-        self.progress = Progress(widths=widths, original_widths=widths)
-        self.events = events(config.prune)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.train_loss = self.speed = self.lr = self.accuracy = math.nan
-        self.started = time.monotonic()
-        self.journal = Journal(self.folder, self.rank)
-        self.stopping = Stopping(self.folder, config.train.time_limit_minutes, self.device)
-        self.watchdog = Watchdog(0.9 * process_group.timeout_seconds())
-        self.skipped = SkippedSteps(
-            self.dataset, self.journal, config.train.max_skipped, self.device
-        )
+        self.run.say(self._opening(saved))
+
+    def _opening(self, saved: Saved | None) -> str:
+        """Take over the loss of the epoch under way; return what is said when the run starts."""
+        if saved is None:
+            text = opening_text(self.config, self.model, self.batches.clips, len(self.batches))
+            return f"{text}, {self.world} process(es) on {self.device.type}"
+        sums = self.progress.loss_sums
+        if len(sums) == self.world:
+            self.loss_sum.fill_(sums[self.rank])
+        elif self.rank == 0:  # another number of processes resumes
+            self.loss_sum.fill_(sum(sums))
+        return resumed_text(self.run.path, saved, self.config.train.epochs)
 
     def prune_if_due(self, epoch: int) -> None:
-        """Cut the network if the schedule has an event at the start of this epoch."""
-        progress, prune = self.progress, self.config.prune
-        if progress.batch or progress.events_done >= len(self.events):
+        """Prune the network if the schedule has an event at the beginning of this epoch."""
+        progress, pruner, prune = self.progress, self.pruner, self.config.prune
+        event = None if progress.batch else pruner.due(epoch, progress.events_done)
+        if event is None:
             return
-        event = self.events[progress.events_done]
-        if event.epoch != epoch:
-            return
-        network, input_shape = self.model.network, self.model.input_shape
-        before = count_parameters(network)
-        train = self.dataset.split("train")
-        saliency = measure_saliency(prune, self.model, train, self.config.seed, self.device)
-        cut = self.stepper.cut(
-            lambda: (
-                read_plan(Path(prune.plan), network, input_shape)
-                if prune.plan
-                else make_plan(
-                    network,
-                    input_shape,
-                    original_widths=progress.original_widths,
-                    **plan_arguments(prune, event, self.config.seed),
-                    saliency=saliency,
-                )
-            ),
-            prune.carry_state,
-        )
+        before = count_parameters(self.model.network)
+        state = self.engine.optimizer_state() if prune.carry_state else {}
+        cut = pruner.prune(event, progress.original_widths, state)
+        self.engine.adopt(cut)
         progress.events_done += 1
-        progress.widths = layer_widths(network)
+        progress.widths = layer_widths(self.model.network)
         progress.best, progress.best_step = None, -1  # only models of the final size count
-        self.stepper.penalty = self.penalty()
-        after = count_parameters(network)
-        record = {
-            "event": "prune",
-            "epoch": epoch,
-            "step": progress.step,
-            "criterion": prune.criterion,
-            "part": event.part,
-            "parameters_before": before,
-            "parameters": after,
-            "widths": progress.widths,
-            "fingerprint": cut.fingerprint,
-        }
-        collectives.on_rank_0(lambda: self.journal.log(record), self.device)
-        path = self.folder / "plans" / f"epoch-{epoch:04d}.json"
-        write = partial(replace_file, path, path.parent, plan_bytes(cut.plan))
-        collectives.on_rank_0(write, self.device)
-        self.journal.say(
-            f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(self.events)}, "
+        self.step.regularizer = pruner.regularizer(progress.events_done)
+        after = count_parameters(self.model.network)
+        self.run.write_log(
+            {
+                "event": "prune",
+                "epoch": epoch,
+                "step": progress.step,
+                "criterion": prune.criterion,
+                "part": event.part,
+                "parameters_before": before,
+                "parameters": after,
+                "widths": progress.widths,
+                "fingerprint": cut.fingerprint,
+            }
+        )
+        self.run.write_plan(epoch, cut.plan)
+        self.run.say(
+            f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(pruner.events)}, "
             f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
             "process(es)"
         )
-
-    def penalty(self) -> Penalty | None:
-        """Return what the loss has beside the cross-entropy until the last cut."""
-        prune = self.config.prune
-        if prune.sparsity == "none" or self.progress.events_done == len(self.events):
-            return None
-        network, shape = self.model.network, self.model.input_shape
-        kind, strength = prune.sparsity, prune.sparsity_strength
-        return Penalty(network, shape, kind, strength, until=self.events[-1].epoch)
 
     def train_epoch(self, epoch: int) -> str:
         """Train on what is left of this epoch's global batches.
@@ -215,7 +197,7 @@ class Trainer:
         first, end = lr_span(config.prune, epoch, config.train.epochs)
         factor = lr_factor(config.optim, epoch - first, end - first, progress.val_losses[first:])
         self.lr = config.optim.lr * factor
-        self.stepper.set_lr(self.lr)
+        self.engine.set_lr(self.lr)
         self.model.network.train()
         begin, seen_before = time.monotonic(), progress.clips_seen
         shown, clips = f"{epoch + 1}/{config.train.epochs}", self.batches.clips
@@ -224,9 +206,9 @@ class Trainer:
         )
         with line if self.rank == 0 else nullcontext(lambda batch: None) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
-                stepped = self.stepper.step(epoch, batch, progress.step)
-                self.loss_sum += stepped.loss_sum
-                self.skipped.add(batch, stepped.skipped)
+                result = self.step(epoch, batch, progress.step)
+                self.loss_sum += result.loss_sum
+                self.skipped.add(batch, result.skipped)
                 progress.batch = batch.number + 1
                 progress.step += 1
                 progress.clips_seen += len(batch.ids)
@@ -243,28 +225,28 @@ class Trainer:
         self.skipped.settle(progress)
         if progress.clips_seen <= 0:
             raise DivergenceError(
-                f"{self.folder}: the training loss is not finite in all of epoch {epoch + 1}; {REMEDY}"
+                f"{self.run.path}: the training loss is not finite in all of epoch {epoch + 1}; {REMEDY}"
             )
         self.train_loss = math.fsum(self.loss_sums()) / progress.clips_seen
         self.speed = (progress.clips_seen - seen_before) / max(time.monotonic() - begin, 1e-9)
         self.loss_sum.zero_()
-        self.share_buffers()
+        self.engine.share_buffers()
         progress.epoch, progress.batch, progress.clips_seen = epoch + 1, 0, 0
         return ""
 
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split; write the last finite model, and the best if it is that."""
         progress, config = self.progress, self.config
-        model, fetch = (self.stepper.evaluated, self.model.features), self.batches.validation()
+        model, fetch = (self.engine.evaluated, self.model.features), self.batches.validation()
         with self.accelerator.autocast():
             logits = predict_split(*model, self.val, self.device, fetch)
         log_prob, labels = metrics.log_softmax(logits), self.val.labels
-        figures = metrics.summary(log_prob, labels)
-        progress.val_losses.append(figures["log_loss"])
-        value, monitor = figures[config.train.monitor], config.train.monitor
-        self.accuracy = math.nan if value is None else figures["macro_accuracy"]
-        wrong = not_finite(self.stepper.evaluated)
-        final_size = progress.events_done == len(self.events)
+        summary = metrics.summary(log_prob, labels)
+        progress.val_losses.append(summary["log_loss"])
+        value, monitor = summary[config.train.monitor], config.train.monitor
+        self.accuracy = math.nan if value is None else summary["macro_accuracy"]
+        wrong = not_finite(self.engine.evaluated)
+        final_size = progress.events_done == len(self.pruner.events)
         best = final_size and not wrong and divergence.is_better(value, progress.best, monitor)
         if best:
             progress.best, progress.best_step = value, progress.step
@@ -273,105 +255,47 @@ class Trainer:
             "step": progress.step,
             "lr": self.lr,
             "train_loss": self.train_loss,
-            **{f"val_{name}": figure for name, figure in figures.items()},
+            **{f"val_{name}": figure for name, figure in summary.items()},
             "best": best,
             "parameters": count_parameters(self.model.network),
             "clips_per_second": self.speed,
             "memory_bytes": peak_memory_bytes(self.device),
-            "seconds": self.seconds(),
-            **divergence.why_not_finite(wrong, figures, self.train_loss),
+            "seconds": time.monotonic() - self.started,
+            **divergence.why_not_finite(wrong, summary, self.train_loss),
         }
         if best:
             record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
-        collectives.on_rank_0(lambda: self.journal.log(record), self.device)
-        self.model.about = provenance(config, self.identity, progress, epoch, figures)
-        weights = self.stepper.evaluated.state_dict()
+        self.run.write_log(record)
+        self.model.about = provenance(config, self.identity, progress, epoch, summary)
+        weights = self.engine.evaluated.state_dict()
         finite = value is not None and not wrong
         for name in ["model_last", "model"] if best else ["model_last"] * finite:
-            folder = self.folder / name
-            write = partial(artifact.save, self.model, folder, weights=weights, claimed=True)
-            collectives.on_rank_0(write, self.device)
+            self.run.write_model(name, self.model, weights)
         self.watchdog.progress(progress.step)
-        self.journal.say(epoch_text(record, config.train.epochs))
-
-    def begin(self) -> None:
-        """Go on from the run folder's last checkpoint, if there is one; else begin the folder."""
-        found = find_checkpoint(self.folder, self.config.resume, self.identity, self.journal.say)
-        self.accelerator.wait_for_everyone()
-        collectives.on_rank_0(lambda: self.open_folder(found), self.device)
-        network = self.model.network
-        if found is None:
-            self.stepper.wrap({})
-            self.stepper.penalty = self.penalty()
-            text = opening_text(self.config, self.model, self.batches.clips, len(self.batches))
-            self.journal.say(f"{text}, {self.world} process(es) on {self.device.type}")
-            return
-        tensors = found.tensors
-        self.progress = progress = found.progress
-        self.started -= progress.seconds
-        fit(network, tensors.network)
-        network.load_state_dict(tensors.network)
-        self.stepper.wrap(tensors.optimizer)
-        self.stepper.penalty = self.penalty()
-        if self.stepper.average is not None:
-            self.stepper.average.network.load_state_dict(tensors.average)
-        if found.scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(found.scaler)
-        sums = progress.loss_sums
-        if len(sums) == self.world:
-            self.loss_sum.fill_(sums[self.rank])
-        elif self.rank == 0:  # another number of processes goes on
-            self.loss_sum.fill_(sum(sums))
-        self.journal.say(resumed_text(self.folder, found, self.config.train.epochs))
-
-    def open_folder(self, found: checkpoint.Saved | None) -> None:
-        """Begin the run's folder, or take back what it tells of work that is not in the checkpoint."""
-        write_start(self.folder, self.config, fresh=found is None)
-        self.stopping.forget_file()
-        divergence.forget_failure(self.folder)
-        if found is not None:
-            checkpoint.set_aside(self.folder / "checkpoints", found.path)
-            self.journal.cut_back(found.progress.metrics_bytes)
-            cut_back_ids(self.folder, found.progress.epoch, found.progress.batch)
-        self.journal.track(self.config.track)
+        self.run.say(epoch_text(record, config.train.epochs))
 
     def save(self) -> None:
         """Write a checkpoint that all ranks agree on; DivergenceError if weights are not finite."""
         self.skipped.settle(self.progress)
-        self.progress.loss_sums, self.progress.seconds = self.loss_sums(), self.seconds()
-        self.share_buffers()
-        divergence.check_weights(not_finite(self.model.network), self.folder, self.progress)
-        average = self.stepper.average
-        tensors = checkpoint.Tensors(
-            network=self.model.network.state_dict(),
-            optimizer=self.stepper.moments(),
-            average=average.network.state_dict() if average is not None else {},
-        )
+        self.progress.loss_sums = self.loss_sums()
+        self.progress.seconds = time.monotonic() - self.started
+        self.engine.share_buffers()
+        divergence.check_weights(not_finite(self.model.network), self.run.path, self.progress)
+        tensors = self.engine.tensors()
         collectives.check_ranks_equal(self.model.network, self.device, "at a checkpoint")
-        self.progress.metrics_bytes = self.journal.size()
-        scaler = self.accelerator.scaler
-        collectives.on_rank_0(
-            lambda: checkpoint.save(
-                self.folder / "checkpoints",
-                self.config.train.keep_checkpoints,
-                self.progress,
-                self.identity,
-                tensors,
-                scaler.state_dict() if scaler is not None else None,
-            ),
-            self.device,
-        )
+        scaler = self.engine.scaler_state()
+        self.run.write_checkpoint(self.progress, self.identity, tensors, scaler)
         self.watchdog.progress(self.progress.step)
 
     def stopped(self, why: str) -> dict[str, Any]:
         """Say how to go on with a run that was asked to stop."""
         progress = self.progress
-        self.journal.say(
+        self.run.say(
             f"stopped by {why} at epoch {progress.epoch + 1}, batch {progress.batch + 1}; everything is "
-            f"saved in {self.folder}: the same command goes on from there"
+            f"saved in {self.run.path}: the same command goes on from there"
         )
         return {
-            "run": str(self.folder),
+            "run": str(self.run.path),
             "stopped": why,
             "epoch": progress.epoch,
             "batch": progress.batch,
@@ -379,23 +303,11 @@ class Trainer:
 
     def result(self) -> dict[str, Any]:
         """Write result.json and say where to look next; DivergenceError if there is no best model."""
-        divergence.check_any_finite(self.progress.best, self.folder)
-        written: list[dict[str, Any]] = []
-        collectives.on_rank_0(lambda: written.append(write_result(self.folder)), self.device)
-        result: dict[str, Any] = collectives.share_json(written[:1], self.device)[0]
+        divergence.check_any_finite(self.progress.best, self.run.path)
+        result = self.run.write_result()
         for line in closing_lines(self.config, result, self.model) if self.rank == 0 else []:
-            self.journal.say(line)
+            self.run.say(line)
         return result
-
-    def seconds(self) -> float:
-        """Return how long was trained, over all starts, what was lost and done again left out."""
-        return time.monotonic() - self.started
-
-    def share_buffers(self) -> None:
-        """Give every rank rank 0's running statistics."""
-        collectives.share_buffers(self.model.network)
-        if self.stepper.average is not None:
-            collectives.share_buffers(self.stepper.average.network)
 
     def loss_sums(self) -> list[float]:
         """Return the sum of this epoch's losses so far, of each rank."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from cpprune.data.loader import Batch
 from cpprune.distributed import deepspeed as zero
-from cpprune.distributed.collectives import largest, on_rank_0
+from cpprune.distributed.collectives import largest
 from cpprune.runs.checkpoint import Progress
 from cpprune.runs.divergence import REMEDY, DivergenceError
-from cpprune.runs.run import Journal
+from cpprune.runs.folder import RunFolder
 from shards.reader import Dataset
 
 if TYPE_CHECKING:
@@ -26,17 +25,17 @@ EVERY_STEPS = 50
 
 
 class SkippedSteps:
-    """Counts and names the steps that were skipped, without asking the device at every step.
+    """Counts and reports skipped steps, without waiting for the device at every step.
 
     Args:
         dataset: whose clips are named.
-        journal: where they are named.
+        run: in whose log they are named.
         most: how many there may be.
         device: of this rank's tensors.
     """
 
-    def __init__(self, dataset: Dataset, journal: Journal, most: int, device: torch.device) -> None:
-        self.dataset, self.journal, self.most, self.device = dataset, journal, most, device
+    def __init__(self, dataset: Dataset, run: RunFolder, most: int, device: torch.device) -> None:
+        self.dataset, self.run, self.most, self.device = dataset, run, most, device
         # Number, ids and flag of each step; not its clips, which the device's memory is needed for.
         self.recent: list[tuple[int, NDArray[np.int64], Tensor]] = []
 
@@ -66,7 +65,7 @@ class SkippedSteps:
             keys = [self.dataset.key(int(row)) for row in ids]
             step = progress.step - progress.batch + batch + 1
             record = {"event": "skipped", "epoch": progress.epoch, "step": step, "batch": batch}
-            on_rank_0(partial(self.journal.log, record | {"clips": keys}), self.device)
+            self.run.write_log(record | {"clips": keys})
             what = (
                 f"epoch {progress.epoch + 1}, batch {batch + 1}: the gradient is not finite "
                 f"(clips {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})"
@@ -76,4 +75,4 @@ class SkippedSteps:
                     f"{what}; {progress.skipped} such step(s), train.max_skipped is {self.most}: look "
                     f"at these clips, {REMEDY}"
                 )
-            self.journal.say(f"{what}: the step is skipped")
+            self.run.say(f"{what}: the step is skipped")

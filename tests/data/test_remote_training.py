@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from run_folder import assert_same_run
 
-from cpprune.training.step import Stepper
+from cpprune.training.step import TrainingStep
 from shards import open_dataset
 from shards.manifest import read_index
 from shards.order import epoch_order
@@ -80,15 +80,15 @@ def test_training_starts_before_all_shards_are_there(
             waited.append(stepped.wait(600))
         return block
 
-    step = Stepper.step
+    step = TrainingStep.__call__
 
-    def noted(self: Stepper, *arguments: Any) -> Any:
+    def noted(self: TrainingStep, *arguments: Any) -> Any:
         loss = step(self, *arguments)
         stepped.set()
         return loss
 
     flaky.fault = withheld
-    monkeypatch.setattr(Stepper, "step", noted)
+    monkeypatch.setattr(TrainingStep, "__call__", noted)
     run = tmp_path / "run"
     read = ["--data.resident", "off", "--data.path", url]
     assert call(*settings, *read, "--run", run) == 0

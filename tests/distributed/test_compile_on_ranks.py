@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 import cpprune
 from cpprune.training.batch_norm import use_global_batch_norm
-from cpprune.training.step import Forward
+from cpprune.training.engine import Forward
 
 pytestmark = pytest.mark.slow  # a minute of a C++ compiler
 

@@ -34,9 +34,9 @@ def test_a_learning_rate_that_is_far_too_high(two, command, tmp_path):
 
 def main_with_poison(arguments):
     """Run a command; in the tenth step the weights become NaN, on both ranks."""
-    from cpprune.training.step import Stepper
+    from cpprune.training.step import TrainingStep
 
-    step = Stepper.step
+    step = TrainingStep.__call__
 
     def poisoned(self, epoch, batch, number):
         stepped = step(self, epoch, batch, number)
@@ -45,11 +45,11 @@ def main_with_poison(arguments):
                 next(self.model.network.parameters()).view(-1)[0] = math.nan
         return stepped
 
-    Stepper.step = poisoned
+    TrainingStep.__call__ = poisoned
     try:
         return main(arguments)
     finally:
-        Stepper.step = step
+        TrainingStep.__call__ = step
 
 
 def test_weights_that_become_nan(two, command, tmp_path):

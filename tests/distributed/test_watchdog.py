@@ -63,9 +63,9 @@ def test_no_number_on_one_rank_is_skipped_on_all(two, command, tmp_path, global_
 
 def main_with_other_weights_on_rank_1(arguments):
     """Run a command; in the third step, rank 1 takes another step than rank 0."""
-    from cpprune.training.step import Stepper
+    from cpprune.training.step import TrainingStep
 
-    step, calls = Stepper.step, 0
+    step, calls = TrainingStep.__call__, 0
 
     def drifting(self, *words):
         nonlocal calls
@@ -76,11 +76,11 @@ def main_with_other_weights_on_rank_1(arguments):
                 next(self.model.network.parameters()).view(-1)[0].add_(1e-3)
         return stepped
 
-    Stepper.step = drifting
+    TrainingStep.__call__ = drifting
     try:
         return main(arguments)
     finally:
-        Stepper.step = step
+        TrainingStep.__call__ = step
 
 
 def test_ranks_that_drift_apart_are_found_at_the_next_checkpoint(two, command, tmp_path):

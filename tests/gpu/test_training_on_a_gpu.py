@@ -6,7 +6,7 @@ from run_folder import assert_same_run, epochs_of, weights_of
 
 import cpprune
 from cpprune.audio.frontend import PRESETS, LogMel
-from cpprune.training import step as stepper
+from cpprune.training import engine
 from cpprune.training.cuda_graph import Captured
 
 pytestmark = [
@@ -78,7 +78,7 @@ def recorded(monkeypatch):
         return record(*arguments)
 
     monkeypatch.setattr(Captured, "_recorded", counted)
-    monkeypatch.setattr(stepper, "PLAIN_STEPS", 1)
+    monkeypatch.setattr(engine, "PLAIN_STEPS", 1)
     return made
 
 
@@ -121,7 +121,7 @@ def test_captured_steps_are_the_plain_ones_bit_by_bit(
     trains(*command, tmp_path / "captured", *more)
     captured = len(recorded)
     assert captured >= 2
-    monkeypatch.setattr(stepper, "PLAIN_STEPS", 10**6)
+    monkeypatch.setattr(engine, "PLAIN_STEPS", 10**6)
     trains(*command, tmp_path / "plain", *more)
     assert len(recorded) == captured
     assert_same_run(tmp_path / "captured", tmp_path / "plain")

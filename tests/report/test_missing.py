@@ -174,7 +174,7 @@ def test_a_report_that_fails_is_a_warning(
     assert page.read_text() != "mine"
     # A run that begins anew has nothing to report yet.
     from cpprune.config import RunConfig
-    from cpprune.runs.run import write_start
+    from cpprune.runs.folder import write_start
 
     write_start(tmp_path / "run", RunConfig(run=str(tmp_path / "run")), fresh=True)
     assert not (tmp_path / "run/report.html").exists()

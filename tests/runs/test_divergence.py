@@ -155,7 +155,7 @@ def test_a_run_without_one_finite_validation_has_failed(train, spoilt, tmp_path)
 def test_weights_that_become_nan_end_the_run(train, monkeypatch, tmp_path, average):
     """Also where each step's loss said nothing of it."""
     run = tmp_path / "run"
-    step = cpprune.training.loop.Stepper.step
+    step = cpprune.training.loop.TrainingStep.__call__
 
     def poisoned(self, epoch, batch, number):
         stepped = step(self, epoch, batch, number)
@@ -164,7 +164,7 @@ def test_weights_that_become_nan_end_the_run(train, monkeypatch, tmp_path, avera
                 next(self.model.network.parameters()).view(-1)[0] = math.nan
         return stepped
 
-    monkeypatch.setattr(cpprune.training.loop.Stepper, "step", poisoned)
+    monkeypatch.setattr(cpprune.training.loop.TrainingStep, "__call__", poisoned)
     settings = ["--train.epochs", 9, "--train.ema_decay", average, "--train.checkpoint_steps", 1]
     line = error_of(train(*settings))
     assert "in epoch 2 the weights of " in line
@@ -180,7 +180,7 @@ def test_weights_that_become_nan_end_the_run(train, monkeypatch, tmp_path, avera
     assert result["epoch"] < last
     assert result["val"]["log_loss"] > 0
     all_strict(run)
-    monkeypatch.setattr(cpprune.training.loop.Stepper, "step", step)
+    monkeypatch.setattr(cpprune.training.loop.TrainingStep, "__call__", step)
     outcome = train(*settings)
     assert outcome.status == 0, outcome.err
     assert "goes on from step-00000003" in outcome.err
@@ -188,13 +188,13 @@ def test_weights_that_become_nan_end_the_run(train, monkeypatch, tmp_path, avera
 
 
 def test_more_skipped_steps_than_may_be_are_a_failure(train, monkeypatch, tmp_path):
-    inputs = cpprune.training.loop.Stepper.inputs
+    inputs = cpprune.training.loop.TrainingStep.inputs
 
     def broken(self, epoch, batch, number):
         found = inputs(self, epoch, batch, number)
         return found | {"clips": torch.full(found["clips"].shape, math.nan)}
 
-    monkeypatch.setattr(cpprune.training.loop.Stepper, "inputs", broken)
+    monkeypatch.setattr(cpprune.training.loop.TrainingStep, "inputs", broken)
     line = error_of(train("--train.epochs", 3, "--train.max_skipped", 1))
     assert "train.max_skipped is 1" in line
     assert strict((tmp_path / "run/result.json").read_text())["failed"] in line

@@ -25,7 +25,8 @@ from cpprune.pruning.curves import read_sensitivity
 from cpprune.pruning.plan import read_plan
 from cpprune.report.runs import read_run
 from cpprune.runs import checkpoint
-from cpprune.runs.run import Journal, cut_back_ids
+from cpprune.runs.folder import truncate_ids
+from cpprune.runs.log import RunLog
 from cpprune.sweeps.outcome import read_epochs, read_result
 from shards.errors import InputError
 
@@ -308,7 +309,7 @@ def test_checkpoints(saved):
 
 def test_metrics_are_not_lengthened_to_what_a_checkpoint_says(run):
     size = (run / "metrics.jsonl").stat().st_size
-    Journal(run, 0).cut_back(1 << 40)
+    RunLog(run, 0).truncate(1 << 40)
     assert (run / "metrics.jsonl").stat().st_size == size
 
 
@@ -317,5 +318,5 @@ def test_recorded_ids_that_are_damaged_are_cut_away(tmp_path):
     file = tmp_path / "ids/rank-0.jsonl"
     good = b'{"epoch": 0, "batch": 1, "ids": [3]}\n'
     file.write_bytes(good + b'{"epoch": "x"}\n\xff\n[]\n{"epoch": 0, "batch": 9}\n{"epo')
-    cut_back_ids(tmp_path, 0, 5)
+    truncate_ids(tmp_path, 0, 5)
     assert file.read_bytes() == good

@@ -12,7 +12,7 @@ import pytest
 from marks import slow
 from run_folder import metrics, weights_of
 
-from cpprune.runs.run import Journal
+from cpprune.runs.log import RunLog
 from cpprune.runs.tracking import Tracking, read_state
 
 SETTINGS = [
@@ -207,12 +207,12 @@ def test_a_run_that_is_stopped_on_the_page_of_a_sweep(
     monkeypatch.setenv("RANK", "0")
     fake("log stops")
     said: list[str] = []
-    journal = Journal(folder, 0)
-    journal.tracking = Tracking(folder, said.append, 100)
+    log = RunLog(folder, 0)
+    log.tracker = Tracking(folder, said.append, 100)
     for step in (4, 8):
-        journal.log({"epoch": step // 4 - 1, "step": step, "lr": 0.1, "best": True, "x": [1]})
+        log.write({"epoch": step // 4 - 1, "step": step, "lr": 0.1, "best": True, "x": [1]})
         wait_for(folder / "STOP")
-    journal.tracking.close(ok=True)
+    log.tracker.close(ok=True)
     assert said == []
     calls = calls_in(tmp_path)
     (about,) = [one["about"] for one in calls if one["name"] == "init"]

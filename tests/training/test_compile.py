@@ -8,7 +8,7 @@ from cpprune.audio.frontend import PRESETS, LogMel, compiled
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
-from cpprune.training.step import Forward
+from cpprune.training.engine import Forward
 
 pytestmark = pytest.mark.slow  # half a minute of a C++ compiler
 

@@ -6,8 +6,7 @@ from marks import slow
 from run_folder import assert_same_run, weights_of
 from tape import record
 
-from cpprune.training import cuda_graph as capture
-from cpprune.training import step as stepper
+from cpprune.training import cuda_graph, engine, step
 from cpprune.training.cuda_graph import Captured
 
 CPU = torch.device("cpu")
@@ -90,7 +89,7 @@ def test_what_was_recorded_can_be_let_go_of(sums):
 
 
 def test_there_is_no_recorder_without_a_gpu():
-    assert capture.recorder("graph", CPU) is None
+    assert cuda_graph.recorder("graph", CPU) is None
 
 
 # --- a training ---------------------------------------------------------------------------------------
@@ -117,20 +116,20 @@ def taped(monkeypatch):
 
         return counted if compiled == "graph" else None
 
-    monkeypatch.setattr(capture, "recorder", recorder)
-    monkeypatch.setattr(stepper, "PLAIN_STEPS", 2)
+    monkeypatch.setattr(cuda_graph, "recorder", recorder)
+    monkeypatch.setattr(engine, "PLAIN_STEPS", 2)
     return made
 
 
 @pytest.fixture
 def command(cli, scenes, tmp_path, monkeypatch):
     """Runs a training with the learning rate in a tensor, recorded or not."""
-    build = stepper.build_optimizer
+    build = engine.build_optimizer
 
     def in_a_tensor(config, parameters, **options):
         return build(config, parameters, **{**options, "capturable": True})
 
-    monkeypatch.setattr(stepper, "build_optimizer", in_a_tensor)
+    monkeypatch.setattr(engine, "build_optimizer", in_a_tensor)
 
     def run(name, *more):
         arguments = ["prune" if "--prune.ratio" in more else "train", *SETTINGS, *more]
@@ -169,7 +168,7 @@ def test_a_recorded_training_goes_on_with_the_same_bits(command, taped):
 @pytest.mark.parametrize("optimizer", ["adam", slow("sgd")])
 def test_a_step_that_is_not_finite_changes_nothing(command, taped, monkeypatch, optimizer):
     """The host does not look; so the recorded step has to skip by itself. So has the very first."""
-    inputs = stepper.Stepper.inputs
+    inputs = step.TrainingStep.inputs
 
     def spoilt(self, epoch, batch, number):
         found = inputs(self, epoch, batch, number)
@@ -179,7 +178,7 @@ def test_a_step_that_is_not_finite_changes_nothing(command, taped, monkeypatch, 
             found["clips"] = found["clips"].float() / 32768
         return found
 
-    monkeypatch.setattr(stepper.Stepper, "inputs", spoilt)
+    monkeypatch.setattr(step.TrainingStep, "inputs", spoilt)
     plain = command("plain", "--optim.name", optimizer)
     recorded = command("recorded", "--optim.name", optimizer, "--train.compile", "graph")
     assert taped

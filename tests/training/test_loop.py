@@ -14,9 +14,9 @@ import cpprune
 from cpprune.config import RunConfig, TrainConfig
 from cpprune.data.loader import DataConfig
 from cpprune.models.registry import ModelConfig
+from cpprune.training.engine import Forward
 from cpprune.training.loop import train
 from cpprune.training.optim import OptimConfig
-from cpprune.training.step import Forward
 
 # --- the folder of a run ------------------------------------------------------------------------------
 
