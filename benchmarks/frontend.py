@@ -16,7 +16,8 @@ import limits
 import torch
 from torch import Tensor
 
-from cpprune.audio.frontend import LOG_OFFSET, PRESETS, LogMel, MelSpec, compiled, filter_bank
+from cpprune.audio.config import PRESETS, MelSpec
+from cpprune.audio.frontend import LOG_OFFSET, LogMel, compiled, filter_bank
 
 
 def plain(spec: MelSpec, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpprune.audio.config import PRESETS
 from cpprune.audio.dali import on_dali
-from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.audio.frontend import LogMel
 
 
 def waveforms(clips: int, samples: int, device: torch.device) -> Tensor:

@@ -34,8 +34,9 @@ done("import accelerate")
 import cpprune.training.loop
 done("import cpprune.training.loop")
 from cpprune import distributed
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import DataConfig
+from cpprune.training.config import TrainConfig
+from cpprune.config import RunConfig
+from cpprune.data.config import DataConfig
 from shards.launcher import read_launch
 config = RunConfig(run=sys.argv[2], data=DataConfig(path=sys.argv[1]), train=TrainConfig(batch_size=64))
 accelerator = distributed.start(read_launch(), "no")

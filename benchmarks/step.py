@@ -19,11 +19,13 @@ import limits
 import torch
 from reader import make_dataset
 
-from cpprune.audio.augment import AugmentConfig
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import Batch, DataConfig
+from cpprune.audio.config import AugmentConfig
+from cpprune.config import RunConfig
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import Batch
 from cpprune.distributed import process_group
 from cpprune.evaluation.complexity import count_macs
+from cpprune.training.config import TrainConfig
 from cpprune.training.loop import Trainer
 from cpprune.training.step import PLAIN_STEPS, Stepper
 from shards.launcher import read_launch

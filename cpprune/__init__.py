@@ -40,7 +40,8 @@ def log_mel(preset: str = "seed256") -> LogMel:
     Raises:
         ValueError: no such preset.
     """
-    from cpprune.audio.frontend import PRESETS, LogMel
+    from cpprune.audio.config import PRESETS
+    from cpprune.audio.frontend import LogMel
 
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")

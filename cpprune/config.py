@@ -7,79 +7,20 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from cpprune.audio.augment import AugmentConfig
-from cpprune.audio.frontend import FeaturesConfig
-from cpprune.data.loader import DataConfig
-from cpprune.models.registry import ModelConfig
-from cpprune.pruning.schedule import PruneConfig
-from cpprune.runs.tracking import PACKAGES as TRACKERS
-from cpprune.training.optim import OptimConfig
+from cpprune.audio.config import AugmentConfig, FeaturesConfig
+from cpprune.data.config import DataConfig
+from cpprune.models.config import ModelConfig
+from cpprune.pruning.config import PruneConfig
+from cpprune.settings.choices import check_choices, choices_of, hints, wrong_choice
+from cpprune.training.config import OptimConfig, TrainConfig
 from shards.errors import InputError
 from shards.files.documents import read_yaml
-
-PRECISIONS = ("no", "bf16", "fp16")
-MONITORS = ("macro_accuracy", "log_loss")
-COMPILE = ("off", "auto", "graph")
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    """The training loop."""
-
-    epochs: int = 50
-    """epochs in all"""
-    batch_size: int = 256
-    """clips in a global batch, over all processes"""
-    precision: str = "no"
-    """no (float32), bf16 or fp16"""
-    micro_batch_size: int = 0
-    """most clips that a process takes through the network at once, to save memory: it accumulates
-    gradients over as many micro-batches as its part of the batch needs, and batch statistics are those
-    of a micro-batch of all processes; 0 is no limit"""
-    clip_norm: float = 0.0
-    """largest norm of the gradient; 0 is off"""
-    monitor: str = "macro_accuracy"
-    """which validation figure makes the best model: macro_accuracy or log_loss"""
-    ema_decay: float = 0.0
-    """decay of a moving average of the weights, then evaluated and saved, e.g. 0.999; 0 is off"""
-    global_batch_norm: bool = True
-    """batch statistics over all processes, so that their number does not change the result"""
-    checkpoint_steps: int = 0
-    """also write a checkpoint every this many steps; one is written after each epoch anyway"""
-    keep_checkpoints: int = 2
-    """how many checkpoints to keep: the last ones, and the one of the best model"""
-    max_skipped: int = 10
-    """steps that may be skipped because their gradient is not finite, before the run ends"""
-    time_limit_minutes: float = 0.0
-    """save and stop after this long, to go on later with the same command; 0 is no limit"""
-    compile: str = "off"
-    """where there is a GPU: auto compiles network and front end (torch.compile); graph also captures the
-    whole step, from clips to updated weights, as a CUDA graph; off does neither. After a cut it is
-    all made anew"""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        limits = ("micro_batch_size", "checkpoint_steps", "max_skipped", "time_limit_minutes")
-        for name in ("clip_norm", *limits):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1")
-        _check_choice("train.precision", self.precision, PRECISIONS)
-        _check_choice("train.monitor", self.monitor, MONITORS)
-        _check_choice("train.compile", self.compile, COMPILE)
-        if self.compile == "graph" and self.precision == "fp16":
-            raise ValueError(
-                "train.compile=graph: a step in fp16 waits for its loss scale and cannot be captured; "
-                "set train.precision=bf16 or train.compile=auto"
-            )
 
 
 @dataclass(kw_only=True)
@@ -87,17 +28,17 @@ class RunConfig:
     """A run: one training from its start to its best model."""
 
     run: str = "runs/run"
-    """folder of the run; variables of the environment are filled in, as in runs/$WANDB_RUN_ID"""
+    """run folder; environment variables are expanded, as in runs/$WANDB_RUN_ID"""
     seed: int = 0
-    """of the order, the draws and the first weights"""
+    """random seed of data order, augmentation and initialisation"""
     init: str | None = None
-    """model folder to start from; without it the network starts with fresh weights"""
-    resume: str = "auto"
-    """auto: go on where the run folder's last checkpoint ends; must: there has to be one; never:
-    begin again and replace what is there"""
-    track: str = "none"
-    """who else is told what metrics.jsonl holds: none, wandb or tensorboard. wandb's group is the
-    folder above the run's, or WANDB_RUN_GROUP; its project cpprune, or WANDB_PROJECT"""
+    """model folder to start from (default: fresh weights)"""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: resume from the run folder's last checkpoint if there is one; must: an error if there is
+    none; never: start again and replace what is there"""
+    track: Literal["none", "wandb", "tensorboard"] = "none"
+    """experiment tracker: none, wandb or tensorboard. The group in wandb is the name of the folder
+    above the run's, or WANDB_RUN_GROUP; the project is cpprune, or WANDB_PROJECT"""
     data: DataConfig = field(default_factory=DataConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -112,15 +53,14 @@ class RunConfig:
             raise ValueError(f"run={self.run}: there is no such variable in the environment")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
-        _check_choice("resume", self.resume, ("auto", "must", "never"))
-        _check_choice("track", self.track, tuple(TRACKERS))
+        check_choices(self)
         if self.train.compile == "graph" and self.features.backend == "dali":
             raise ValueError(
                 "train.compile=graph: DALI's pipeline cannot be captured with the step; set "
                 "features.backend=torch or train.compile=auto"
             )
         if self.prune.prunes:
-            last = self.prune.start_epoch + (self.prune.steps - 1) * self.prune.every_epochs
+            last = self.prune.last_epoch
             if last >= self.train.epochs:
                 raise ValueError(
                     f"prune: the last of {self.prune.steps} steps would come at epoch {last}, but "
@@ -161,11 +101,6 @@ FILE_KEYS = ("prune.plan", "prune.sensitivity")
 FREE_FORM = frozenset({"model.arguments"})
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key}={value!r}: choose one of {', '.join(choices)}")
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"optim.lr": …} for {"optim": {"lr": …}}."""
     flat: dict[str, Any] = {}
@@ -177,16 +112,21 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def all_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
-    """Return every dotted key of the configuration."""
-    keys: list[str] = []
-    for item in fields(kind):
-        factory = item.default_factory
-        if isinstance(factory, type) and is_dataclass(factory):
-            keys += all_keys(factory, f"{prefix}{item.name}.")
+@cache
+def key_types() -> dict[str, Any]:
+    """Return every dotted key of the configuration with its type."""
+    types: dict[str, Any] = {}
+    for name, hint in hints(RunConfig).items():
+        if is_dataclass(hint):
+            types |= {f"{name}.{key}": own for key, own in hints(hint).items()}
         else:
-            keys.append(f"{prefix}{item.name}")
-    return keys
+            types[name] = hint
+    return types
+
+
+def all_keys() -> list[str]:
+    """Return every dotted key of the configuration."""
+    return list(key_types())
 
 
 class ConfigParser(ArgumentParser):
@@ -196,19 +136,26 @@ class ConfigParser(ArgumentParser):
         """Raise InputError instead of printing the usage."""
         text = " ".join(message.split())
         wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)
-        if wrong and wrong[1] != "config":
+        if wrong and wrong[1] in key_types():
             key, reason = wrong.groups()
             value = re.split(r"Got value: |Given value: ", reason)[-1]
-            kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>|\b(list)\[", reason))
-            known = [_KINDS[kind] for pair in kinds for kind in pair if kind in _KINDS]
-            if any("list" in pair for pair in kinds) or "List" in reason:
-                known = ["a list of whole numbers, such as [18, 37, 75]"]
-            if known:
-                text = f"{key}={value}: must be {' or '.join(known)}"
+            hint = key_types()[key]
+            if choices := choices_of(hint):
+                text = wrong_choice(key, value, choices)
+            else:
+                kind = next(kind for kind in _KINDS if kind == hint or kind in get_args(hint))
+                text = f"{key}={value}: must be {_KINDS[kind]}"
         raise InputError(text) from None
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_KINDS: dict[Any, str] = {
+    dict[str, Any]: "a mapping of names to values, such as {depth: 3}",
+    list[int]: "a list of whole numbers, such as [18, 37, 75]",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text; put it in quotes",
+}
 
 
 def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigParser:

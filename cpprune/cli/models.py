@@ -149,7 +149,7 @@ def info(argv: list[str]) -> int:
 
 def import_weights(argv: list[str]) -> int:
     """Turn a state dict of the seed project, or of CP-JKU's code, into a model folder."""
-    from cpprune.audio.frontend import PRESETS
+    from cpprune.audio.config import PRESETS
     from cpprune.models.convert import import_state_dict
 
     parser = OneLineParser(

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.frontend import LogMel
-from cpprune.data.memory import RESIDENT, Resident, load_resident, torch_dtype
+from cpprune.data.config import DataConfig
+from cpprune.data.memory import Resident, load_resident, torch_dtype
 from cpprune.data.prefetch import Feed, Fetch
 from shards.errors import InputError
 from shards.files.atomic import writing
@@ -27,41 +28,6 @@ from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_
 if TYPE_CHECKING:
     from cpprune.models.artifact import Model
     from shards.reader import Dataset, Split
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """Where the clips come from."""
-
-    path: str = "data/tau2022"
-    """dataset folder, written by `cpprune shards build`, or its URL: s3://, gs://, https://, …"""
-    cache: str | None = None
-    """folder for the shards of a remote dataset; without it $CPPRUNE_CACHE, or ~/.cache/cpprune"""
-    cache_bytes: int = 0
-    """how many bytes the shards in that folder may take; 0 is as many as its disk has"""
-    split_fraction: float = 1.0
-    """train on this part of the training recordings; smaller parts lie within larger ones"""
-    workers: int = 0
-    """processes that read ahead what is not resident; 0 is enough for a local disk"""
-    resident: str = "auto"
-    """keep clips in memory, training's and validation's: device (every GPU has all), host (one copy a
-    node, shared by its processes) or off; auto: device, else host, if they take at most half of what is
-    free there"""
-    record_ids: bool = False
-    """write the clips of every batch of this rank to ids/rank-N.jsonl in the run folder"""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.split_fraction <= 1:
-            raise ValueError(
-                f"data.split_fraction={self.split_fraction}: must be above 0 and at most 1"
-            )
-        for name in ("workers", "cache_bytes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must not be negative")
-        if self.resident not in RESIDENT:
-            raise ValueError(
-                f"data.resident={self.resident!r}: choose one of {', '.join(RESIDENT)}"
-            )
 
 
 @dataclass(frozen=True)

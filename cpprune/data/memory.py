@@ -30,8 +30,6 @@ from shards.workers import cpu_count
 if TYPE_CHECKING:
     from shards.reader import Dataset
 
-RESIDENT = ("auto", "off", "host", "device")
-
 # With auto, clips take at most this part of the memory that is free: the rest is for training.
 AUTO_SHARE = 0.5
 MOST_THREADS = 8
@@ -83,7 +81,7 @@ def load_resident(
     Args:
         dataset: where they are.
         rows: of the index, ascending.
-        where: one of `RESIDENT`. `device` is `host` on a machine without a GPU; `auto` is the GPU if the
+        where: see `DataConfig`. `device` is `host` on a machine without a GPU; `auto` is the GPU if the
             clips take no more than half of what is free on every one, else the host likewise, else off.
         device: of this rank.
         alive: called after every shard.

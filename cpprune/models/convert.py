@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.audio.config import PRESETS
+from cpprune.audio.frontend import LogMel
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.cp_resnet import imported_widths

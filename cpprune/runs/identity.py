@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpprune.audio.frontend import LogMel, MelSpec, spec_to_json
+from cpprune.audio.config import MelSpec
+from cpprune.audio.frontend import LogMel, spec_to_json
 from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, all_keys, flatten
 from cpprune.models import artifact
 from cpprune.models.artifact import Model

@@ -15,7 +15,6 @@ from torch import Tensor
 import cpprune
 from cpprune.audio.augment import (
     NO_DRAWS,
-    AugmentConfig,
     augmented,
     draw,
     freq_mixstyle,
@@ -24,7 +23,8 @@ from cpprune.audio.augment import (
     roll_waves,
     silence,
 )
-from cpprune.audio.frontend import PRESETS, ScaleImage
+from cpprune.audio.config import PRESETS, AugmentConfig
+from cpprune.audio.frontend import ScaleImage
 from shards.order import rank_slice
 
 SPEC = PRESETS["seed128"]

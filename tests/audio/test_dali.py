@@ -8,8 +8,9 @@ import pytest
 import torch
 from run_folder import assert_same_run, ids_of, metrics, weights_of
 
+from cpprune.audio.config import PRESETS, MelSpec
 from cpprune.audio.dali import on_dali
-from cpprune.audio.frontend import LOG_OFFSET, PRESETS, LogMel, MelSpec, ScaleImage
+from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
 from shards import InputError
 
 pytestmark = pytest.mark.dali

@@ -10,12 +10,10 @@ import torchaudio
 from numpy.typing import NDArray
 
 import cpprune
-from cpprune.audio.augment import AugmentConfig, draw
+from cpprune.audio.augment import draw
+from cpprune.audio.config import PRESETS, AugmentConfig, FeaturesConfig, MelSpec
 from cpprune.audio.frontend import (
-    PRESETS,
-    FeaturesConfig,
     LogMel,
-    MelSpec,
     ScaleImage,
     bands,
     build_features,

@@ -203,6 +203,36 @@ def test_console_script_gives_its_version_quickly_and_without_torch():
     assert done.stdout == f"cpprune {version('cpprune')}\n"
 
 
+WITHOUT_TORCH = """
+import sys
+from cpprune.cli.main import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print(status, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["--print_config"], 0),
+        (["--optim.lrr", "1"], 2),
+        (["--optim.lr", "fast"], 2),
+        (["--optim.name", "adamm"], 2),
+        (["--model.rho", "40"], 2),
+        (["--prune.ratio", "2"], 2),
+    ],
+    ids=str,
+)
+def test_help_and_mistakes_in_settings_need_no_torch(words, status):
+    command = [sys.executable, "-c", WITHOUT_TORCH, "train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{status} False"
+
+
 # --- help ---------------------------------------------------------------------------------------------
 
 
@@ -235,7 +265,7 @@ def test_help_of_training_names_every_key_and_says_what_it_is(cli):
     text = cli("train", "--help").out
     missing = [key for key in all_keys() if f"--{key} " not in text]
     assert missing == []
-    assert "part of the channels to cut" in text
+    assert "fraction of the channels to remove" in text
 
 
 # --- import -------------------------------------------------------------------------------------------

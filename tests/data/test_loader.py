@@ -15,15 +15,10 @@ from torch import Tensor
 
 import cpprune
 import shards
-from cpprune.audio.frontend import MelSpec, build_features
-from cpprune.data.loader import (
-    Batch,
-    DataConfig,
-    TrainingBatches,
-    check_fits,
-    open_checked,
-    training_positions,
-)
+from cpprune.audio.config import MelSpec
+from cpprune.audio.frontend import build_features
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import Batch, TrainingBatches, check_fits, open_checked, training_positions
 from cpprune.models.artifact import Model
 from shards import Dataset, InputError
 from shards.build.dataset import build_dataset

@@ -9,7 +9,8 @@ from run_folder import assert_same_run, ids_of
 
 import shards
 from cpprune.data import memory as resident
-from cpprune.data.loader import DataConfig, TrainingBatches
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import TrainingBatches
 from cpprune.data.memory import load_resident
 from shards import InputError
 from shards.build.dataset import build_dataset

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import shards
-from cpprune.data.loader import DataConfig, TrainingBatches
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import TrainingBatches
 from cpprune.data.prefetch import Feed
 
 CPU = torch.device("cpu")

@@ -13,10 +13,11 @@ from cpprune.distributed import collectives
 from cpprune.models import artifact
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.calibration import measure_saliency
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.pruner import prune_on_all_ranks
-from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
+from cpprune.pruning.schedule import events, plan_arguments
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,8 @@ import torch
 from run_folder import assert_same_run, epochs_of, weights_of
 
 import cpprune
-from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.audio.config import PRESETS
+from cpprune.audio.frontend import LogMel
 from cpprune.training import step as stepper
 from cpprune.training.cuda_graph import Captured
 

@@ -15,7 +15,8 @@ import torch
 from networks import parameters, plan_for, randomised
 
 import cpprune
-from cpprune.audio.frontend import PRESETS, LogMel, MelSpec, ScaleImage, build_features
+from cpprune.audio.config import PRESETS, MelSpec
+from cpprune.audio.frontend import LogMel, ScaleImage, build_features
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.resize import layer_widths

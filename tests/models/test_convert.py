@@ -14,7 +14,7 @@ from networks import PRUNED, TEACHER, keep_first, randomised
 from torch import nn
 
 import cpprune
-from cpprune.audio.frontend import PRESETS
+from cpprune.audio.config import PRESETS
 from cpprune.models.convert import import_state_dict
 from cpprune.models.resize import layer_widths
 from shards.errors import InputError

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import cpprune
-from cpprune.audio.frontend import PRESETS, build_features
+from cpprune.audio.config import PRESETS
+from cpprune.audio.frontend import build_features
 from cpprune.cli.summarise import read_report
 from cpprune.config import RunConfig
 from cpprune.models import artifact

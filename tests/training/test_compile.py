@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import cpprune
-from cpprune.audio.frontend import PRESETS, LogMel, compiled
+from cpprune.audio.config import PRESETS
+from cpprune.audio.frontend import LogMel, compiled
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan

@@ -11,11 +11,11 @@ import torch
 from run_folder import assert_same_run, epochs_of, ids_of, weights_of
 
 import cpprune
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import DataConfig
-from cpprune.models.registry import ModelConfig
+from cpprune.config import RunConfig
+from cpprune.data.config import DataConfig
+from cpprune.models.config import ModelConfig
+from cpprune.training.config import OptimConfig, TrainConfig
 from cpprune.training.loop import train
-from cpprune.training.optim import OptimConfig
 from cpprune.training.step import Forward
 
 # --- the folder of a run ------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ import numpy as np
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from shards import open_dataset
 import torch
-from cpprune.data.loader import DataConfig, TrainingBatches
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import TrainingBatches
 
 dataset = open_dataset(sys.argv[1])
 ids = np.random.default_rng(0).permutation(len(dataset))[:4096]
