@@ -37,7 +37,7 @@ def make(
     """Return a trainer that is ready for its first step."""
     config = RunConfig(
         run=str(run),
-        data=DataConfig(path=str(dataset), resident=resident),
+        data=DataConfig(path=str(dataset), in_memory=resident),
         train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
     )
     trainer = Trainer(config, frozenset(), process_group.start(read_launch(), "no"))

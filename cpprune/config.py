@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
+import jsonargparse
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from cpprune.audio.config import AugmentConfig, FeaturesConfig
@@ -18,6 +20,7 @@ from cpprune.data.config import DataConfig
 from cpprune.models.config import ModelConfig
 from cpprune.pruning.config import PruneConfig
 from cpprune.settings.choices import check_choices, choices_of, hints, wrong_choice
+from cpprune.settings.renamed import KEYS, current_key
 from cpprune.training.config import OptimConfig, TrainConfig
 from shards.errors import InputError
 from shards.files.documents import read_yaml
@@ -83,7 +86,7 @@ FREE_KEYS = frozenset(
         "data.cache",
         "data.cache_bytes",
         "data.workers",
-        "data.resident",
+        "data.in_memory",
         "data.record_ids",
         "prune.save_plan",
         "train.keep_checkpoints",
@@ -130,22 +133,35 @@ def all_keys() -> list[str]:
 
 
 class ConfigParser(ArgumentParser):
-    """A parser whose errors are one line that names the key and says what to do."""
+    """A parser whose errors are one line that names the key and says what to do.
+
+    Attributes:
+        reads_files: whether --config is followed; without, the command line alone is parsed.
+    """
+
+    reads_files = True
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise InputError instead of printing the usage."""
-        text = " ".join(message.split())
-        wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)
-        if wrong and wrong[1] in key_types():
-            key, reason = wrong.groups()
-            value = re.split(r"Got value: |Given value: ", reason)[-1]
-            hint = key_types()[key]
-            if choices := choices_of(hint):
-                text = wrong_choice(key, value, choices)
-            else:
-                kind = next(kind for kind in _KINDS if kind == hint or kind in get_args(hint))
-                text = f"{key}={value}: must be {_KINDS[kind]}"
+        text = " ".join(message.split()).removeprefix('Parser key "config": ')
+        if wrong := re.match(r'.*Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', text):
+            text = _wrong_value(*wrong.groups())
+        elif unknown := re.match(r"unrecognized arguments: --([^\s=]*)", text):
+            text = unknown_key(unknown[1])
+        elif unknown := re.match(r"Group '(\w+)' does not accept option '(.+)'", text):
+            text = unknown_key(".".join(unknown.groups()))
         raise InputError(text) from None
+
+
+def _wrong_value(key: str, value: str) -> str:
+    hint = key_types()[key]
+    if choices := choices_of(hint):
+        word = {"off", "no"}.intersection(choices)
+        if value == "False" and word:  # YAML's reading of it
+            return f'{key}: write "{word.pop()}" in quotes, which YAML reads as false without'
+        return wrong_choice(key, value, choices)
+    kind = next(kind for kind in _KINDS if kind == hint or kind in get_args(hint))
+    return f"{key}={value}: must be {_KINDS[kind]}"
 
 
 _KINDS: dict[Any, str] = {
@@ -158,6 +174,37 @@ _KINDS: dict[Any, str] = {
 }
 
 
+class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,misc]
+    """--config FILE: checked before jsonargparse reads it, so that errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option: str | None = None) -> None:
+        if not parser.reads_files:
+            return
+        path = Path(values)
+        if not path.is_file():
+            raise InputError(f"--config {values}: no such file")
+        kind: Any = dict[str, Any] | None
+        example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
+        settings = flatten(read_yaml(path, kind, remedy=example) or {})
+        for key in settings:
+            if current_key(key) not in key_types():
+                raise InputError(f"{path}: {unknown_key(key)}")
+        if not settings.keys().isdisjoint(KEYS):
+            values = _under_current_names(path.read_text())
+        super().__call__(parser, cfg, values, option)
+
+
+def _under_current_names(text: str) -> str:
+    """Return the YAML of settings with renamed keys, every value as it was written."""
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    for room, settings in root.value:
+        room.value = current_key(room.value)
+        for name, _ in settings.value if isinstance(settings, yaml.MappingNode) else ():
+            name.value = current_key(f"{room.value}.{name.value}").removeprefix(f"{room.value}.")
+    return str(yaml.serialize(root))
+
+
 def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigParser:
     """Return a parser that knows every key of `RunConfig`, --config, --print_config and flags.
 
@@ -168,50 +215,18 @@ def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigPa
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ConfigParser(
-        prog=prog, description=description, usage=f"{prog} [--config FILE ...] [--KEY VALUE ...]"
+        prog=prog,
+        description=description,
+        usage=f"{prog} [--config FILE ...] [--KEY VALUE ...]",
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="config", help="file of settings; repeatable, later wins"
+        "--config", action=_ConfigFile, help="YAML file of settings; repeatable, later wins"
     )
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_class_arguments(RunConfig, None)
     return parser
-
-
-def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> ParsedRun:
-    """Read the configuration from files and the command line.
-
-    Raises:
-        InputError: an unknown key, a value that is not allowed, a file that is not there: one line.
-    """
-    given = given_keys(argv, [*flags, "config", "print_config", "help"])
-    try:
-        namespace = parser.parse_args(list(argv))
-        switches = {flag: bool(namespace.pop(flag.replace("-", "_"))) for flag in flags}
-        namespace.pop("config", None)
-        values = namespace.as_dict()
-        _let_the_command_line_choose(values["prune"], argv)
-        config = RunConfig(
-            **{
-                key: _COMPONENTS[key](**value) if isinstance(value, dict) else value
-                for key, value in values.items()
-            }
-        )
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    return ParsedRun(config, frozenset(given), switches)
-
-
-def _let_the_command_line_choose(prune: dict[str, Any], argv: Sequence[str]) -> None:
-    """Drop what a file says of how much is cut, if the command line says it in another way."""
-    ways = ("ratio", "budget", "plan")
-    flags = {argument.partition("=")[0] for argument in argv}
-    here = [way for way in ways if f"--prune.{way}" in flags]
-    if len(here) == 1:
-        prune.update({way: None for way in ways if way not in here})
 
 
 @dataclass(frozen=True)
@@ -220,13 +235,64 @@ class ParsedRun:
 
     Attributes:
         config: the whole tree.
-        given: the dotted keys that were set in a file or on the command line.
+        explicit: the dotted keys that were set in a file or on the command line.
         switches: the command's own flags.
     """
 
     config: RunConfig
-    given: frozenset[str]
+    explicit: frozenset[str]
     switches: dict[str, bool]
+
+
+def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> ParsedRun:
+    """Read the configuration from files and the command line.
+
+    Raises:
+        InputError: an unknown key, a value that is not allowed, a file that is not there: one line.
+    """
+    words = [_current_word(word) for word in argv]
+    try:
+        namespace = parser.parse_args(words)
+        explicit = _explicit_keys(parser, words)
+        values = namespace.as_dict()
+        ways = {"prune.ratio", "prune.budget", "prune.plan"}
+        if len(ways & explicit) > 1:
+            # On the command line, one way to say how much is cut replaces another in a file.
+            parser.reads_files = False
+            typed = ways & _explicit_keys(parser, words)
+            if len(typed) == 1:
+                values["prune"].update({key.removeprefix("prune."): None for key in ways - typed})
+        config = RunConfig(
+            **{
+                name: _COMPONENTS[name](**values[name]) if name in _COMPONENTS else values[name]
+                for name in (item.name for item in fields(RunConfig))
+            }
+        )
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    switches = {flag: bool(values[flag.replace("-", "_")]) for flag in flags}
+    return ParsedRun(config, explicit, switches)
+
+
+def _explicit_keys(parser: ConfigParser, words: Sequence[str]) -> frozenset[str]:
+    found = parser.parse_args(words, defaults=False).as_dict()
+    return frozenset(flatten(found)) & key_types().keys()
+
+
+def _current_word(word: str) -> str:
+    """Return an argument under its key's name of today.
+
+    Raises:
+        InputError: it names a group of keys, whose value would be read as a file.
+    """
+    name, equals, value = word.partition("=")
+    key = name.removeprefix("--")
+    if key == name:
+        return word
+    nested_by_wandb = equals and value.lstrip().startswith("{")
+    if key in _COMPONENTS and not nested_by_wandb:
+        raise InputError(unknown_key(key))
+    return f"--{current_key(key)}{equals}{value}"
 
 
 _COMPONENTS: dict[str, Any] = {
@@ -236,53 +302,15 @@ _COMPONENTS: dict[str, Any] = {
 }
 
 
-def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
-    """Return the keys set on this command line and in the files it names.
-
-    Raises:
-        InputError: a key that does not exist, with the nearest that does.
-    """
-    known = set(all_keys())
-    given: set[str] = set()
-    for position, argument in enumerate(argv):
-        if not argument.startswith("--"):
-            continue
-        key, equals, value = argument[2:].partition("=")
-        key = next((free for free in FREE_FORM if key.startswith(f"{free}.")), key)
-        if key == "config":
-            name = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
-            given |= _keys_of_file(name, known)
-        elif key in known:
-            given.add(key)
-        elif key in _COMPONENTS and equals and value.lstrip().startswith("{"):
-            continue  # as wandb gives nested parameters
-        elif key not in flags:
-            raise InputError(unknown_key(key))
-    return given
-
-
-def _keys_of_file(name: str, known: set[str]) -> set[str]:
-    path = Path(name)
-    if not path.is_file():
-        raise InputError(f"--config {name}: no such file")
-    kind: Any = dict[str, Any] | None
-    example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
-    given = flatten(read_yaml(path, kind, remedy=example) or {})
-    for key in given:
-        if key not in known:
-            raise InputError(f"{path}: {unknown_key(key)}")
-    return set(given)
-
-
 def unknown_key(key: str) -> str:
     """Return the message for a key that is not one, with the nearest that is."""
     keys = all_keys()
     if key in _COMPONENTS:
         some = next(name for name in keys if name.startswith(f"{key}."))
         return f"{key} stands for several keys; give them one by one, such as {some}"
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, keys, n=1)
     if not near:
-        last = {name.rsplit(".", 1)[-1]: name for name in keys}
-        near = [last[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1)]
+        last = {name.rpartition(".")[2]: name for name in keys}
+        near = [last[k] for k in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
     hint = f": did you mean {near[0]}?" if near else "; --help lists them all"
     return f"unknown configuration key {key}{hint}"

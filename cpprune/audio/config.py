@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from cpprune.settings.choices import check_choices, wrong_choice
+from cpprune.settings.renamed import current_value
 
 MOST_BANK = 1 << 24  # values of a filter bank
 
@@ -71,8 +72,9 @@ class MelSpec:
 
 PRESETS: dict[str, MelSpec] = {
     # CP-JKU submission to DCASE 2022 task 1
-    "seed256": MelSpec(),
-    "seed128": MelSpec(window=800, hop=320, n_fft=1024, n_mels=128),
+    "cpjku22_256": MelSpec(),
+    # PaSST (Koutini et al., Interspeech 2022), the teacher of that submission
+    "passt_128": MelSpec(window=800, hop=320, n_fft=1024, n_mels=128),
     # DCASE 2024 task 1 baseline: torchaudio.transforms.MelSpectrogram
     "dcase24": MelSpec(
         window=3072,
@@ -91,12 +93,24 @@ PRESETS: dict[str, MelSpec] = {
 IMAGE = "image"  # no front end
 
 
+def preset_spec(preset: str) -> MelSpec:
+    """Return the numbers of a front end by its name.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    preset = current_value("features.preset", preset)
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
 @dataclass(kw_only=True)
 class FeaturesConfig:
     """Front end: what the network sees of a clip."""
 
-    preset: str = "seed256"
-    """log-mel front end: seed256, seed128, dcase24 or cpjku23; image for uint8 images, which need
+    preset: str = "cpjku22_256"
+    """log-mel front end: cpjku22_256, passt_128, dcase24 or cpjku23; image for uint8 images, which need
     none. The keys below replace single numbers of it"""
     backend: Literal["torch", "dali"] = "torch"
     """what computes spectrograms in training: torch, or dali (NVIDIA DALI, installed separately)"""
@@ -118,6 +132,7 @@ class FeaturesConfig:
     (default: the preset's)"""
 
     def __post_init__(self) -> None:
+        self.preset = current_value("features.preset", self.preset)
         if self.preset not in (*PRESETS, IMAGE):
             raise ValueError(wrong_choice("features.preset", self.preset, (*PRESETS, IMAGE)))
         check_choices(self, "features")

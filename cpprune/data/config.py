@@ -18,12 +18,12 @@ class DataConfig:
     """folder for the shards of a remote dataset (default: $CPPRUNE_CACHE, or ~/.cache/cpprune)"""
     cache_bytes: int = 0
     """most bytes that the shards in the cache may take; 0 is as many as its disk has"""
-    split_fraction: float = 1.0
+    train_fraction: float = 1.0
     """fraction of the training recordings to train on, above 0; a smaller fraction is a subset of a
     larger one"""
     workers: int = 0
     """processes that read ahead clips that are not kept in memory; 0 is enough for a local disk"""
-    resident: Literal["auto", "off", "host", "device"] = "auto"
+    in_memory: Literal["auto", "off", "host", "device"] = "auto"
     """where training and validation clips are kept in memory: device (all of them on every GPU), host
     (one copy a node, shared by its processes) or off; auto: device, else host, if they take at most
     half of the memory that is free there"""
@@ -31,9 +31,9 @@ class DataConfig:
     """write the clips of every batch of this rank to ids/rank-N.jsonl in the run folder"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.split_fraction <= 1:
+        if not 0 < self.train_fraction <= 1:
             raise ValueError(
-                f"data.split_fraction={self.split_fraction}: must be above 0 and at most 1"
+                f"data.train_fraction={self.train_fraction}: must be above 0 and at most 1"
             )
         for name in ("workers", "cache_bytes"):
             if getattr(self, name) < 0:

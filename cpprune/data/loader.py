@@ -76,7 +76,7 @@ def check_fits(dataset: Dataset, model: Model) -> None:
     if dataset.kind == "audio" and model.sample_rate is None:
         raise InputError(
             f"{path}: holds audio, but the model takes images of shape {list(model.clip_shape)}; "
-            "for audio set features.preset to seed256, seed128, dcase24 or cpjku23"
+            "for audio set features.preset to cpjku22_256, passt_128, dcase24 or cpjku23"
         )
     if dataset.sample_rate != model.sample_rate:
         raise InputError(
@@ -160,7 +160,7 @@ class TrainingBatches:
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         split = dataset.split("train")
-        positions = training_positions(split, config.split_fraction)
+        positions = training_positions(split, config.train_fraction)
         self.dataset = dataset
         self.rows = split.ids[positions]
         self.batch_size, self.seed = batch_size, seed
@@ -218,7 +218,7 @@ class TrainingBatches:
             InputError: clips cannot be read, or not be kept where they should.
         """
         if self._validation is None:
-            split, where = self.dataset.split("val"), self.config.resident
+            split, where = self.dataset.split("val"), self.config.in_memory
             kept = load_resident(self.dataset, split.ids, where, self.device, self.alive)
             self._validation = kept.fetch if kept else lambda at: torch.from_numpy(split.fetch(at))
             self._to_validate = self.rows[:0] if kept else split.ids
@@ -244,7 +244,7 @@ class TrainingBatches:
         return torch.from_numpy(self.dataset.fetch(rows, None if out is None else out.numpy()))
 
     def _load(self) -> None:
-        where, device = self.config.resident, self.device
+        where, device = self.config.in_memory, self.device
         self.resident = load_resident(self.dataset, self.rows, where, device, self.alive)
         self._workers = 0 if self.resident else self.config.workers
         if device.type == "cuda" and not self._workers:

@@ -67,7 +67,7 @@ def test_every_criterion_gives_the_same_bytes(two, four, alone, tiny_run, scenes
 
 @pytest.mark.parametrize("kind", ["slimming", "group_norm", "growing"])
 def test_a_penalty_is_the_same_on_two_processes(cli, two, tiny_run, scenes, tmp_path, kind):
-    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.split_fraction", 0.2]
+    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.train_fraction", 0.2]
     settings += ["--train.batch_size", 9, "--train.epochs", 2]
     settings += ["--optim.name", "sgd", "--optim.lr", 1e-3, "--optim.schedule", "constant"]
     settings += ["--prune.ratio", 0.5, "--prune.start_epoch", 1, "--prune.sparsity", kind]

@@ -321,4 +321,4 @@ def test_the_names_of_the_package(folder: Path) -> None:
     assert network(torch.zeros(2, 1, 64, 32)).shape == (2, 7)
     for preset, spec in PRESETS.items():
         assert cpprune.log_mel(preset).spec == spec
-    assert cpprune.log_mel().spec == PRESETS["seed256"]
+    assert cpprune.log_mel().spec == PRESETS["cpjku22_256"]

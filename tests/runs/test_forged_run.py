@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = cpprune.build_model("cp_resnet", num_classes=3, widths=[4, 5, 6])
     model = Model(
         network,
-        build_features(PRESETS["seed256"]),
+        build_features(PRESETS["cpjku22_256"]),
         family="cp_resnet",
         config={"widths": [4, 5, 6]},
         classes=["bus", "park", "tram"],
