@@ -107,7 +107,7 @@ def preset_spec(preset: str) -> MelSpec:
 
 @dataclass(kw_only=True)
 class FeaturesConfig:
-    """Front end: what the network sees of a clip."""
+    """The front end, which turns clips into the network's input."""
 
     preset: str = "cpjku22_256"
     """log-mel front end: cpjku22_256, passt_128, dcase24 or cpjku23; image for uint8 images, which need

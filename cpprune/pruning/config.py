@@ -23,7 +23,7 @@ Criterion = Literal[
 
 @dataclass(kw_only=True)
 class PruneConfig:
-    """A pruning schedule; without a ratio or a budget nothing is pruned."""
+    """The pruning schedule; without a ratio, a budget or a plan nothing is pruned."""
 
     ratio: float | None = None
     """fraction of the channels to remove, of the widths at the start of the run, such as 0.41"""

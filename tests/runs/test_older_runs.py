@@ -154,7 +154,7 @@ def test_a_run_with_settings_that_were_renamed(run, goes_on, cli, monkeypatch):
         text = text.replace(new, old)
     config.write_text(text)
     assert "data.train_fraction: 0.25 then, 0.5 now" in goes_on("--data.train_fraction", 0.5).err
-    outcome = cli("train", "--config", config, "--train.time_limit_minutes", 0)
+    outcome = cli("train", "--config", config, "--run", run, "--train.time_limit_minutes", 0)
     assert outcome.status == 0, outcome.err
     assert "goes on from" in outcome.err
     assert "no setting of this version" not in outcome.err
