@@ -24,9 +24,9 @@ INTRODUCTION = """\
 <!-- Made from the dataclasses by `make docs`; do not edit. -->
 
 `cpprune train` and `cpprune prune` take every key from YAML files (`--config FILE`, repeatable) and from
-the command line (`--optim.lr 1e-3`); the later one wins. `--print_config` prints the result. In YAML, the
-choices `"off"` and `"no"` need their quotes. A resumed run may change the keys marked with †; all others
-have to stay the same.
+the command line (`--optim.lr 1e-3`); the later one wins. `--print_config` prints the result. In YAML,
+the choices `"off"` and `"no"` need their quotes. A resumed run may change the keys marked with †; all
+others have to stay the same.
 """
 
 TABLE = "| key | type | default | |\n|---|---|---|---|"
