@@ -64,6 +64,7 @@ lock: $(BIN)/uv
 	$(BIN)/uv lock --upgrade
 
 docs: setup
+	$(BIN)/python -m cpprune.settings.page docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import DataConfig
+from cpprune.config import RunConfig
+from cpprune.data.config import DataConfig
 from cpprune.distributed import process_group
 from cpprune.models.registry import build_model
+from cpprune.training.config import TrainConfig
 from cpprune.training.loop import Trainer
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions

@@ -20,7 +20,8 @@ from torch.nn import functional
 from cpprune import build_model
 from cpprune.runs import checkpoint
 from cpprune.runs.checkpoint import Progress, Tensors
-from cpprune.training.optim import OptimConfig, build_optimizer
+from cpprune.training.config import OptimConfig
+from cpprune.training.optim import build_optimizer
 from cpprune.training.optimizer_state import read_moments
 
 

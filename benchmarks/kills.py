@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 SETTINGS = [
-    *("--data.split_fraction", "0.25", "--train.batch_size", "8", "--train.epochs", "4"),
+    *("--data.train_fraction", "0.25", "--train.batch_size", "8", "--train.epochs", "4"),
     *("--model.widths", "[6, 8, 10]", "--augment.mixstyle_p", "0.6", "--optim.lr", "3e-3"),
     *("--prune.ratio", "0.5", "--prune.steps", "2", "--prune.start_epoch", "1"),
     *("--prune.sparsity", "growing", "--train.ema_decay", "0.9", "--train.checkpoint_steps", "1"),

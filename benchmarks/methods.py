@@ -29,7 +29,7 @@ PROGRESSIVE = [*PRUNE, "--prune.steps", 8, "--prune.start_epoch", CUT - 7, "--pr
 METHODS: dict[str, list[object]] = {
     "small (32/32/32)": ["--model.channels_multiplier", 1],
     "big (32/64/128)": [],
-    "big, float32": ["--train.precision", "no", "--data.resident", "off"],
+    "big, float32": ["--train.precision", "no", "--data.in_memory", "off"],
     "control (18/37/75)": ["--model.widths", "[18, 37, 75]"],
     "from scratch": PRUNE,
     "one-shot": [*PRUNE, "--prune.start_epoch", CUT],

@@ -36,10 +36,11 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     import torch.distributed as dist
     from torch import nn
 
-    from cpprune.config import RunConfig, TrainConfig
-    from cpprune.data.loader import DataConfig
+    from cpprune.config import RunConfig
+    from cpprune.data.config import DataConfig
     from cpprune.distributed import process_group
     from cpprune.evaluation.complexity import count_parameters
+    from cpprune.training.config import TrainConfig
     from cpprune.training.loop import Trainer
     from shards.launcher import read_launch
 

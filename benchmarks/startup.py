@@ -35,8 +35,9 @@ import cpprune.training.loop
 done("import cpprune.training.loop")
 from cpprune.distributed import process_group
 from contextlib import ExitStack
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import DataConfig
+from cpprune.config import RunConfig
+from cpprune.training.config import TrainConfig
+from cpprune.data.config import DataConfig
 from shards.launcher import read_launch
 config = RunConfig(run=sys.argv[2], data=DataConfig(path=sys.argv[1]), train=TrainConfig(batch_size=64))
 accelerator = process_group.start(read_launch(), "no")

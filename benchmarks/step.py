@@ -20,11 +20,13 @@ import limits
 import torch
 from reader import make_dataset
 
-from cpprune.audio.augment import AugmentConfig
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import Batch, DataConfig
+from cpprune.audio.config import AugmentConfig
+from cpprune.config import RunConfig
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import Batch
 from cpprune.distributed import process_group
 from cpprune.evaluation.complexity import count_macs
+from cpprune.training.config import TrainConfig
 from cpprune.training.engine import PLAIN_STEPS
 from cpprune.training.loop import Trainer
 from cpprune.training.step import TrainingStep
@@ -37,7 +39,7 @@ def make(
     """Return a trainer that is ready for its first step."""
     config = RunConfig(
         run=str(run),
-        data=DataConfig(path=str(dataset), resident=resident),
+        data=DataConfig(path=str(dataset), in_memory=resident),
         train=TrainConfig(batch_size=batch, precision=precision, compile=compiled, epochs=1000),
     )
     accelerator = process_group.start(read_launch(), "no")

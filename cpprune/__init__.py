@@ -34,14 +34,13 @@ def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module
     return build(name, num_classes=num_classes, **config)
 
 
-def log_mel(preset: str = "seed256") -> LogMel:
-    """Return the front end of a preset: seed256, seed128, dcase24 or cpjku23.
+def log_mel(preset: str = "cpjku22_256") -> LogMel:
+    """Return the front end of a preset: cpjku22_256, passt_128, dcase24 or cpjku23.
 
     Raises:
         ValueError: no such preset.
     """
-    from cpprune.audio.frontend import PRESETS, LogMel
+    from cpprune.audio.config import preset_spec
+    from cpprune.audio.frontend import LogMel
 
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    return LogMel(PRESETS[preset])
+    return LogMel(preset_spec(preset))

@@ -7,79 +7,23 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
+import jsonargparse
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from cpprune.audio.augment import AugmentConfig
-from cpprune.audio.frontend import FeaturesConfig
-from cpprune.data.loader import DataConfig
-from cpprune.models.registry import ModelConfig
-from cpprune.pruning.schedule import PruneConfig
-from cpprune.runs.tracking import PACKAGES as TRACKERS
-from cpprune.training.optim import OptimConfig
+from cpprune.audio.config import AugmentConfig, FeaturesConfig
+from cpprune.data.config import DataConfig
+from cpprune.models.config import ModelConfig
+from cpprune.pruning.config import PruneConfig
+from cpprune.settings.choices import check_choices, choices_of, hints, wrong_choice
+from cpprune.settings.renamed import KEYS, current_key
+from cpprune.training.config import OptimConfig, TrainConfig
 from shards.errors import InputError
 from shards.files.documents import read_yaml
-
-PRECISIONS = ("no", "bf16", "fp16")
-MONITORS = ("macro_accuracy", "log_loss")
-COMPILE = ("off", "auto", "graph")
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    """The training loop."""
-
-    epochs: int = 50
-    """epochs in all"""
-    batch_size: int = 256
-    """clips in a global batch, over all processes"""
-    precision: str = "no"
-    """no (float32), bf16 or fp16"""
-    micro_batch_size: int = 0
-    """most clips that a process takes through the network at once, to save memory: it accumulates
-    gradients over as many micro-batches as its part of the batch needs, and batch statistics are those
-    of a micro-batch of all processes; 0 is no limit"""
-    clip_norm: float = 0.0
-    """largest norm of the gradient; 0 is off"""
-    monitor: str = "macro_accuracy"
-    """which validation figure makes the best model: macro_accuracy or log_loss"""
-    ema_decay: float = 0.0
-    """decay of a moving average of the weights, then evaluated and saved, e.g. 0.999; 0 is off"""
-    global_batch_norm: bool = True
-    """batch statistics over all processes, so that their number does not change the result"""
-    checkpoint_steps: int = 0
-    """also write a checkpoint every this many steps; one is written after each epoch anyway"""
-    keep_checkpoints: int = 2
-    """how many checkpoints to keep: the last ones, and the one of the best model"""
-    max_skipped: int = 10
-    """steps that may be skipped because their gradient is not finite, before the run ends"""
-    time_limit_minutes: float = 0.0
-    """save and stop after this long, to go on later with the same command; 0 is no limit"""
-    compile: str = "off"
-    """where there is a GPU: auto compiles network and front end (torch.compile); graph also captures the
-    whole step, from clips to updated weights, as a CUDA graph; off does neither. After a cut it is
-    all made anew"""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        limits = ("micro_batch_size", "checkpoint_steps", "max_skipped", "time_limit_minutes")
-        for name in ("clip_norm", *limits):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1")
-        _check_choice("train.precision", self.precision, PRECISIONS)
-        _check_choice("train.monitor", self.monitor, MONITORS)
-        _check_choice("train.compile", self.compile, COMPILE)
-        if self.compile == "graph" and self.precision == "fp16":
-            raise ValueError(
-                "train.compile=graph: a step in fp16 waits for its loss scale and cannot be captured; "
-                "set train.precision=bf16 or train.compile=auto"
-            )
 
 
 @dataclass(kw_only=True)
@@ -87,17 +31,17 @@ class RunConfig:
     """A run: one training from its start to its best model."""
 
     run: str = "runs/run"
-    """folder of the run; variables of the environment are filled in, as in runs/$WANDB_RUN_ID"""
+    """run folder; environment variables are expanded, as in runs/$WANDB_RUN_ID"""
     seed: int = 0
-    """of the order, the draws and the first weights"""
+    """random seed of data order, augmentation and initialisation"""
     init: str | None = None
-    """model folder to start from; without it the network starts with fresh weights"""
-    resume: str = "auto"
-    """auto: go on where the run folder's last checkpoint ends; must: there has to be one; never:
-    begin again and replace what is there"""
-    track: str = "none"
-    """who else is told what metrics.jsonl holds: none, wandb or tensorboard. wandb's group is the
-    folder above the run's, or WANDB_RUN_GROUP; its project cpprune, or WANDB_PROJECT"""
+    """model folder to start from (default: fresh weights)"""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: resume from the run folder's last checkpoint if there is one; must: an error if there is
+    none; never: start again and replace what is there"""
+    track: Literal["none", "wandb", "tensorboard"] = "none"
+    """experiment tracker: none, wandb or tensorboard. The group in wandb is the name of the folder
+    above the run's, or WANDB_RUN_GROUP; the project is cpprune, or WANDB_PROJECT"""
     data: DataConfig = field(default_factory=DataConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -112,15 +56,14 @@ class RunConfig:
             raise ValueError(f"run={self.run}: there is no such variable in the environment")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
-        _check_choice("resume", self.resume, ("auto", "must", "never"))
-        _check_choice("track", self.track, tuple(TRACKERS))
+        check_choices(self)
         if self.train.compile == "graph" and self.features.backend == "dali":
             raise ValueError(
                 "train.compile=graph: DALI's pipeline cannot be captured with the step; set "
                 "features.backend=torch or train.compile=auto"
             )
         if self.prune.prunes:
-            last = self.prune.start_epoch + (self.prune.steps - 1) * self.prune.every_epochs
+            last = self.prune.last_epoch
             if last >= self.train.epochs:
                 raise ValueError(
                     f"prune: the last of {self.prune.steps} steps would come at epoch {last}, but "
@@ -143,7 +86,7 @@ FREE_KEYS = frozenset(
         "data.cache",
         "data.cache_bytes",
         "data.workers",
-        "data.resident",
+        "data.in_memory",
         "data.record_ids",
         "prune.save_plan",
         "train.keep_checkpoints",
@@ -161,11 +104,6 @@ FILE_KEYS = ("prune.plan", "prune.sensitivity")
 FREE_FORM = frozenset({"model.arguments"})
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key}={value!r}: choose one of {', '.join(choices)}")
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"optim.lr": …} for {"optim": {"lr": …}}."""
     flat: dict[str, Any] = {}
@@ -177,38 +115,94 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def all_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
-    """Return every dotted key of the configuration."""
-    keys: list[str] = []
-    for item in fields(kind):
-        factory = item.default_factory
-        if isinstance(factory, type) and is_dataclass(factory):
-            keys += all_keys(factory, f"{prefix}{item.name}.")
+@cache
+def key_types() -> dict[str, Any]:
+    """Return every dotted key of the configuration with its type."""
+    types: dict[str, Any] = {}
+    for name, hint in hints(RunConfig).items():
+        if is_dataclass(hint):
+            types |= {f"{name}.{key}": own for key, own in hints(hint).items()}
         else:
-            keys.append(f"{prefix}{item.name}")
-    return keys
+            types[name] = hint
+    return types
+
+
+def all_keys() -> list[str]:
+    """Return every dotted key of the configuration."""
+    return list(key_types())
 
 
 class ConfigParser(ArgumentParser):
-    """A parser whose errors are one line that names the key and says what to do."""
+    """A parser whose errors are one line that names the key and says what to do.
+
+    Attributes:
+        reads_files: whether --config is followed; without, the command line alone is parsed.
+    """
+
+    reads_files = True
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise InputError instead of printing the usage."""
-        text = " ".join(message.split())
-        wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)
-        if wrong and wrong[1] != "config":
-            key, reason = wrong.groups()
-            value = re.split(r"Got value: |Given value: ", reason)[-1]
-            kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>|\b(list)\[", reason))
-            known = [_KINDS[kind] for pair in kinds for kind in pair if kind in _KINDS]
-            if any("list" in pair for pair in kinds) or "List" in reason:
-                known = ["a list of whole numbers, such as [18, 37, 75]"]
-            if known:
-                text = f"{key}={value}: must be {' or '.join(known)}"
+        text = " ".join(message.split()).removeprefix('Parser key "config": ')
+        if wrong := re.match(r'.*Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', text):
+            text = _wrong_value(*wrong.groups())
+        elif unknown := re.match(r"unrecognized arguments: --([^\s=]*)", text):
+            text = unknown_key(unknown[1])
+        elif unknown := re.match(r"Group '(\w+)' does not accept option '(.+)'", text):
+            text = unknown_key(".".join(unknown.groups()))
         raise InputError(text) from None
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+def _wrong_value(key: str, value: str) -> str:
+    hint = key_types()[key]
+    if choices := choices_of(hint):
+        word = {"off", "no"}.intersection(choices)
+        if value == "False" and word:  # YAML's reading of it
+            return f'{key}: write "{word.pop()}" in quotes, which YAML reads as false without'
+        return wrong_choice(key, value, choices)
+    kind = next(kind for kind in _KINDS if kind == hint or kind in get_args(hint))
+    return f"{key}={value}: must be {_KINDS[kind]}"
+
+
+_KINDS: dict[Any, str] = {
+    dict[str, Any]: "a mapping of names to values, such as {depth: 3}",
+    list[int]: "a list of whole numbers, such as [18, 37, 75]",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text; put it in quotes",
+}
+
+
+class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,misc]
+    """--config FILE: checked before jsonargparse reads it, so that errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option: str | None = None) -> None:
+        if not parser.reads_files:
+            return
+        path = Path(values)
+        if not path.is_file():
+            raise InputError(f"--config {values}: no such file")
+        kind: Any = dict[str, Any] | None
+        example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
+        settings = flatten(read_yaml(path, kind, remedy=example) or {})
+        for key in settings:
+            if current_key(key) not in key_types():
+                raise InputError(f"{path}: {unknown_key(key)}")
+        if not settings.keys().isdisjoint(KEYS):
+            values = _under_current_names(path.read_text())
+        super().__call__(parser, cfg, values, option)
+
+
+def _under_current_names(text: str) -> str:
+    """Return the YAML of settings with renamed keys, every value as it was written."""
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    for room, settings in root.value:
+        room.value = current_key(room.value)
+        for name, _ in settings.value if isinstance(settings, yaml.MappingNode) else ():
+            name.value = current_key(f"{room.value}.{name.value}").removeprefix(f"{room.value}.")
+    return str(yaml.serialize(root))
 
 
 def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigParser:
@@ -221,50 +215,18 @@ def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigPa
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ConfigParser(
-        prog=prog, description=description, usage=f"{prog} [--config FILE ...] [--KEY VALUE ...]"
+        prog=prog,
+        description=description,
+        usage=f"{prog} [--config FILE ...] [--KEY VALUE ...]",
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="config", help="file of settings; repeatable, later wins"
+        "--config", action=_ConfigFile, help="YAML file of settings; repeatable, later wins"
     )
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_class_arguments(RunConfig, None)
     return parser
-
-
-def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> ParsedRun:
-    """Read the configuration from files and the command line.
-
-    Raises:
-        InputError: an unknown key, a value that is not allowed, a file that is not there: one line.
-    """
-    given = given_keys(argv, [*flags, "config", "print_config", "help"])
-    try:
-        namespace = parser.parse_args(list(argv))
-        switches = {flag: bool(namespace.pop(flag.replace("-", "_"))) for flag in flags}
-        namespace.pop("config", None)
-        values = namespace.as_dict()
-        _let_the_command_line_choose(values["prune"], argv)
-        config = RunConfig(
-            **{
-                key: _COMPONENTS[key](**value) if isinstance(value, dict) else value
-                for key, value in values.items()
-            }
-        )
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    return ParsedRun(config, frozenset(given), switches)
-
-
-def _let_the_command_line_choose(prune: dict[str, Any], argv: Sequence[str]) -> None:
-    """Drop what a file says of how much is cut, if the command line says it in another way."""
-    ways = ("ratio", "budget", "plan")
-    flags = {argument.partition("=")[0] for argument in argv}
-    here = [way for way in ways if f"--prune.{way}" in flags]
-    if len(here) == 1:
-        prune.update({way: None for way in ways if way not in here})
 
 
 @dataclass(frozen=True)
@@ -273,13 +235,64 @@ class ParsedRun:
 
     Attributes:
         config: the whole tree.
-        given: the dotted keys that were set in a file or on the command line.
+        explicit: the dotted keys that were set in a file or on the command line.
         switches: the command's own flags.
     """
 
     config: RunConfig
-    given: frozenset[str]
+    explicit: frozenset[str]
     switches: dict[str, bool]
+
+
+def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> ParsedRun:
+    """Read the configuration from files and the command line.
+
+    Raises:
+        InputError: an unknown key, a value that is not allowed, a file that is not there: one line.
+    """
+    words = [_current_word(word) for word in argv]
+    try:
+        namespace = parser.parse_args(words)
+        explicit = _explicit_keys(parser, words)
+        values = namespace.as_dict()
+        ways = {"prune.ratio", "prune.budget", "prune.plan"}
+        if len(ways & explicit) > 1:
+            # On the command line, one way to say how much is cut replaces another in a file.
+            parser.reads_files = False
+            typed = ways & _explicit_keys(parser, words)
+            if len(typed) == 1:
+                values["prune"].update({key.removeprefix("prune."): None for key in ways - typed})
+        config = RunConfig(
+            **{
+                name: _COMPONENTS[name](**values[name]) if name in _COMPONENTS else values[name]
+                for name in (item.name for item in fields(RunConfig))
+            }
+        )
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    switches = {flag: bool(values[flag.replace("-", "_")]) for flag in flags}
+    return ParsedRun(config, explicit, switches)
+
+
+def _explicit_keys(parser: ConfigParser, words: Sequence[str]) -> frozenset[str]:
+    found = parser.parse_args(words, defaults=False).as_dict()
+    return frozenset(flatten(found)) & key_types().keys()
+
+
+def _current_word(word: str) -> str:
+    """Return an argument under its key's name of today.
+
+    Raises:
+        InputError: it names a group of keys, whose value would be read as a file.
+    """
+    name, equals, value = word.partition("=")
+    key = name.removeprefix("--")
+    if key == name:
+        return word
+    nested_by_wandb = equals and value.lstrip().startswith("{")
+    if key in _COMPONENTS and not nested_by_wandb:
+        raise InputError(unknown_key(key))
+    return f"--{current_key(key)}{equals}{value}"
 
 
 _COMPONENTS: dict[str, Any] = {
@@ -289,53 +302,15 @@ _COMPONENTS: dict[str, Any] = {
 }
 
 
-def given_keys(argv: Sequence[str], flags: Sequence[str]) -> set[str]:
-    """Return the keys set on this command line and in the files it names.
-
-    Raises:
-        InputError: a key that does not exist, with the nearest that does.
-    """
-    known = set(all_keys())
-    given: set[str] = set()
-    for position, argument in enumerate(argv):
-        if not argument.startswith("--"):
-            continue
-        key, equals, value = argument[2:].partition("=")
-        key = next((free for free in FREE_FORM if key.startswith(f"{free}.")), key)
-        if key == "config":
-            name = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
-            given |= _keys_of_file(name, known)
-        elif key in known:
-            given.add(key)
-        elif key in _COMPONENTS and equals and value.lstrip().startswith("{"):
-            continue  # as wandb gives nested parameters
-        elif key not in flags:
-            raise InputError(unknown_key(key))
-    return given
-
-
-def _keys_of_file(name: str, known: set[str]) -> set[str]:
-    path = Path(name)
-    if not path.is_file():
-        raise InputError(f"--config {name}: no such file")
-    kind: Any = dict[str, Any] | None
-    example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
-    given = flatten(read_yaml(path, kind, remedy=example) or {})
-    for key in given:
-        if key not in known:
-            raise InputError(f"{path}: {unknown_key(key)}")
-    return set(given)
-
-
 def unknown_key(key: str) -> str:
     """Return the message for a key that is not one, with the nearest that is."""
     keys = all_keys()
     if key in _COMPONENTS:
         some = next(name for name in keys if name.startswith(f"{key}."))
         return f"{key} stands for several keys; give them one by one, such as {some}"
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, keys, n=1)
     if not near:
-        last = {name.rsplit(".", 1)[-1]: name for name in keys}
-        near = [last[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1)]
+        last = {name.rpartition(".")[2]: name for name in keys}
+        near = [last[k] for k in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
     hint = f": did you mean {near[0]}?" if near else "; --help lists them all"
     return f"unknown configuration key {key}{hint}"

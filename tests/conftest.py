@@ -232,7 +232,7 @@ def stopped_run(
 def big_model(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder of CP-ResNet "big", trained on 32 clips for two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "big"
-    settings = ["--train.batch_size", 8, "--train.epochs", 2, "--data.split_fraction", 0.25]
+    settings = ["--train.batch_size", 8, "--train.epochs", 2, "--data.train_fraction", 0.25]
     status = run_command(
         "train", *settings, "--optim.schedule", "constant", "--data.path", scenes, "--run", folder
     )

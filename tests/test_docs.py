@@ -78,7 +78,7 @@ def short(config: Path) -> str:
     """Return a configuration of the repository with an epoch of two steps."""
     settings = yaml.safe_load(config.read_text())
     settings["train"] |= {"epochs": 1, "batch_size": 8, "precision": "no"}
-    settings["data"]["split_fraction"] = 0.1 if "tau" in settings["data"]["path"] else 1.0
+    settings["data"]["train_fraction"] = 0.1 if "tau" in settings["data"]["path"] else 1.0
     return yaml.safe_dump(settings)
 
 

@@ -86,7 +86,7 @@ def launched(path, free_port, *arguments):
 
 def test_two_processes_on_the_cpu(free_port, scenes, tmp_path):
     settings = ["--data.path", scenes, "--run", tmp_path, "--data.record_ids", "true", "--json"]
-    settings += ["--train.epochs", 1, "--train.batch_size", 8, "--data.split_fraction", 0.2]
+    settings += ["--train.epochs", 1, "--train.batch_size", 8, "--data.train_fraction", 0.2]
     done = launched(REPOSITORY / "launch/accelerate/cpu.yaml", free_port, *settings)
     assert done.returncode == 0, done.stderr
     assert "2 process(es) on cpu" in done.stderr

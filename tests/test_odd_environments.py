@@ -29,7 +29,7 @@ if not sys.prefix.isascii():
 
 
 def test_a_training_among_odd_values(scenes, tiny, tmp_path):
-    settings = [*tiny, "--train.epochs", 1, "--data.split_fraction", 0.1, "--data.path", scenes]
+    settings = [*tiny, "--train.epochs", 1, "--data.train_fraction", 0.1, "--data.path", scenes]
     command = [sys.executable, "-m", "cpprune", "train", *settings, "--json", "--run"]
     done = subprocess.run(
         [*map(str, command), tmp_path / "run"],

@@ -19,41 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpprune.audio.frontend import LOG_OFFSET, LogMel, MelSpec, ScaleImage
+from cpprune.audio.config import AugmentConfig, MelSpec
+from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
 from shards.draws import Stream
 
 Gather = Callable[[Tensor], Tensor]
-
-
-@dataclass(kw_only=True)
-class AugmentConfig:
-    """What is changed about a clip in training."""
-
-    mixstyle_p: float = 0.3
-    """Freq-MixStyle: probability that a batch is mixed"""
-    mixstyle_alpha: float = 0.3
-    """Freq-MixStyle: λ is drawn from Beta(alpha, alpha)"""
-    mixup_alpha: float = 0.0
-    """mixup: λ is drawn from Beta(alpha, alpha); 0 is off"""
-    roll: int = 0
-    """circular roll of the waveform by up to this many samples either way; 0 is off"""
-    freq_mask: int = 0
-    """widest mask over mel bins; 0 is off"""
-    time_mask: int = 0
-    """widest mask over frames; 0 is off"""
-    band_jitter: bool = True
-    """move the edges of the filter bank from batch to batch (features.fmin_jitter, fmax_jitter)"""
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(alpha) for alpha in (self.mixstyle_alpha, self.mixup_alpha)):
-            raise ValueError("augment.mixstyle_alpha and augment.mixup_alpha must be finite")
-        if not 0 <= self.mixstyle_p <= 1:
-            raise ValueError(f"augment.mixstyle_p={self.mixstyle_p}: must be from 0 to 1")
-        if self.mixstyle_p and self.mixstyle_alpha <= 0:
-            raise ValueError(f"augment.mixstyle_alpha={self.mixstyle_alpha}: must be above 0")
-        for name in ("mixup_alpha", "roll", "freq_mask", "time_mask"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: must not be negative")
 
 
 @dataclass(frozen=True)

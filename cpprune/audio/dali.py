@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpprune.audio.frontend import LogMel, MelSpec, ScaleImage
+from cpprune.audio.config import MelSpec
+from cpprune.audio.frontend import LogMel, ScaleImage
 from shards.errors import InputError
 
 FULL_SCALE = 32768.0

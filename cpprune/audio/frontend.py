@@ -2,10 +2,10 @@
 
 Shapes: B batch, T samples, F mel bins, N frames, K frequencies of the Fourier transform.
 
-The numbers of the presets, and the order of the steps, are those of the front ends named in
-`PRESETS`; the Kaldi filter bank is `torchaudio.compliance.kaldi.get_mel_banks`, the HTK one
-`torchaudio.functional.melscale_fbanks`, both computed here in float64 on the device, so that their
-edges can move from batch to batch without a copy or a synchronisation.
+The numbers of the presets (`cpprune.audio.config.PRESETS`) and the order of the steps are those of
+the front ends named there; the Kaldi filter bank is `torchaudio.compliance.kaldi.get_mel_banks`, the
+HTK one `torchaudio.functional.melscale_fbanks`, both computed here in float64 on the device, so that
+their edges can move from batch to batch without a copy or a synchronisation.
 """
 
 from __future__ import annotations
@@ -13,147 +13,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpprune.audio.config import MelSpec
 from shards.files.documents import typed
 
 LOG_OFFSET = 1e-5
-MOST_BANK = 1 << 24  # values of a filter bank, and
-MOST_INPUTS = 1 << 24  # of a clip: more is no audio clip, but a mistake
+MOST_INPUTS = 1 << 24  # values of a clip: more is no audio clip, but a mistake
 BANDS = 16  # into which the filter bank is cut
 Values = TypeVar("Values", Tensor, float)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MelSpec:
-    """Every number that defines a log-mel front end. A model carries its own."""
-
-    sample_rate: int = 32_000
-    window: int = 2048
-    hop: int = 744
-    n_fft: int = 2048
-    n_mels: int = 256
-    fmin_jitter: int = 10
-    fmax_jitter: int = 1000
-    pre_emphasis: float = 0.97
-    mel: str = "kaldi"
-    periodic_window: bool = False
-    normalise: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("sample_rate", "window", "hop", "n_fft", "n_mels"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"features.{name}={getattr(self, name)}: must be at least 1")
-        if self.window > self.n_fft or self.n_fft % 2:
-            raise ValueError(
-                f"features.n_fft={self.n_fft}: must be even and at least features.window"
-                f"={self.window}"
-            )
-        edges = {"fmin_jitter": self.fmin_jitter, "fmax_jitter": self.fmax_jitter}
-        lowest, highest = min(edges, key=edges.__getitem__), max(edges, key=edges.__getitem__)
-        wrong = lowest if edges[lowest] < 0 else highest
-        if edges[lowest] < 0 or sum(edges.values()) >= self.sample_rate / 2:
-            raise ValueError(
-                f"features.{wrong}={edges[wrong]}: must be at least 0, and both jitters together less "
-                f"than half the sample rate, {self.sample_rate // 2}"
-            )
-        if not math.isfinite(self.pre_emphasis):
-            raise ValueError(f"features.pre_emphasis={self.pre_emphasis}: must be a finite number")
-        if self.n_mels * self.n_fft > MOST_BANK or self.sample_rate > MOST_BANK:
-            raise ValueError(
-                f"features.n_mels={self.n_mels}, features.n_fft={self.n_fft}: their product, and the "
-                f"sample rate, must not be above {MOST_BANK:,}"
-            )
-        if self.mel not in ("kaldi", "htk"):
-            raise ValueError(f"features.mel={self.mel!r}: must be kaldi or htk")
-
-    @property
-    def fmin(self) -> float:
-        """Lower edge of the filter bank in evaluation, in Hz."""
-        return 0.0
-
-    @property
-    def fmax(self) -> float:
-        """Upper edge of the filter bank in evaluation, in Hz."""
-        return self.sample_rate / 2 - self.fmax_jitter / 2
-
-    def frames(self, samples: int) -> int:
-        """Return N, the number of frames of a waveform of this many samples."""
-        return 1 + (samples - bool(self.pre_emphasis)) // self.hop
-
-
-PRESETS: dict[str, MelSpec] = {
-    # CP-JKU submission to DCASE 2022 task 1
-    "seed256": MelSpec(),
-    "seed128": MelSpec(window=800, hop=320, n_fft=1024, n_mels=128),
-    # DCASE 2024 task 1 baseline: torchaudio.transforms.MelSpectrogram
-    "dcase24": MelSpec(
-        window=3072,
-        hop=500,
-        n_fft=4096,
-        fmin_jitter=0,
-        fmax_jitter=0,
-        pre_emphasis=0.0,
-        mel="htk",
-        periodic_window=True,
-        normalise=False,
-    ),
-    # CP-JKU submission to DCASE 2023 task 1, student
-    "cpjku23": MelSpec(window=3072, hop=500, n_fft=4096),
-}
-IMAGE = "image"
-BACKENDS = ("torch", "dali")
-
-
-@dataclass(kw_only=True)
-class FeaturesConfig:
-    """What the network sees of a clip."""
-
-    preset: str = "seed256"
-    """seed256, seed128, dcase24 or cpjku23 for audio; image for uint8 images (no front end)"""
-    backend: str = "torch"
-    """what computes them in training: torch, or dali (NVIDIA DALI, which has to be installed)"""
-    sample_rate: int | None = None
-    """samples a second; the dataset must have the same"""
-    window: int | None = None
-    """window length in samples"""
-    hop: int | None = None
-    """samples from one frame to the next"""
-    n_fft: int | None = None
-    """length of the Fourier transform"""
-    n_mels: int | None = None
-    """number of mel bins"""
-    fmin_jitter: int | None = None
-    """in training the lower band edge is drawn from 0 … fmin_jitter − 1 Hz, once a batch"""
-    fmax_jitter: int | None = None
-    """in training the upper band edge is drawn from a range this wide in Hz, once a batch"""
-
-    def __post_init__(self) -> None:
-        if self.preset not in (*PRESETS, IMAGE):
-            raise ValueError(
-                f"features.preset={self.preset!r}: choose one of {', '.join((*PRESETS, IMAGE))}"
-            )
-        if self.backend not in BACKENDS:
-            raise ValueError(
-                f"features.backend={self.backend!r}: choose one of {', '.join(BACKENDS)}"
-            )
-        self.spec()
-
-    def spec(self) -> MelSpec | None:
-        """Return the front end's numbers: the preset's, with what is set here in their place."""
-        if self.preset == IMAGE:
-            return None
-        changes = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("preset", "backend") and getattr(self, f.name) is not None
-        }
-        return replace(PRESETS[self.preset], **changes)
 
 
 def mel_scale(hertz: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cpprune.cli.arguments import OneLineParser
-from cpprune.config import RunConfig, TrainConfig
+from cpprune.config import RunConfig
+from cpprune.training.config import TrainConfig
 from shards.cli.arguments import whole_number
 from shards.dataset_folder import DATASET
 from shards.errors import InputError
@@ -105,10 +106,10 @@ def build(out: Path, clips: int) -> Path:
 
 def configurations(out: Path, dataset: Path, epochs: int) -> list[tuple[str, RunConfig]]:
     """Return the five runs: title and configuration, in the order in which they can be run."""
-    from cpprune.data.loader import DataConfig
-    from cpprune.models.registry import ModelConfig
-    from cpprune.pruning.schedule import PruneConfig
-    from cpprune.training.optim import OptimConfig
+    from cpprune.data.config import DataConfig
+    from cpprune.models.config import ModelConfig
+    from cpprune.pruning.config import PruneConfig
+    from cpprune.training.config import OptimConfig
 
     optim = OptimConfig(
         lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2, last_factor=0.01
@@ -135,7 +136,7 @@ def configurations(out: Path, dataset: Path, epochs: int) -> list[tuple[str, Run
     ]
 
 
-def _faster_precision() -> str:
+def _faster_precision() -> Literal["no", "bf16"]:
     """Return bf16, except for CPUs without AVX-512, which have to emulate it."""
     import torch
 

@@ -105,7 +105,7 @@ def info(argv: list[str]) -> int:
         }
         text = "Say what a model costs: cpprune info MODEL, or the model of a configuration."
         parsed = parse(build_parser("cpprune info", text, flags), argv, list(flags))
-        model = planned_model(parsed.config, parsed.given)
+        model = planned_model(parsed.config, parsed.explicit)
         as_json, timed = parsed.switches["json"], parsed.switches["latency"]
 
     import torch
@@ -149,8 +149,9 @@ def info(argv: list[str]) -> int:
 
 def import_weights(argv: list[str]) -> int:
     """Turn a state dict of the seed project, or of CP-JKU's code, into a model folder."""
-    from cpprune.audio.frontend import PRESETS
+    from cpprune.audio.config import PRESETS
     from cpprune.models.convert import import_state_dict
+    from cpprune.settings.renamed import current_value
 
     parser = OneLineParser(
         "cpprune import",
@@ -160,7 +161,11 @@ def import_weights(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="state dict, written by torch.save")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument(
-        "--preset", default="seed256", choices=PRESETS, help="front end it was trained with"
+        "--preset",
+        default="cpjku22_256",
+        type=lambda name: current_value("features.preset", name),
+        choices=PRESETS,
+        help="front end it was trained with",
     )
     parser.add_argument(
         "--classes", help="class names, comma-separated (default: TAU's ten scenes)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cpprune.cli.arguments import OneLineParser
 from shards.cli.arguments import whole_number
@@ -13,7 +13,7 @@ from shards.files.atomic import writing
 from shards.files.documents import to_json
 
 if TYPE_CHECKING:
-    from cpprune.pruning.schedule import PruneConfig
+    from cpprune.pruning.config import PruneConfig
 
 RATIOS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 CLIPS = 1000
@@ -95,10 +95,10 @@ def _ratios(text: str) -> list[float]:
 
 
 def _pruning(criterion: str) -> PruneConfig:
-    from cpprune.pruning.schedule import PruneConfig
+    from cpprune.pruning.config import Criterion, PruneConfig
 
     try:
-        return PruneConfig(criterion=criterion)
+        return PruneConfig(criterion=cast(Criterion, criterion))
     except ValueError as error:
         raise InputError(str(error).replace("prune.criterion=", "--criterion ")) from None
 

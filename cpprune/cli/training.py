@@ -50,10 +50,10 @@ def _run(parsed: ParsedRun) -> int:
     if parsed.switches["debug"]:
         from cpprune.training.overfit import overfit
 
-        return overfit(parsed.config, parsed.given)
+        return overfit(parsed.config, parsed.explicit)
     from cpprune.training.loop import train as run_training
 
-    result = run_training(parsed.config, parsed.given)
+    result = run_training(parsed.config, parsed.explicit)
     if process_rank():
         return 0
     if "stopped" not in result:
@@ -90,7 +90,7 @@ def _dry_run(parsed: ParsedRun) -> int:
             "--init MODEL and --data.path"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = planned_model(config, parsed.given).to(device)
+    model = planned_model(config, parsed.explicit).to(device)
     twin = copy.deepcopy(model)
     network = twin.network
     original = layer_widths(network)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.frontend import LogMel
-from cpprune.data.memory import RESIDENT, Resident, load_resident, torch_dtype
+from cpprune.data.config import DataConfig
+from cpprune.data.memory import Resident, load_resident, torch_dtype
 from cpprune.data.prefetch import Feed, Fetch
 from shards.errors import InputError
 from shards.files.atomic import writing
@@ -27,41 +28,6 @@ from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_
 if TYPE_CHECKING:
     from cpprune.models.artifact import Model
     from shards.reader import Dataset, Split
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """Where the clips come from."""
-
-    path: str = "data/tau2022"
-    """dataset folder, written by `cpprune shards build`, or its URL: s3://, gs://, https://, …"""
-    cache: str | None = None
-    """folder for the shards of a remote dataset; without it $CPPRUNE_CACHE, or ~/.cache/cpprune"""
-    cache_bytes: int = 0
-    """how many bytes the shards in that folder may take; 0 is as many as its disk has"""
-    split_fraction: float = 1.0
-    """train on this part of the training recordings; smaller parts lie within larger ones"""
-    workers: int = 0
-    """processes that read ahead what is not resident; 0 is enough for a local disk"""
-    resident: str = "auto"
-    """keep clips in memory, training's and validation's: device (every GPU has all), host (one copy a
-    node, shared by its processes) or off; auto: device, else host, if they take at most half of what is
-    free there"""
-    record_ids: bool = False
-    """write the clips of every batch of this rank to ids/rank-N.jsonl in the run folder"""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.split_fraction <= 1:
-            raise ValueError(
-                f"data.split_fraction={self.split_fraction}: must be above 0 and at most 1"
-            )
-        for name in ("workers", "cache_bytes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must not be negative")
-        if self.resident not in RESIDENT:
-            raise ValueError(
-                f"data.resident={self.resident!r}: choose one of {', '.join(RESIDENT)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ def check_fits(dataset: Dataset, model: Model) -> None:
     if dataset.kind == "audio" and model.sample_rate is None:
         raise InputError(
             f"{path}: holds audio, but the model takes images of shape {list(model.clip_shape)}; "
-            "for audio set features.preset to seed256, seed128, dcase24 or cpjku23"
+            "for audio set features.preset to cpjku22_256, passt_128, dcase24 or cpjku23"
         )
     if dataset.sample_rate != model.sample_rate:
         raise InputError(
@@ -194,7 +160,7 @@ class TrainingBatches:
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         split = dataset.split("train")
-        positions = training_positions(split, config.split_fraction)
+        positions = training_positions(split, config.train_fraction)
         self.dataset = dataset
         self.rows = split.ids[positions]
         self.batch_size, self.seed = batch_size, seed
@@ -252,7 +218,7 @@ class TrainingBatches:
             InputError: clips cannot be read, or not be kept where they should.
         """
         if self._validation is None:
-            split, where = self.dataset.split("val"), self.config.resident
+            split, where = self.dataset.split("val"), self.config.in_memory
             kept = load_resident(self.dataset, split.ids, where, self.device, self.alive)
             self._validation = kept.fetch if kept else lambda at: torch.from_numpy(split.fetch(at))
             self._to_validate = self.rows[:0] if kept else split.ids
@@ -278,7 +244,7 @@ class TrainingBatches:
         return torch.from_numpy(self.dataset.fetch(rows, None if out is None else out.numpy()))
 
     def _load(self) -> None:
-        where, device = self.config.resident, self.device
+        where, device = self.config.in_memory, self.device
         self.resident = load_resident(self.dataset, self.rows, where, device, self.alive)
         self._workers = 0 if self.resident else self.config.workers
         if device.type == "cuda" and not self._workers:

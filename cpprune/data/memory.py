@@ -30,8 +30,6 @@ from shards.workers import cpu_count
 if TYPE_CHECKING:
     from shards.reader import Dataset
 
-RESIDENT = ("auto", "off", "host", "device")
-
 # With auto, clips take at most this part of the memory that is free: the rest is for training.
 AUTO_SHARE = 0.5
 MOST_THREADS = 8
@@ -83,7 +81,7 @@ def load_resident(
     Args:
         dataset: where they are.
         rows: of the index, ascending.
-        where: one of `RESIDENT`. `device` is `host` on a machine without a GPU; `auto` is the GPU if the
+        where: see `DataConfig`. `device` is `host` on a machine without a GPU; `auto` is the GPU if the
             clips take no more than half of what is free on every one, else the host likewise, else off.
         device: of this rank.
         alive: called after every shard.
@@ -109,8 +107,8 @@ def load_resident(
             if where == "auto":
                 return None
             raise InputError(
-                "data.resident=host: the processes of this node cannot open each other's memory "
-                "through /proc; set data.resident=off"
+                "data.in_memory=host: the processes of this node cannot open each other's memory "
+                "through /proc; set data.in_memory=off"
             )
         clips = torch.from_numpy(array)
         share = len(peers), [p.rank for p in peers].index(rank())
@@ -151,9 +149,9 @@ def _choose(where: str, size: int, everyone: Sequence[_Process], device: torch.d
     if where != "off" and size > free[where]:
         what = "GPU" if where == "device" else "machine"
         raise InputError(
-            f"data.resident={where}: {size / 1e9:.1f} GB of clips do not fit into the "
-            f"{free[where] / 1e9:.1f} GB that are free on a {what}; set data.resident=auto, which keeps "
-            "them where they fit"
+            f"data.in_memory={where}: {size / 1e9:.1f} GB of clips do not fit into the "
+            f"{free[where] / 1e9:.1f} GB that are free on a {what}; set data.in_memory=auto, which "
+            "keeps them where they fit"
         )
     return where
 

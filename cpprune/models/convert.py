@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.audio.config import preset_spec
+from cpprune.audio.frontend import LogMel
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.cp_resnet import imported_widths
@@ -54,7 +55,7 @@ def import_state_dict(
         raise InputError(
             f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"
         )
-    spec = PRESETS[preset]
+    spec = preset_spec(preset)
     features = LogMel(spec)
     try:
         shape = _blocks_and_groups(convolutions)

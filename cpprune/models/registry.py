@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
 import torch
@@ -19,86 +18,6 @@ from cpprune.models.resize import fit
 from shards.files.documents import DocumentError, typed
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {"cp_resnet": CPResNet, "cp_mobile": CPMobile}
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """Which network, and how wide."""
-
-    name: str = "cp_resnet"
-    """network family: cp_resnet or cp_mobile"""
-    factory: str | None = None
-    """a network of your own instead: package.module:function, a subclass of torch.nn.Module or a
-    function annotated to return one, called with num_classes and model.arguments"""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """keyword arguments of the factory"""
-    input_shape: list[int] | None = None
-    """shape of one input, such as [1, 256, 44]: refused unless it is what the front end gives"""
-    base_channels: int = 32
-    """width of the first stage"""
-    channels_multiplier: float | None = None
-    """the second and third stage are this much, and its square, wider (default: cp_resnet 2, cp_mobile
-    1.8)"""
-    expansion: float = 2.1
-    """cp_mobile: inside, a block is this much wider than its input"""
-    widths: list[int] | None = None
-    """cp_resnet: three widths, one a stage, instead of the two numbers above"""
-    rho: int = 4
-    """cp_resnet: receptive-field parameter; 4 sees 91 mel bins × 39 frames"""
-    blocks: list[int] = field(default_factory=lambda: [2, 2, 2])
-    """cp_resnet: residual blocks in each stage"""
-    groups: list[int] = field(default_factory=lambda: [1, 1, 1])
-    """cp_resnet: groups of the block convolutions in each stage"""
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if self.factory is not None and not factory.is_factory(self.factory):
-            raise ValueError(
-                f"model.factory={self.factory!r}: must be package.module:function, such as "
-                "my_nets:tiny"
-            )
-        multiplier = self.channels_multiplier
-        if self.base_channels < 1 or (multiplier is not None and multiplier < 1):
-            raise ValueError(
-                f"model.base_channels={self.base_channels}, model.channels_multiplier={multiplier}: "
-                "both must be at least 1"
-            )
-        if self.expansion <= 0:
-            raise ValueError(f"model.expansion={self.expansion}: must be above 0")
-        if self.widths is not None and (len(self.widths) != 3 or min(self.widths) < 1):
-            raise ValueError(
-                f"model.widths={self.widths}: give three positive numbers, one a stage"
-            )
-        if not 1 <= self.rho <= 16:
-            raise ValueError(f"model.rho={self.rho}: must be from 1 to 16")
-        self._refuse_what_does_not_apply()
-
-    @property
-    def family(self) -> str:
-        """What `build_model` takes as the name: the family's, or the factory."""
-        return self.factory or self.name
-
-    def network_config(self) -> dict[str, Any]:
-        """Return what `build_model` takes beside the name."""
-        if self.factory is not None:
-            return dict(self.arguments)
-        settings = inspect.signature(FAMILIES[self.name]).parameters
-        own = {key: getattr(self, key) for key in settings if hasattr(self, key)}
-        return {k: settings[k].default if value is None else value for k, value in own.items()}
-
-    def _refuse_what_does_not_apply(self) -> None:
-        usable = {"name", "factory", "input_shape"}
-        if self.factory is not None:
-            usable.add("arguments")
-        else:
-            usable |= set(inspect.signature(FAMILIES[self.name]).parameters)
-        for item in fields(self):
-            value = getattr(self, item.name)
-            usual = item.default if item.default_factory is MISSING else item.default_factory()
-            if item.name not in usable and value != usual:
-                raise ValueError(
-                    f"model.{item.name}={value}: {self.family} has no such setting; leave it out"
-                )
 
 
 def check_name(name: str) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from cpprune.distributed.process_group import rank, world_size
 from cpprune.models.artifact import Model
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.saliency import MEASURES, Saliency
-from cpprune.pruning.schedule import PruneConfig
 from shards.order import permutation, rank_slice
 from shards.reader import Split
 

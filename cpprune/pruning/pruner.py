@@ -13,9 +13,10 @@ from cpprune.distributed.collectives import check_ranks_equal, share_json
 from cpprune.distributed.process_group import rank
 from cpprune.models.artifact import Model
 from cpprune.pruning.calibration import measure_saliency
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.plan import Plan, make_plan, read_plan
 from cpprune.pruning.regularizers import Penalty
-from cpprune.pruning.schedule import Event, PruneConfig, events, plan_arguments
+from cpprune.pruning.schedule import Event, events, plan_arguments
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
 from shards.errors import InputError
 from shards.reader import Split

@@ -6,8 +6,6 @@ import numpy as np
 
 from cpprune.pruning.allocation import Bounds, CostModel, Widths
 
-RAMPS = ("widths", "linear", "cubic", "exponential")
-
 
 def parameters_at(ramp: str, part: float, start: float, end: float) -> float:
     """Return the number of parameters after this part of the schedule.
@@ -25,7 +23,7 @@ def parameters_at(ramp: str, part: float, start: float, end: float) -> float:
         return end + (start - end) * (1 - part) ** 3
     if ramp == "exponential":
         return float(start * (end / start) ** part)
-    raise ValueError(f"ramp={ramp!r}: a curve is one of {', '.join(RAMPS[1:])}")
+    raise ValueError(f"ramp={ramp!r}: a curve is one of linear, cubic, exponential")
 
 
 def on_the_way(
@@ -39,7 +37,7 @@ def on_the_way(
         end: widths after the last step, [G].
         allowed: what widths may be now.
         part: from 0 to 1.
-        ramp: see `RAMPS`.
+        ramp: see `PruneConfig.ramp`.
 
     Returns:
         [G]: under `widths`, that part of the way in each group; else the widest on the way whose

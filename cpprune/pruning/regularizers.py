@@ -18,8 +18,6 @@ from cpprune.pruning.prunable import channel_groups
 # DepGraph's exponent: the weakest channel of a group is pulled 2^4 times as much as the strongest.
 ALPHA = 4.0
 
-PENALTIES = ("none", "slimming", "group_norm", "growing")
-
 
 @dataclass(frozen=True)
 class Slice:

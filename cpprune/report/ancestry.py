@@ -14,6 +14,7 @@ from cpprune.config import FREE_KEYS, RunConfig, flatten
 from cpprune.models import artifact
 from cpprune.report.runs import Run, read_mapping
 from cpprune.runs.identity import DEFAULTS_THEN
+from cpprune.settings.renamed import current
 from shards.errors import InputError
 
 
@@ -62,7 +63,7 @@ def _shaped(
         config = model.parent / "config.yaml"
         if init in above or weights_of(model) != init or not config.is_file():
             continue
-        tree = flatten(read_mapping(config, []))
+        tree = current(flatten(read_mapping(config, [])))
         if not tree:
             continue
         origin = artifact.read_description(model).get("provenance")

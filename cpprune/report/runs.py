@@ -13,6 +13,7 @@ from cpprune.config import flatten
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.trust import UntrustedCodeError
+from cpprune.settings.renamed import current
 from shards.credentials import recorded
 from shards.errors import InputError
 from shards.files.documents import (
@@ -199,7 +200,7 @@ def read_run(folder: Path) -> Run:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
-        settings=recorded(flatten(settings)),
+        settings=recorded(current(flatten(settings))),
         environment=recorded(environment),
         epochs=epochs,
         cuts=cuts,

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpprune.audio.frontend import LogMel, MelSpec, spec_to_json
+from cpprune.audio.config import MelSpec
+from cpprune.audio.frontend import LogMel, spec_to_json
 from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, all_keys, flatten
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
+from cpprune.settings.renamed import current
 from shards import draws
 from shards.errors import InputError
 from shards.files.documents import read_bytes, read_yaml
@@ -59,7 +61,8 @@ def check_same(
     Raises:
         InputError: it is another run; the message names what differs.
     """
-    then = settings_then(saved["settings"], run, now["settings"])
+    saved_settings = current(saved["settings"])
+    then = settings_then(saved_settings, run, now["settings"])
     changed = [
         f"{key}: {then[key]} then, {now['settings'][key]} now"
         for key in sorted(then)
@@ -77,8 +80,8 @@ def check_same(
             f"{run}: holds a run with other settings ({'; '.join(changed[:3])}{more}); give the same to "
             "resume it, choose another --run, or replace it with --resume never"
         )
-    for key in sorted(saved["settings"].keys() - set(all_keys())):
-        say(f"{run}: {key}={saved['settings'][key]} is no setting of this version and is left out")
+    for key in sorted(saved_settings.keys() - set(all_keys())):
+        say(f"{run}: {key}={saved_settings[key]} is no setting of this version and is left out")
     if saved.get("draws", 1) != now["draws"]:
         say(
             f"{run}: was begun by a version that drew other random numbers: from here on the "
@@ -97,12 +100,12 @@ def settings_then(
         keys: those that are asked for.
     """
     try:
-        told = flatten(read_yaml(run / "config.yaml", dict[str, Any]))
+        told = current(flatten(read_yaml(run / "config.yaml", dict[str, Any])))
     except InputError:
         told = {}
     for key in FILE_KEYS:
         told.pop(key, None)  # a path; here it is of what the file holds
-    known = {**flatten(RunConfig().to_dict()), **DEFAULTS_THEN, **told, **saved}
+    known = {**flatten(RunConfig().to_dict()), **DEFAULTS_THEN, **told, **current(saved)}
     return {key: known[key] for key in keys}
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from cpprune.audio.config import IMAGE, PRESETS
 from cpprune.audio.dali import on_dali
-from cpprune.audio.frontend import IMAGE, PRESETS, build_features, spec_to_json
+from cpprune.audio.frontend import build_features, spec_to_json
 from cpprune.config import RunConfig, flatten
 from cpprune.data.loader import check_fits
 from cpprune.models import artifact

@@ -4,58 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("lambda", "reduce_on_plateau", "cosine", "constant")
-
-
-@dataclass(kw_only=True)
-class OptimConfig:
-    """Optimizer and learning rate."""
-
-    name: str = "adam"
-    """adam (coupled L2), adamw (decoupled weight decay) or sgd (momentum 0.9)"""
-    lr: float = 1e-3
-    """learning rate before the schedule's factor"""
-    weight_decay: float = 3e-3
-    """weight decay"""
-    schedule: str = "lambda"
-    """lambda (warm-up, hold, linear fall), reduce_on_plateau, cosine or constant"""
-    warmup_epochs: int = 6
-    """lambda and cosine: epochs of exponential warm-up"""
-    hold_epochs: int = 20
-    """lambda: the learning rate is full until this epoch"""
-    rampdown_epochs: int = 10
-    """lambda: epochs of linear fall to last_factor"""
-    last_factor: float = 1e-3
-    """lambda and cosine: the factor that the learning rate falls to"""
-    plateau_factor: float = 0.1
-    """reduce_on_plateau: the factor at each fall"""
-    plateau_patience: int = 10
-    """reduce_on_plateau: epochs without a better validation loss before a fall"""
-
-    def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"optim.name={self.name!r}: choose one of {', '.join(OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optim.schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}"
-            )
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"optim.lr={self.lr}: must be above 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"optim.weight_decay={self.weight_decay}: must not be negative")
-        for name in ("warmup_epochs", "hold_epochs", "rampdown_epochs", "plateau_patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim.{name}={getattr(self, name)}: must not be negative")
-        if not 0 <= self.last_factor <= 1:
-            raise ValueError(f"optim.last_factor={self.last_factor}: must be from 0 to 1")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"optim.plateau_factor={self.plateau_factor}: must be in (0, 1)")
+from cpprune.training.config import OptimConfig
 
 
 def build_optimizer(

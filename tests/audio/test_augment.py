@@ -15,7 +15,6 @@ from torch import Tensor
 import cpprune
 from cpprune.audio.augment import (
     NO_DRAWS,
-    AugmentConfig,
     augmented,
     draw,
     freq_mixstyle,
@@ -24,10 +23,11 @@ from cpprune.audio.augment import (
     roll_waves,
     silence,
 )
-from cpprune.audio.frontend import PRESETS, ScaleImage
+from cpprune.audio.config import PRESETS, AugmentConfig
+from cpprune.audio.frontend import ScaleImage
 from shards.order import rank_slice
 
-SPEC = PRESETS["seed128"]
+SPEC = PRESETS["passt_128"]
 EVERYTHING = AugmentConfig(
     mixstyle_p=1.0, mixup_alpha=0.4, roll=10_000, freq_mask=48, time_mask=30, band_jitter=True
 )
@@ -271,7 +271,7 @@ def test_slices_of_a_batch_are_mixed_as_the_whole(world: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
-    features = cpprune.log_mel("seed128")
+    features = cpprune.log_mel("passt_128")
     clips = torch.from_numpy(
         np.random.default_rng(0).integers(-9000, 9000, (5, 8000), dtype=np.int16)
     )
@@ -287,7 +287,7 @@ def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
 
 
 def test_augmented_is_its_steps_in_order() -> None:
-    features = cpprune.log_mel("seed128")
+    features = cpprune.log_mel("passt_128")
     wave = np.random.default_rng(0).uniform(-0.3, 0.3, (4, 8000)).astype(np.float32)
     drawn = draw(EVERYTHING, SPEC, 0, 0, 0, 4)
     assert drawn.roll is not None
@@ -312,7 +312,7 @@ def test_augmented_is_its_steps_in_order() -> None:
 
 
 def test_without_draws_nothing_is_augmented() -> None:
-    features = cpprune.log_mel("seed128")
+    features = cpprune.log_mel("passt_128")
     wave = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 8000))).float()
     x = augmented(features, wave, NO_DRAWS.of_rows(slice(0, 2)), AugmentConfig())
     assert torch.equal(x, features(wave))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from run_folder import assert_same_run, ids_of, metrics, weights_of
 
+from cpprune.audio.config import PRESETS, MelSpec
 from cpprune.audio.dali import on_dali
-from cpprune.audio.frontend import LOG_OFFSET, PRESETS, LogMel, MelSpec, ScaleImage
+from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
 from shards import InputError
 
 pytestmark = pytest.mark.dali
@@ -18,7 +19,7 @@ if "CI" not in os.environ:
 
 TOLERANCE = 1e-3
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 9, "--train.epochs", 2]
-SETTINGS += ["--data.split_fraction", 0.25, "--data.record_ids", "true", "--augment.roll", 500]
+SETTINGS += ["--data.train_fraction", 0.25, "--data.record_ids", "true", "--augment.roll", 500]
 SETTINGS += ["--optim.schedule", "constant"]
 DALI = ["--features.backend", "dali"]
 
@@ -62,7 +63,7 @@ def test_features_are_those_of_torch(name):
 
 
 def test_a_clip_is_the_same_in_any_batch_and_as_fractions():
-    features = on_dali(LogMel(PRESETS["seed128"]))
+    features = on_dali(LogMel(PRESETS["passt_128"]))
     wave = noise()
     whole = features(wave)
     assert torch.equal(features(wave[1:2]), whole[1:2])

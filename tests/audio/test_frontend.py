@@ -10,12 +10,10 @@ import torchaudio
 from numpy.typing import NDArray
 
 import cpprune
-from cpprune.audio.augment import AugmentConfig, draw
+from cpprune.audio.augment import draw
+from cpprune.audio.config import PRESETS, AugmentConfig, FeaturesConfig, MelSpec
 from cpprune.audio.frontend import (
-    PRESETS,
-    FeaturesConfig,
     LogMel,
-    MelSpec,
     ScaleImage,
     bands,
     build_features,
@@ -27,12 +25,12 @@ from cpprune.audio.frontend import (
 RATE = 32_000
 # window, hop, n_fft, mel bins, frames a second, upper edge in Hz
 NUMBERS = {
-    "seed256": (2048, 744, 2048, 256, 44, 15_500.0),
-    "seed128": (800, 320, 1024, 128, 100, 15_500.0),
+    "cpjku22_256": (2048, 744, 2048, 256, 44, 15_500.0),
+    "passt_128": (800, 320, 1024, 128, 100, 15_500.0),
     "dcase24": (3072, 500, 4096, 256, 65, 16_000.0),
     "cpjku23": (3072, 500, 4096, 256, 64, 15_500.0),
 }
-KALDI = ["seed256", "seed128", "cpjku23"]
+KALDI = ["cpjku22_256", "passt_128", "cpjku23"]
 
 
 def signals() -> NDArray[np.float64]:
@@ -168,7 +166,7 @@ def test_frames_of_other_lengths(preset: str, samples: int) -> None:
 def test_no_clips_make_no_spectrograms() -> None:
     # A rank may have none of the last global batch of an epoch.
     for clips in (torch.zeros(0, RATE), torch.zeros(0, RATE, dtype=torch.int16)):
-        assert cpprune.log_mel("seed256")(clips).shape == (0, 1, 256, 44)
+        assert cpprune.log_mel("cpjku22_256")(clips).shape == (0, 1, 256, 44)
 
 
 @pytest.mark.parametrize("preset", NUMBERS)
@@ -213,7 +211,7 @@ def test_band_edges_change_the_spectrogram_as_the_bank(preset: str) -> None:
 def test_band_edges_are_drawn_from_the_whole_range() -> None:
     edges = []
     for batch in range(2000):
-        drawn = draw(AugmentConfig(), PRESETS["seed256"], seed=0, epoch=0, batch=batch, size=1)
+        drawn = draw(AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1)
         assert drawn.band_edges is not None
         edges.append(drawn.band_edges)
     fmin, fmax = np.array(edges).T
@@ -226,14 +224,14 @@ def test_band_edges_are_drawn_from_the_whole_range() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "config"),
-    [("dcase24", AugmentConfig()), ("seed256", AugmentConfig(band_jitter=False))],
+    [("dcase24", AugmentConfig()), ("cpjku22_256", AugmentConfig(band_jitter=False))],
 )
 def test_band_edges_stand_still(preset: str, config: AugmentConfig) -> None:
     assert draw(config, PRESETS[preset], seed=0, epoch=0, batch=0, size=1).band_edges is None
 
 
 def test_autocast_changes_nothing() -> None:
-    features = cpprune.log_mel("seed256")
+    features = cpprune.log_mel("cpjku22_256")
     wave = torch.from_numpy(signals()).float()
     edges = torch.tensor([3.0, 15_900.0])
     plain = features(wave), features(wave, edges)
@@ -269,7 +267,7 @@ def test_what_is_set_takes_the_place_of_the_presets_number() -> None:
     assert FeaturesConfig(preset="image").spec() is None
     for preset in NUMBERS:
         assert FeaturesConfig(preset=preset).spec() == PRESETS[preset]
-    spec = FeaturesConfig(preset="seed128", n_mels=64, fmax_jitter=0).spec()
+    spec = FeaturesConfig(preset="passt_128", n_mels=64, fmax_jitter=0).spec()
     assert spec == MelSpec(window=800, hop=320, n_fft=1024, n_mels=64, fmax_jitter=0)
     assert spec.fmax == 16_000
 
@@ -277,7 +275,10 @@ def test_what_is_set_takes_the_place_of_the_presets_number() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"preset": "seed"}, "features.preset='seed': choose one of seed256, seed128, dcase24"),
+        (
+            {"preset": "seed"},
+            "features.preset='seed': choose one of cpjku22_256, passt_128, dcase24",
+        ),
         ({"hop": 0}, "features.hop=0: must be at least 1"),
         ({"n_mels": -1}, "features.n_mels=-1: must be at least 1"),
         ({"sample_rate": 0}, "features.sample_rate=0: must be at least 1"),
@@ -297,7 +298,7 @@ def test_a_wrong_number_is_named(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(ValueError, match="preset 'seed': choose one of seed256, seed128"):
+    with pytest.raises(ValueError, match="preset 'seed': choose one of cpjku22_256, passt_128"):
         cpprune.log_mel("seed")
 
 
@@ -328,6 +329,6 @@ def test_the_parts_of_a_bank_hold_all_of_it(spec):
 
 
 def test_most_of_the_products_are_left_out():
-    spec = PRESETS["seed256"]
+    spec = PRESETS["cpjku22_256"]
     done = sum(len(range(256)[f]) * len(range(1025)[k]) for f, k in bands(spec))
     assert done < 256 * 1025 / 12

@@ -51,7 +51,7 @@ def os_error(number, *names):
             RuntimeError("CUDA out of memory. Tried\nto …"),
             ["out of GPU memory", "micro_batch_size"],
         ),
-        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), ["out of GPU memory", "data.resident"]),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), ["out of GPU memory", "data.in_memory"]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ["out of memory"]),
         (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), ["data.workers=0"]),
         (RecursionError("maximum recursion depth"), ["nested too deeply"]),

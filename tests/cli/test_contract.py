@@ -62,11 +62,11 @@ def test_info_of_a_configuration(cli, name, parameters, macs):
 
 def test_info_says_when_a_limit_is_broken(cli):
     config = REPOSITORY / "configs/big.yaml"
-    shown = cli("info", "--config", config, "--features.preset", "seed128", "--json").json
+    shown = cli("info", "--config", config, "--features.preset", "passt_128", "--json").json
     assert shown["input_shape"] == [1, 128, 100]
     assert shown["macs"] == pytest.approx(33_460_000, rel=5e-4)
     assert shown["limits"]["macs"]["ok"] is False
-    text = cli("info", "--config", config, "--features.preset", "seed128").out
+    text = cli("info", "--config", config, "--features.preset", "passt_128").out
     assert "131,316" in text
     assert "over DCASE's 30,000,000" in text
     assert "91 bins × 39 frames" in text
@@ -108,7 +108,7 @@ def test_dry_run_of_a_trained_model_is_what_pruning_it_gives(cli, tiny_run, scen
     plan = ["--init", tiny_run / "model", "--prune.ratio", 0.5, "--prune.steps", 2]
     plan += ["--train.epochs", 2, "--prune.criterion", "group_norm"]
     shown = cli("prune", *plan, "--dry-run", "--json").json
-    settings = ["--data.path", scenes, "--data.split_fraction", 0.2, "--train.batch_size", 16]
+    settings = ["--data.path", scenes, "--data.train_fraction", 0.2, "--train.batch_size", 16]
     result = cli("prune", *plan, *settings, "--run", tmp_path / "run", "--json").json
     assert shown["after"]["parameters"] == result["parameters"]
     assert shown["after"]["macs"] == result["macs"]
@@ -136,8 +136,8 @@ def test_every_configuration_is_known_to_these_tests():
 def test_every_configuration_can_be_used(cli, path):
     shown = cli("info", "--config", path, "--json").json
     assert shown["parameters"] == PARAMETERS[path.stem]
-    preset = yaml.safe_load(path.read_text()).get("features", {}).get("preset", "seed256")
-    shapes = {"image": [1, 28, 28], "seed256": [1, 256, 44], "dcase24": [1, 256, 65]}
+    preset = yaml.safe_load(path.read_text()).get("features", {}).get("preset", "cpjku22_256")
+    shapes = {"image": [1, 28, 28], "cpjku22_256": [1, 256, 44], "dcase24": [1, 256, 65]}
     assert shown["input_shape"] == shapes[preset]
 
 
@@ -183,7 +183,7 @@ def test_standard_output_of_a_process_is_one_json_object():
 def test_training_prints_its_result_and_nothing_else_on_standard_output(
     cli, tiny, scenes, tmp_path
 ):
-    settings = [*tiny, "--data.path", scenes, "--data.split_fraction", 0.2, "--train.epochs", 1]
+    settings = [*tiny, "--data.path", scenes, "--data.train_fraction", 0.2, "--train.epochs", 1]
     outcome = cli("train", *settings, "--run", tmp_path / "run", "--json")
     assert outcome.json == json.loads((tmp_path / "run/result.json").read_text())
     assert outcome.json["model"] == str(tmp_path / "run/model")
@@ -201,6 +201,36 @@ def test_console_script_gives_its_version_quickly_and_without_torch():
     script = Path(sys.executable).with_name("cpprune")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"cpprune {version('cpprune')}\n"
+
+
+WITHOUT_TORCH = """
+import sys
+from cpprune.cli.main import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print(status, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["--print_config"], 0),
+        (["--optim.lrr", "1"], 2),
+        (["--optim.lr", "fast"], 2),
+        (["--optim.name", "adamm"], 2),
+        (["--model.rho", "40"], 2),
+        (["--prune.ratio", "2"], 2),
+    ],
+    ids=str,
+)
+def test_help_and_mistakes_in_settings_need_no_torch(words, status):
+    command = [sys.executable, "-c", WITHOUT_TORCH, "train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{status} False"
 
 
 # --- help ---------------------------------------------------------------------------------------------
@@ -235,7 +265,7 @@ def test_help_of_training_names_every_key_and_says_what_it_is(cli):
     text = cli("train", "--help").out
     missing = [key for key in all_keys() if f"--{key} " not in text]
     assert missing == []
-    assert "part of the channels to cut" in text
+    assert "fraction of the channels to remove" in text
 
 
 # --- import -------------------------------------------------------------------------------------------
@@ -264,7 +294,7 @@ def test_import_of_a_state_dict(cli, tmp_path, prefix):
 
 def test_import_of_a_network_pruned_to_a_width_for_each_layer(cli, tiny_run, scenes, tmp_path):
     settings = ["--init", tiny_run / "model", "--prune.ratio", 0.3, "--train.epochs", 1]
-    settings += ["--prune.scope", "global", "--data.path", scenes, "--data.split_fraction", 0.2]
+    settings += ["--prune.scope", "global", "--data.path", scenes, "--data.train_fraction", 0.2]
     result = cli("prune", *settings, "--run", tmp_path / "run", "--json").json
     pruned = cpprune.load(result["model"])
     widths = json.loads((tmp_path / "run/model/model.json").read_text())["widths"]

@@ -43,7 +43,7 @@ def test_resume_with_another_setting(refused, hashes, copy_of_run):
     names = [folder, "optim.lr", "0.01", "0.005", "--resume never"]
     refused(*command, "--optim.lr", "5e-3", names=names)
     refused(*command, "--seed", 7, names=[folder, "seed: 0 then, 7 now"])
-    refused(*command, "--features.preset", "seed128", names=["features.preset"])
+    refused(*command, "--features.preset", "passt_128", names=["features.preset"])
     refused(*command, "--prune.ratio", 0.4, names=["prune.ratio"])
     assert hashes(folder) == before
 
@@ -83,7 +83,7 @@ def test_a_run_without_its_checkpoints_is_not_overwritten(refused, hashes, copy_
 @pytest.mark.parametrize(
     ("setting", "carried"),
     [
-        (["--features.preset", "seed128"], "seed256"),
+        (["--features.preset", "passt_128"], "cpjku22_256"),
         (["--features.n_mels", "128"], "256"),
         (["--features.hop", "320"], "744"),
         (["--model.widths", "[4,4,4]"], "[6, 8, 10]"),

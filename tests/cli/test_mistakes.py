@@ -66,9 +66,9 @@ def test_unknown_key_in_a_file(refused, tmp_path):
         ("model.widths", "[1, 2]", "three"),
         ("model.widths", "wide", "a list of whole numbers"),
         ("model.name", "cp_resnt", "cp_resnet"),
-        ("features.preset", "seed512", "seed256"),
-        ("data.split_fraction", "1.5", "at most 1"),
-        ("data.resident", "gpu", "device"),
+        ("features.preset", "seed512", "cpjku22_256"),
+        ("data.train_fraction", "1.5", "at most 1"),
+        ("data.in_memory", "gpu", "device"),
         ("augment.mixstyle_p", "2", "from 0 to 1"),
         ("prune.criterion", "magnitud", "magnitude"),
         ("prune.scope", "both", "local"),
@@ -218,7 +218,7 @@ def test_weights_that_cannot_be_imported(refused, tmp_path):
     torch.save(tensors, file)
     refused("import", file, "--out", out, "--classes", "a,b", names=[file, "10", "2", "--classes"])
     refused("import", file, "--out", out, "--rho", 8, names=[file, "--rho 8"])
-    refused("import", file, "--out", out, "--preset", "seed", names=["--preset", "seed256"])
+    refused("import", file, "--out", out, "--preset", "seed", names=["--preset", "cpjku22_256"])
     for name in ("stage2.block1.conv1.weight", "stage2.block1.bn1.running_var"):
         torch.save({key: t for key, t in tensors.items() if key != name}, file)
         refused("import", file, "--out", out, names=[file, name.removesuffix(".weight")])

@@ -88,7 +88,9 @@ def test_images_and_audio_mixed_up(refused, cli, digits, scenes, tiny, tiny_run,
     names = [digits, "features.preset=image"]
     refused("train", *settings, "--data.path", digits, names=names)
     image = [*settings, "--features.preset", "image"]
-    refused("train", *image, "--data.path", scenes, names=[scenes, "features.preset", "seed256"])
+    refused(
+        "train", *image, "--data.path", scenes, names=[scenes, "features.preset", "cpjku22_256"]
+    )
     refused("evaluate", tiny_run / "model", "--data", digits, names=[digits])
     assert not run.exists()
     assert cli("train", *image, "--data.path", digits).status == 0

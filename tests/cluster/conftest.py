@@ -11,7 +11,7 @@ from cluster import REPOSITORY, Cluster, logs, required
 TINY = """
 model: {widths: [6, 8, 10]}
 optim: {schedule: constant, lr: 1e-2, weight_decay: 0}
-data: {split_fraction: 0.5}
+data: {train_fraction: 0.5}
 train: {batch_size: 16, epochs: %d}
 """
 EPOCHS = 12

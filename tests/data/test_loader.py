@@ -15,15 +15,10 @@ from torch import Tensor
 
 import cpprune
 import shards
-from cpprune.audio.frontend import MelSpec, build_features
-from cpprune.data.loader import (
-    Batch,
-    DataConfig,
-    TrainingBatches,
-    check_fits,
-    open_checked,
-    training_positions,
-)
+from cpprune.audio.config import MelSpec
+from cpprune.audio.frontend import build_features
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import Batch, TrainingBatches, check_fits, open_checked, training_positions
 from cpprune.models.artifact import Model
 from shards import Dataset, InputError
 from shards.build.dataset import build_dataset
@@ -75,7 +70,7 @@ def batches(
     ids_file: Path | None = None,
     **config: Any,
 ) -> TrainingBatches:
-    choice = DataConfig(**({"resident": "off"} | config))
+    choice = DataConfig(**({"in_memory": "off"} | config))
     return TrainingBatches(
         dataset, choice, size, 3, rank=rank, world=world, device=CPU, ids_file=ids_file
     )
@@ -141,7 +136,7 @@ def test_global_batches_are_slices_of_the_order(
 ) -> None:
     split = dataset.split("train")
     rows = split.ids[training_positions(split, fraction)]
-    source = batches(dataset, size=size, split_fraction=fraction)
+    source = batches(dataset, size=size, train_fraction=fraction)
     assert source.clips == len(rows)
     assert len(source) == -(-len(rows) // size)
     seen = []
@@ -184,13 +179,13 @@ def test_ranks_share_each_batch_in_order(world: int, dataset: Dataset) -> None:
 @pytest.mark.parametrize("first", [0, 1, 5])
 def test_going_on_from_the_middle(first: int, resident: str, dataset: Dataset) -> None:
     whole = list(batches(dataset).epoch(2))
-    assert same(list(batches(dataset, resident=resident).epoch(2, first)), whole[first:])
+    assert same(list(batches(dataset, in_memory=resident).epoch(2, first)), whole[first:])
     assert list(batches(dataset).epoch(2, len(whole))) == []
 
 
 def test_a_worker_reads_the_same(dataset: Dataset) -> None:
-    plain = batches(dataset, split_fraction=0.8)
-    source = batches(dataset, split_fraction=0.8, workers=1)
+    plain = batches(dataset, train_fraction=0.8)
+    source = batches(dataset, train_fraction=0.8, workers=1)
     assert same(list(source.epoch(0)), list(plain.epoch(0)))
     assert same(list(source.epoch(1, 4)), list(plain.epoch(1, 4)))
     # An epoch that is left early leaves nothing behind.
@@ -302,11 +297,11 @@ def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"split_fraction": 0.0}, "data.split_fraction=0.0: must be above 0 and at most 1"),
-        ({"split_fraction": 1.5}, "data.split_fraction=1.5: must be above 0 and at most 1"),
-        ({"split_fraction": float("nan")}, "data.split_fraction=nan"),
+        ({"train_fraction": 0.0}, "data.train_fraction=0.0: must be above 0 and at most 1"),
+        ({"train_fraction": 1.5}, "data.train_fraction=1.5: must be above 0 and at most 1"),
+        ({"train_fraction": float("nan")}, "data.train_fraction=nan"),
         ({"workers": -1}, "data.workers=-1: must not be negative"),
-        ({"resident": "gpu"}, "data.resident='gpu': choose one of auto, off, host, device"),
+        ({"in_memory": "gpu"}, "data.in_memory='gpu': choose one of auto, off, host, device"),
     ],
 )
 def test_a_wrong_number_is_named(wrong: dict[str, Any], message: str) -> None:

@@ -9,7 +9,8 @@ from run_folder import assert_same_run, ids_of
 
 import shards
 from cpprune.data import memory as resident
-from cpprune.data.loader import DataConfig, TrainingBatches
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import TrainingBatches
 from cpprune.data.memory import load_resident
 from shards import InputError
 from shards.build.dataset import build_dataset
@@ -18,7 +19,7 @@ from shards.build.plan import BuildOptions
 CPU = torch.device("cpu")
 # 32 clips in 4 batches, and a cut between the epochs.
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 9, "--train.epochs", 2]
-SETTINGS += ["--data.split_fraction", 0.25, "--data.record_ids", "true", "--optim.lr", 1e-3]
+SETTINGS += ["--data.train_fraction", 0.25, "--data.record_ids", "true", "--optim.lr", 1e-3]
 SETTINGS += ["--optim.schedule", "constant", "--prune.ratio", 0.3, "--prune.start_epoch", 1]
 
 
@@ -45,7 +46,7 @@ def encoded(scenes_source, tmp_path_factory):
 
 def epochs(dataset, where, **settings):
     """Return (ids, clips) of every batch of two epochs."""
-    config = DataConfig(resident=where, **settings)
+    config = DataConfig(in_memory=where, **settings)
     source = TrainingBatches(dataset, config, 7, 3, rank=1, world=2, device=CPU)
     found = [(batch.ids, batch.clips) for epoch in (0, 3) for batch in source.epoch(epoch, 2)]
     return source, found
@@ -56,8 +57,8 @@ def epochs(dataset, where, **settings):
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
 def test_batches_are_the_same(encoded, encoding, where, fraction):
     dataset = shards.open_dataset(encoded[encoding])
-    _, plain = epochs(dataset, "off", split_fraction=fraction)
-    source, found = epochs(dataset, where, split_fraction=fraction, workers=3)
+    _, plain = epochs(dataset, "off", train_fraction=fraction)
+    source, found = epochs(dataset, where, train_fraction=fraction, workers=3)
     assert source.resident is not None
     assert len(plain) == len(found) > 4
     for (ids, clips), (other_ids, other) in zip(plain, found, strict=True):
@@ -100,7 +101,7 @@ def test_auto_leaves_half_of_the_memory(dataset, monkeypatch, free, kept):
 def test_too_many_clips_are_refused_by_name(dataset, monkeypatch, where):
     rows = dataset.split("train").ids
     monkeypatch.setattr(resident, "available_memory", lambda: 128 * 32_000 * 2 - 1)
-    with pytest.raises(InputError, match=r"data.resident=host: 0.0 GB of clips .*resident=auto"):
+    with pytest.raises(InputError, match=r"data.in_memory=host: 0.0 GB of clips .*in_memory=auto"):
         load_resident(dataset, rows, where, CPU)
 
 
@@ -110,9 +111,9 @@ def test_validation_clips_without_room_are_refused_before_anything_is_trained(
     free = iter([10**9, 10])  # for 32 clips to train on, then for 22 to validate
     monkeypatch.setattr(resident, "available_memory", lambda: next(free))
     command = ["prune", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
-    outcome = cli(*command, "--data.resident", "host")
+    outcome = cli(*command, "--data.in_memory", "host")
     assert outcome.status == 2
-    assert "data.resident=host: 0.0 GB of clips do not fit" in outcome.err
+    assert "data.in_memory=host: 0.0 GB of clips do not fit" in outcome.err
     assert not (tmp_path / "run/ids").exists()
 
 
@@ -127,7 +128,7 @@ def test_nothing_is_read_again_once_it_is_kept(cli, scenes, tmp_path, monkeypatc
 
     monkeypatch.setattr(shards.reader.Dataset, "fetch", count)
     command = ["prune", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
-    assert cli(*command, "--data.resident", where).status == 0
+    assert cli(*command, "--data.in_memory", where).status == 0
     assert len(counted) == reads
 
 
@@ -137,14 +138,14 @@ def test_a_run_ends_the_same_and_goes_on_in_another_mode(
     command = ["prune", *SETTINGS, "--data.path", scenes, "--run"]
     modes = ("off", "host", "device", "auto")
     for where in modes:
-        outcome = cli(*command, tmp_path / where, "--data.resident", where)
+        outcome = cli(*command, tmp_path / where, "--data.in_memory", where)
         assert outcome.status == 0
         assert "Loading" not in outcome.err, "so few are loaded at once"
     monkeypatch.setattr(resident, "SHOWN_BYTES", 0)
     with stop_at(7):  # in the second epoch: 4 batches, validation, 2 batches
         more = ["--train.checkpoint_steps", 1]
-        assert cli(*command, tmp_path / "changed", "--data.resident", "off", *more).status == 130
-    outcome = cli(*command, tmp_path / "changed", "--data.resident", "host")
+        assert cli(*command, tmp_path / "changed", "--data.in_memory", "off", *more).status == 130
+    outcome = cli(*command, tmp_path / "changed", "--data.in_memory", "host")
     assert "goes on from" in outcome.err
     assert "Loading clips into the memory of the machine: 32 of 32" in outcome.err
     for other in (*modes[1:], "changed"):

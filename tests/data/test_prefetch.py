@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import shards
-from cpprune.data.loader import DataConfig, TrainingBatches
+from cpprune.data.config import DataConfig
+from cpprune.data.loader import TrainingBatches
 from cpprune.data.prefetch import Feed
 
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_what_cannot_be_read_ends_the_epoch(notes):
 def test_a_gpu_gets_the_same_batches(scenes, where):
     dataset, device = shards.open_dataset(scenes), torch.device("cuda")
     found = TrainingBatches(
-        dataset, DataConfig(resident=where), 9, 3, rank=1, world=2, device=device
+        dataset, DataConfig(in_memory=where), 9, 3, rank=1, world=2, device=device
     )
     for epoch in (0, 1):
         for batch in found.epoch(epoch, 1):

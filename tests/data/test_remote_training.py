@@ -90,7 +90,7 @@ def test_training_starts_before_all_shards_are_there(
     flaky.fault = withheld
     monkeypatch.setattr(TrainingStep, "__call__", noted)
     run = tmp_path / "run"
-    read = ["--data.resident", "off", "--data.path", url]
+    read = ["--data.in_memory", "off", "--data.path", url]
     assert call(*settings, *read, "--run", run) == 0
     assert waited
     assert all(waited)
@@ -122,7 +122,7 @@ def test_a_run_goes_on_from_another_place_of_the_dataset(
 def test_resident_clips_are_fetched(
     url: str, local_run: Path, call: Callable[..., int], settings: list[Any], tmp_path: Path
 ) -> None:
-    more = ["--data.resident", "host", "--data.path", url, "--run", tmp_path / "run"]
+    more = ["--data.in_memory", "host", "--data.path", url, "--run", tmp_path / "run"]
     assert call(*settings, *more) == 0
     assert_same_run(tmp_path / "run", local_run)
 
@@ -150,7 +150,7 @@ def test_a_damaged_shard_ends_the_run(
 
     flaky.fault = spoiled
     expected = next(s for s in open_dataset(sharded).manifest.shards if s.name == damaged).sha256
-    more = ["--data.path", url, "--data.resident", "host", "--run", tmp_path / "run"]
+    more = ["--data.path", url, "--data.in_memory", "host", "--run", tmp_path / "run"]
     outcome = cli(*settings, *more)
     assert outcome.status == 2
     last = outcome.err.splitlines()[-1]

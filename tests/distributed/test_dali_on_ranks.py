@@ -10,7 +10,7 @@ pytestmark = pytest.mark.dali
 if "CI" not in os.environ:
     pytest.importorskip("nvidia.dali")
 
-SETTINGS = ["--data.split_fraction", 0.25, "--train.batch_size", 5, "--data.record_ids", "true"]
+SETTINGS = ["--data.train_fraction", 0.25, "--train.batch_size", 5, "--data.record_ids", "true"]
 SETTINGS += ["--train.epochs", 1, "--optim.name", "sgd", "--optim.weight_decay", 0]
 SETTINGS += ["--optim.schedule", "constant", "--optim.lr", 1e-4, "--augment.mixstyle_p", 1]
 SETTINGS += ["--augment.roll", 500, "--model.widths", "[6, 8, 10]"]

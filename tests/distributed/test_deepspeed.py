@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 # 38 clips: four batches an epoch and a last one of 6; two cuts with training before and after each.
 # From trained weights at a small learning rate, so that rounding does not grow into other steps.
-SETTINGS = ["--data.split_fraction", 0.3, "--train.batch_size", 8]
+SETTINGS = ["--data.train_fraction", 0.3, "--train.batch_size", 8]
 SETTINGS += ["--optim.schedule", "constant", "--optim.lr", 1e-4, "--train.epochs", 3]
 SETTINGS += ["--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1]
 SETTINGS += ["--train.checkpoint_steps", 2, "--train.keep_checkpoints", 20]

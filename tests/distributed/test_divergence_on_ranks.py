@@ -10,7 +10,7 @@ from run_folder import weights_of
 from cpprune.cli.main import main
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "8"]
-SETTINGS += ["--data.split_fraction", "0.25", "--optim.schedule", "constant"]
+SETTINGS += ["--data.train_fraction", "0.25", "--optim.schedule", "constant"]
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_a_training_beside_remnants_is_whole(cli, scenes, tiny, tmp_path, monkey
     environment = {"RANK": "3", "LOCAL_RANK": "1", "PMI_RANK": "1", "MV2_COMM_WORLD_RANK": "2"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    settings = [*tiny, "--train.epochs", 1, "--data.split_fraction", 0.1]
+    settings = [*tiny, "--train.epochs", 1, "--data.train_fraction", 0.1]
     done = cli("train", *settings, "--data.path", scenes, "--run", tmp_path / "run", "--json")
     assert done.status == 0, done.err
     assert done.json["parameters"] == 2_650
@@ -175,7 +175,7 @@ def test_other_commands_do_not_care(cli, scenes, tiny_run, monkeypatch):
 
 def test_the_run_alone_says_how_it_trains(cli, scenes, tiny, tmp_path, monkeypatch):
     """A default configuration's settings change nothing, and each is named."""
-    settings = [*tiny, "--train.epochs", 1, "--data.split_fraction", 0.1, "--data.path", scenes]
+    settings = [*tiny, "--train.epochs", 1, "--data.train_fraction", 0.1, "--data.path", scenes]
     assert cli("train", *settings, "--run", tmp_path / "plain").status == 0
     asked = {
         "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
@@ -226,7 +226,7 @@ def test_two_processes_of_mpi(scenes, tiny, tmp_path, free_port):
     environment = {n: v for n, v in os.environ.items() if n not in NAMES}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    settings = [*tiny, "--train.epochs", 1, "--data.split_fraction", 0.1, "--data.path", scenes]
+    settings = [*tiny, "--train.epochs", 1, "--data.train_fraction", 0.1, "--data.path", scenes]
     processes = []
     for rank in ("0", "1"):
         own = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": rank}

@@ -17,7 +17,7 @@ from run_folder import assert_same_run, epochs_of, metrics, weights_of
 import cpprune.training.step
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 8, "--train.epochs", 3]
-SETTINGS += ["--data.split_fraction", 0.25, "--optim.schedule", "constant"]
+SETTINGS += ["--data.train_fraction", 0.25, "--optim.schedule", "constant"]
 
 
 @pytest.fixture(scope="module")

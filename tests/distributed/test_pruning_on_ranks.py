@@ -13,10 +13,11 @@ from cpprune.distributed import collectives
 from cpprune.models import artifact
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.calibration import measure_saliency
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.pruner import prune_on_all_ranks
-from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
+from cpprune.pruning.schedule import events, plan_arguments
 
 CPU = torch.device("cpu")
 
@@ -66,7 +67,7 @@ def test_every_criterion_gives_the_same_bytes(two, four, alone, tiny_run, scenes
 
 @pytest.mark.parametrize("kind", ["slimming", "group_norm", "growing"])
 def test_a_penalty_is_the_same_on_two_processes(cli, two, tiny_run, scenes, tmp_path, kind):
-    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.split_fraction", 0.2]
+    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.train_fraction", 0.2]
     settings += ["--train.batch_size", 9, "--train.epochs", 2]
     settings += ["--optim.name", "sgd", "--optim.lr", 1e-3, "--optim.schedule", "constant"]
     settings += ["--prune.ratio", 0.5, "--prune.start_epoch", 1, "--prune.sparsity", kind]

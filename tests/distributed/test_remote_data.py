@@ -3,7 +3,7 @@
 from run_folder import assert_same_run
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 8, "--train.epochs", 1]
-SETTINGS += ["--data.split_fraction", 0.25, "--optim.schedule", "constant"]
+SETTINGS += ["--data.train_fraction", 0.25, "--optim.schedule", "constant"]
 
 
 def test_training_over_a_url_is_the_same(two, scenes, tmp_path):

@@ -17,7 +17,7 @@ from shards import InputError
 
 CPU = torch.device("cpu")
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 9, "--train.epochs", 2]
-SETTINGS += ["--data.split_fraction", 0.25, "--data.record_ids", "true"]
+SETTINGS += ["--data.train_fraction", 0.25, "--data.record_ids", "true"]
 SETTINGS += ["--optim.schedule", "constant"]
 
 
@@ -83,16 +83,16 @@ def _without_room_for_files(folder):
 
 def test_where_memory_cannot_be_shared(two, scenes):
     for message in two.call(_without_room_for_files, str(scenes)):
-        assert "set data.resident=off" in message
+        assert "set data.in_memory=off" in message
 
 
 def test_training_is_the_same(two, scenes, tmp_path):
     command = ["train", *SETTINGS, "--data.path", scenes, "--run"]
     for where in ("off", "host"):
-        two.cpprune(*command, tmp_path / where, "--data.resident", where)
-    stop = ["--train.time_limit_minutes", 1e-9, "--data.resident", "host"]
+        two.cpprune(*command, tmp_path / where, "--data.in_memory", where)
+    stop = ["--train.time_limit_minutes", 1e-9, "--data.in_memory", "host"]
     assert "stopped by" in two.cpprune(*command, tmp_path / "changed", *stop)[0]["err"]
-    two.cpprune(*command, tmp_path / "changed", "--data.resident", "off")
+    two.cpprune(*command, tmp_path / "changed", "--data.in_memory", "off")
     for other in ("host", "changed"):
         assert_same_run(tmp_path / "off", tmp_path / other)
         for number in (0, 1):

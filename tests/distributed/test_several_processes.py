@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 # 32 clips: batches of 9, 9, 9 and 5, with everything on that mixes clips of different ranks. A small
 # learning rate: float32's rounding moves a maximum here and there to another place, and from there
 # on the steps themselves differ.
-SETTINGS = ["--data.split_fraction", 0.25, "--train.batch_size", 9, "--data.record_ids", "true"]
+SETTINGS = ["--data.train_fraction", 0.25, "--train.batch_size", 9, "--data.record_ids", "true"]
 SETTINGS += ["--train.epochs", 1, "--optim.name", "sgd", "--optim.weight_decay", 0]
 SETTINGS += ["--optim.schedule", "constant", "--optim.lr", 1e-4, "--augment.mixstyle_p", 1]
 SETTINGS += ["--augment.mixup_alpha", 0.4, "--augment.roll", 500, "--augment.freq_mask", 20]

@@ -18,7 +18,7 @@ from cpprune.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "8"]
-SETTINGS += ["--data.split_fraction", "0.25", "--optim.schedule", "constant"]
+SETTINGS += ["--data.train_fraction", "0.25", "--optim.schedule", "constant"]
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import torch
 from run_folder import assert_same_run, epochs_of, weights_of
 
 import cpprune
-from cpprune.audio.frontend import PRESETS, LogMel
+from cpprune.audio.config import PRESETS
+from cpprune.audio.frontend import LogMel
 from cpprune.training import engine
 from cpprune.training.cuda_graph import Captured
 
@@ -13,7 +14,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
-SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 8, "--data.split_fraction", 0.25]
+SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 8, "--data.train_fraction", 0.25]
 SETTINGS += ["--optim.name", "sgd", "--optim.lr", 1e-4, "--optim.weight_decay", 0]
 SETTINGS += ["--optim.schedule", "constant", "--augment.mixstyle_p", 1, "--train.epochs", 2]
 
@@ -132,7 +133,14 @@ def test_captured_steps_are_the_plain_ones_bit_by_bit(
 def test_a_stopped_run_ends_with_the_same_bits(
     trains, command, tmp_path, recorded, compiled, resident
 ):
-    more = ["--train.compile", compiled, "--train.checkpoint_steps", 1, "--data.resident", resident]
+    more = [
+        "--train.compile",
+        compiled,
+        "--train.checkpoint_steps",
+        1,
+        "--data.in_memory",
+        resident,
+    ]
     more += ["--prune.sparsity", "group_norm"]
     trains(*command, tmp_path / "whole", *more)
     stop = ["--train.time_limit_minutes", 1e-9]

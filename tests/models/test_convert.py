@@ -14,7 +14,7 @@ from networks import PRUNED, TEACHER, keep_first, randomised
 from torch import nn
 
 import cpprune
-from cpprune.audio.frontend import PRESETS
+from cpprune.audio.config import PRESETS
 from cpprune.models.convert import import_state_dict
 from cpprune.models.resize import layer_widths
 from shards.errors import InputError
@@ -44,7 +44,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         file = tmp_path / "weights.pth"
         file.write_bytes(payload)
         with pytest.raises(InputError) as caught:
-            import_state_dict(file, tmp_path / "model", "seed256", **options)
+            import_state_dict(file, tmp_path / "model", "cpjku22_256", **options)
         assert not (tmp_path / "model").exists()
         message = str(caught.value)
         assert message.startswith(f"{file}: ")
@@ -62,14 +62,14 @@ def test_names_of_lightning_and_ddp(prefix: str, nested: bool, tmp_path: Path) -
     if nested:
         content = {"state_dict": content, "epoch": 3, "global_step": 17}
     torch.save(content, tmp_path / "weights.pth")
-    model = import_state_dict(tmp_path / "weights.pth", tmp_path / "model", "seed128")
+    model = import_state_dict(tmp_path / "weights.pth", tmp_path / "model", "passt_128")
     wave = torch.rand(2, 32_000, generator=torch.Generator().manual_seed(0)) - 0.5
-    expected = network(cpprune.log_mel("seed128")(wave))
+    expected = network(cpprune.log_mel("passt_128")(wave))
     assert expected.std() > 0.01
     assert torch.equal(model.eval()(wave), expected)
     again = cpprune.load(tmp_path / "model")
     assert torch.equal(again(wave), expected)
-    assert again.features.spec == PRESETS["seed128"]
+    assert again.features.spec == PRESETS["passt_128"]
     assert again.classes == LABELS
     assert again.about["provenance"] == {"imported": "weights.pth"}
 
@@ -90,7 +90,7 @@ def test_any_widths_are_found(config: dict[str, Any], zipped: bool, tmp_path: Pa
     network = trained(**config)
     file = tmp_path / "weights.pth"
     file.write_bytes(saved(network.state_dict(), _use_new_zipfile_serialization=zipped))
-    model = import_state_dict(file, tmp_path / "model", "seed256", rho=config.get("rho", 4))
+    model = import_state_dict(file, tmp_path / "model", "cpjku22_256", rho=config.get("rho", 4))
     assert layer_widths(model.network) == layer_widths(network)
     x = torch.randn(2, 1, 64, 32, generator=torch.Generator().manual_seed(1))
     again = cpprune.load(tmp_path / "model").network
@@ -109,7 +109,7 @@ def test_a_shortcut_between_equal_widths_is_found(tmp_path: Path) -> None:
         elif layer in inputs:
             state[name] = tensor[:, :5].clone()
     torch.save(state, tmp_path / "weights.pth")
-    model = import_state_dict(tmp_path / "weights.pth", tmp_path / "model", "seed256")
+    model = import_state_dict(tmp_path / "weights.pth", tmp_path / "model", "cpjku22_256")
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, state[name])
     assert "stage2.block1.shortcut.conv.weight" in model.network.state_dict()
@@ -137,7 +137,7 @@ def test_the_current_folder_may_become_the_model(
     (tmp_path / "small.pth").write_bytes(saved(trained(widths=[4, 5, 6]).state_dict()))
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")
-    import_state_dict(tmp_path / "small.pth", Path(), "seed256")
+    import_state_dict(tmp_path / "small.pth", Path(), "cpjku22_256")
     assert (tmp_path / "model/model.json").is_file()
 
 
@@ -148,9 +148,9 @@ def test_another_rho_is_refused(refused: Callable[..., str]) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing.pth: no such file"):
-        import_state_dict(tmp_path / "nothing.pth", tmp_path / "model", "seed256")
+        import_state_dict(tmp_path / "nothing.pth", tmp_path / "model", "cpjku22_256")
     with pytest.raises(InputError, match="no such file"):
-        import_state_dict(tmp_path, tmp_path / "model", "seed256")
+        import_state_dict(tmp_path, tmp_path / "model", "cpjku22_256")
 
 
 class Trap:
@@ -220,7 +220,7 @@ def test_any_damage_is_refused_or_harmless(tmp_path: Path) -> None:
             payload[place] = int(torch.randint(256, (1,), generator=generator))
         file.write_bytes(payload)
         try:
-            import_state_dict(file, tmp_path / "model", "seed256")
+            import_state_dict(file, tmp_path / "model", "cpjku22_256")
         except InputError as refusal:
             messages.append(str(refusal))
     assert messages

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import cpprune
 from cpprune.evaluation.complexity import count_parameters, receptive_field
+from cpprune.models.config import ModelConfig
 from cpprune.models.cp_resnet import CPResNet
-from cpprune.models.registry import ModelConfig
 
 GAIN = nn.init.calculate_gain("relu")  # so that activations stay as large from layer to layer
 

@@ -10,7 +10,8 @@ import torch
 
 import cpprune
 from cpprune.models import factory
-from cpprune.models.registry import ModelConfig, check_logits
+from cpprune.models.config import ModelConfig
+from cpprune.models.registry import check_logits
 from shards.errors import InputError
 
 SOURCE = """

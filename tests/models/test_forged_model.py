@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 import cpprune
-from cpprune.audio.frontend import MelSpec, build_features
+from cpprune.audio.config import MelSpec
+from cpprune.audio.frontend import build_features
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from shards.errors import InputError

@@ -42,7 +42,7 @@ def unannotated(num_classes):
 """
 
 # 32 clips in 4 batches; an event at the start of the second epoch.
-TRAIN = ["--data.split_fraction", 0.25, "--train.batch_size", 8, "--optim.schedule", "constant"]
+TRAIN = ["--data.train_fraction", 0.25, "--train.batch_size", 8, "--optim.schedule", "constant"]
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_nor_by_the_library_or_in_debug_mode(strange, scenes):
 def own(cli, scenes, strange):
     """The model of a network made by that module, trained here."""
     given = ["--model.factory", f"{MODULE}:tiny", "--data.path", scenes, "--train.epochs", 1]
-    given += ["--data.split_fraction", 0.1, "--run", "own"]
+    given += ["--data.train_fraction", 0.1, "--run", "own"]
     outcome = cli("train", *given)
     assert outcome.status == 0
     assert "no report was made" not in outcome.err  # settings trust for the whole command

@@ -14,10 +14,10 @@ from torch import nn
 from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.allocation import lowest_first
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.curves import read_sensitivity, unit_costs
 from cpprune.pruning.groups import ChannelGroup
 from cpprune.pruning.plan import make_plan, scored_groups
-from cpprune.pruning.schedule import PruneConfig
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 

@@ -11,7 +11,8 @@ from torch import nn
 import cpprune
 from cpprune.distributed.collectives import fingerprint
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
+from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.schedule import events, plan_arguments
 from cpprune.pruning.surgery import apply_plan
 
 ALL = ["magnitude", "bn_scale", "group_norm"]

@@ -8,9 +8,10 @@ from marks import slow
 from torch import nn
 
 from cpprune.models.resize import layer_widths
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.ramp import parameters_at
-from cpprune.pruning.schedule import PruneConfig, events, plan_arguments
+from cpprune.pruning.schedule import events, plan_arguments
 from cpprune.pruning.surgery import apply_plan
 
 SHAPE = (1, 64, 32)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from cpprune.pruning.allocation import uniform
-from cpprune.pruning.schedule import Event, PruneConfig, events, lr_span, plan_arguments
+from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.schedule import Event, events, lr_span, plan_arguments
 
 
 def test_without_a_ratio_or_a_budget_nothing_is_pruned() -> None:

@@ -120,7 +120,7 @@ def test_commands_that_are_printed_can_be_given_to_a_shell(
 
     data, run = tmp_path / "the data", tmp_path / "it's a run"
     data.symlink_to(scenes)
-    settings = [*tiny, "--data.path", data, "--run", run, "--data.split_fraction", 0.25]
+    settings = [*tiny, "--data.path", data, "--run", run, "--data.train_fraction", 0.25]
     outcome = cli("train", *settings, "--train.epochs", 1, "--track", "none")
     assert outcome.status == 0, outcome.err
     command = outcome.err.partition("next: ")[2].splitlines()[0]
@@ -136,7 +136,7 @@ def test_the_time_of_a_training_is_that_of_all_its_starts(
     cli: Any, tiny: list[str], scenes: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    settings = [*tiny, "--data.path", scenes, "--run", run, "--data.split_fraction", 0.25]
+    settings = [*tiny, "--data.path", scenes, "--run", run, "--data.train_fraction", 0.25]
     settings += ["--train.epochs", 2]
     assert cli("train", *settings, "--train.time_limit_minutes", 1e-9).status == 0
     (state,) = run.glob("checkpoints/*/state.json")

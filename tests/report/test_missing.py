@@ -150,7 +150,7 @@ def test_a_report_that_fails_is_a_warning(
     def broken(*_: object) -> str:
         raise RuntimeError("two\nlines")
 
-    settings = [*tiny, "--data.path", scenes, "--train.epochs", 1, "--data.split_fraction", 0.25]
+    settings = [*tiny, "--data.path", scenes, "--train.epochs", 1, "--data.train_fraction", 0.25]
     command = ["train", *settings, "--run", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr("cpprune.report.run_report.render", broken)

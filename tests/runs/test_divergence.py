@@ -20,7 +20,7 @@ from cpprune.runs.divergence import is_better
 from cpprune.training.skipped import SkippedSteps
 from shards.files.documents import to_json
 
-SETTINGS = ["--data.split_fraction", "0.25"]
+SETTINGS = ["--data.train_fraction", "0.25"]
 
 
 def strict(text):

@@ -23,7 +23,7 @@ def curves(
 
 @pytest.fixture
 def settings(tiny_run: Path, scenes: Path, tmp_path: Path) -> list[Any]:
-    given = ["--init", tiny_run / "model", "--data.path", scenes, "--data.split_fraction", 0.25]
+    given = ["--init", tiny_run / "model", "--data.path", scenes, "--data.train_fraction", 0.25]
     given += ["--train.epochs", 1, "--train.batch_size", 16, "--optim.schedule", "constant"]
     return ["prune", *given, "--run", tmp_path / "run"]
 

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import cpprune
-from cpprune.audio.frontend import PRESETS, build_features
+from cpprune.audio.config import PRESETS
+from cpprune.audio.frontend import build_features
 from cpprune.cli.summarise import read_report
 from cpprune.config import RunConfig
 from cpprune.models import artifact
@@ -60,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = cpprune.build_model("cp_resnet", num_classes=3, widths=[4, 5, 6])
     model = Model(
         network,
-        build_features(PRESETS["seed256"]),
+        build_features(PRESETS["cpjku22_256"]),
         family="cp_resnet",
         config={"widths": [4, 5, 6]},
         classes=["bus", "park", "tram"],

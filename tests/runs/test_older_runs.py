@@ -8,7 +8,7 @@ import pytest
 import yaml
 from run_folder import epochs_of
 
-SETTINGS = ["--data.split_fraction", "0.25", "--train.epochs", "2", "--train.micro_batch_size", "0"]
+SETTINGS = ["--data.train_fraction", "0.25", "--train.epochs", "2", "--train.micro_batch_size", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,35 @@ def test_a_run_that_began_with_other_draws_goes_on_and_says_so(run, goes_on):
 def test_a_checkpoint_that_tells_no_time(run, goes_on):
     change(run, lambda state: state["progress"].pop("seconds", None))
     assert goes_on().status == 0
+
+
+def test_a_run_with_settings_that_were_renamed(run, goes_on, cli, monkeypatch):
+    from cpprune.settings import renamed
+
+    monkeypatch.setattr(renamed, "_warned", set())
+    config = run / "config.yaml"
+
+    def older(state):
+        settings = state["identity"]["settings"]
+        settings["data.split_fraction"] = settings.pop("data.train_fraction")
+        settings["features.preset"] = "seed256"
+
+    change(run, older)
+    text = config.read_text()
+    for new, old in (
+        ("train_fraction", "split_fraction"),
+        ("in_memory", "resident"),
+        ("cpjku22_256", "seed256"),
+    ):
+        assert new in text
+        text = text.replace(new, old)
+    config.write_text(text)
+    assert "data.train_fraction: 0.25 then, 0.5 now" in goes_on("--data.train_fraction", 0.5).err
+    outcome = cli("train", "--config", config, "--run", run, "--train.time_limit_minutes", 0)
+    assert outcome.status == 0, outcome.err
+    assert "goes on from" in outcome.err
+    assert "no setting of this version" not in outcome.err
+    for old in ("data.resident", "data.split_fraction", "features.preset=seed256"):
+        assert outcome.err.count(f"{old} is now") == 1
+    assert len(epochs_of(run)) == 2
+    assert "train_fraction: 0.25" in config.read_text()

@@ -18,7 +18,7 @@ import pytest
 
 import cpprune
 from cpprune.config import RunConfig
-from cpprune.pruning.schedule import PruneConfig
+from cpprune.pruning.config import PruneConfig
 from cpprune.runs import progress as terminal
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "8", "--train.epochs", "2"]

@@ -16,7 +16,7 @@ from cpprune.runs.log import RunLog
 from cpprune.runs.tracking import Tracking, read_state
 
 SETTINGS = [
-    *("--model.widths", "[6, 8, 10]", "--data.split_fraction", 0.25, "--train.batch_size", 8),
+    *("--model.widths", "[6, 8, 10]", "--data.train_fraction", 0.25, "--train.batch_size", 8),
     *("--train.epochs", 2, "--optim.schedule", "constant", "--optim.lr", 1e-2),
 ]
 

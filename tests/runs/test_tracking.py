@@ -14,7 +14,7 @@ from run_folder import epochs_of, metrics
 
 # 32 clips in 4 batches, then 22 to validate: 5 reads an epoch.
 SETTINGS = [
-    *("--model.widths", "[6, 8, 10]", "--data.split_fraction", 0.25, "--train.batch_size", 8),
+    *("--model.widths", "[6, 8, 10]", "--data.train_fraction", 0.25, "--train.batch_size", 8),
     *("--train.epochs", 3, "--prune.ratio", 0.4, "--prune.start_epoch", 1),
     *("--optim.schedule", "constant", "--optim.lr", 1e-2),
 ]

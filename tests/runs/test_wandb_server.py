@@ -15,7 +15,7 @@ from run_folder import epochs_of, metrics, weights_of
 pytestmark = pytest.mark.slow
 
 SETTINGS = [
-    *("--model.widths", "[6, 8, 10]", "--data.split_fraction", 0.25, "--train.batch_size", 8),
+    *("--model.widths", "[6, 8, 10]", "--data.train_fraction", 0.25, "--train.batch_size", 8),
     *("--train.epochs", 20, "--optim.schedule", "constant", "--optim.lr", 1e-2),
 ]
 

@@ -30,7 +30,7 @@ def test_wandbs_agent_runs_a_trial(by_wandb, scenes, tmp_path, processes):
         tree["command"][at : at + 1] = several
     at = tree["command"].index("${args}")
     tree["command"][at:at] = [
-        *(*TINY, f"--data.path={scenes}", "--data.split_fraction=0.2"),
+        *(*TINY, f"--data.path={scenes}", "--data.train_fraction=0.2"),
         *("--train.epochs=3", f"--run={tmp_path}/$WANDB_RUN_ID"),
     ]
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))

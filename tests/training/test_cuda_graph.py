@@ -94,7 +94,7 @@ def test_there_is_no_recorder_without_a_gpu():
 
 # --- a training ---------------------------------------------------------------------------------------
 
-SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 7, "--data.split_fraction", 0.4]
+SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 7, "--data.train_fraction", 0.4]
 SETTINGS += ["--optim.schedule", "cosine", "--optim.warmup_epochs", 2, "--train.epochs", 6]
 # Some batches are mixed and some are not, all edges of filters differ, and the last batch is smaller.
 SETTINGS += ["--augment.mixstyle_p", 0.5]

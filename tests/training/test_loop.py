@@ -11,12 +11,12 @@ import torch
 from run_folder import assert_same_run, epochs_of, ids_of, weights_of
 
 import cpprune
-from cpprune.config import RunConfig, TrainConfig
-from cpprune.data.loader import DataConfig
-from cpprune.models.registry import ModelConfig
+from cpprune.config import RunConfig
+from cpprune.data.config import DataConfig
+from cpprune.models.config import ModelConfig
+from cpprune.training.config import OptimConfig, TrainConfig
 from cpprune.training.engine import Forward
 from cpprune.training.loop import train
-from cpprune.training.optim import OptimConfig
 
 # --- the folder of a run ------------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def test_the_best_model_is_that_of_the_best_epoch(cli, tiny, scenes, tmp_path, m
     for seed in range(20):
         run = tmp_path / str(seed)
         settings = [*tiny, "--data.path", scenes, "--run", run, "--train.epochs", 4]
-        settings += ["--data.split_fraction", 0.25, "--optim.lr", 5e-2, "--seed", seed]
+        settings += ["--data.train_fraction", 0.25, "--optim.lr", 5e-2, "--seed", seed]
         result = cli("train", *settings, "--train.monitor", monitor, "--json").json
         figures = [line[f"val_{monitor}"] for line in epochs_of(run)]
         best = figures.index(max(figures) if monitor == "macro_accuracy" else min(figures))
@@ -85,7 +85,7 @@ def configuration(scenes, run, **changes):
     """The tiny network, one epoch of four batches, for `train` as a function."""
     return RunConfig(
         run=str(run),
-        data=changes.pop("data", DataConfig(path=str(scenes), split_fraction=0.5)),
+        data=changes.pop("data", DataConfig(path=str(scenes), train_fraction=0.5)),
         model=ModelConfig(widths=[6, 8, 10]),
         optim=changes.pop("optim", OptimConfig(schedule="constant", lr=1e-2)),
         train=changes.pop("train", TrainConfig(epochs=1, batch_size=16)),
@@ -101,9 +101,11 @@ def test_a_run_is_a_function_of_its_seed(scenes, tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-@pytest.mark.parametrize("changes", [{"workers": 1}, {"resident": "host"}, {"resident": "device"}])
+@pytest.mark.parametrize(
+    "changes", [{"workers": 1}, {"in_memory": "host"}, {"in_memory": "device"}]
+)
 def test_how_clips_are_read_changes_nothing(scenes, tmp_path, changes):
-    data = DataConfig(path=str(scenes), split_fraction=0.5, **changes)
+    data = DataConfig(path=str(scenes), train_fraction=0.5, **changes)
     train(configuration(scenes, tmp_path / "one"))
     train(configuration(scenes, tmp_path / "other", data=data))
     assert_same_run(tmp_path / "one", tmp_path / "other")
@@ -134,7 +136,7 @@ def test_micro_batches_train_on_the_same_batches(scenes, tmp_path, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(Forward, "forward", counting)
-    data = DataConfig(path=str(scenes), split_fraction=0.5, record_ids=True)
+    data = DataConfig(path=str(scenes), train_fraction=0.5, record_ids=True)
     results = []
     for most, expected in ((0, [16]), (8, [8, 8]), (7, [7, 7, 2]), (99, [16])):
         settings = TrainConfig(epochs=1, batch_size=16, micro_batch_size=most)
@@ -164,7 +166,7 @@ def test_a_short_last_batch_in_micro_batches(cli, scenes, tmp_path, most):
 def test_reduce_on_plateau_follows_the_validation_loss(cli, scenes, tmp_path, stop_at):
     optim = ["--optim.schedule", "reduce_on_plateau", "--optim.plateau_patience", 0]
     optim += ["--optim.plateau_factor", 0.5, "--optim.lr", 3e-2]
-    settings = ["--model.widths", "[6, 8, 10]", "--data.path", scenes, "--data.split_fraction"]
+    settings = ["--model.widths", "[6, 8, 10]", "--data.path", scenes, "--data.train_fraction"]
     command = ["train", *settings, 0.25, *optim, "--train.batch_size", 16, "--run", tmp_path]
     command += ["--train.epochs", 8]
     with stop_at(5 * 3 + 2):  # the history of losses has to survive
@@ -187,7 +189,7 @@ def test_reduce_on_plateau_follows_the_validation_loss(cli, scenes, tmp_path, st
 def test_a_small_network_learns(cli, scenes, tmp_path):
     settings = ["--model.widths", "[8, 12, 16]", "--train.batch_size", 8, "--train.epochs", 12]
     settings += ["--optim.schedule", "constant", "--optim.lr", 1e-2, "--optim.weight_decay", 0]
-    settings += ["--augment.mixstyle_p", 0, "--data.path", scenes, "--data.split_fraction", 0.25]
+    settings += ["--augment.mixstyle_p", 0, "--data.path", scenes, "--data.train_fraction", 0.25]
     assert cli("train", *settings, "--run", tmp_path).status == 0
     losses = [line["train_loss"] for line in epochs_of(tmp_path)]
     assert losses[0] == pytest.approx(math.log(10), abs=0.3)
@@ -206,7 +208,7 @@ def test_bf16_trains_and_keeps_float32_weights(scenes, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(cli, tiny, scenes, tmp_path):
-    settings = [*tiny, "--data.path", scenes, "--data.split_fraction", 0.25, "--run", tmp_path]
+    settings = [*tiny, "--data.path", scenes, "--data.train_fraction", 0.25, "--run", tmp_path]
     settings += ["--optim.name", "sgd", "--optim.lr", "1e20", "--train.epochs", 3]
     settings += ["--optim.weight_decay", "1e10"]
     outcome = cli("train", *settings)

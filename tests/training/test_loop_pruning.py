@@ -32,7 +32,7 @@ STEPS = {  # parameters of the big network after each event
 )
 def test_big_is_pruned_to_44784_parameters(cli, big_model, scenes, tmp_path, criterion, steps):
     run = tmp_path / "run"
-    settings = ["--init", big_model, "--data.path", scenes, "--data.split_fraction", 0.12]
+    settings = ["--init", big_model, "--data.path", scenes, "--data.train_fraction", 0.12]
     settings += ["--train.batch_size", 16, "--train.epochs", steps, "--run", run]
     settings += ["--prune.ratio", 0.41, "--prune.steps", steps, "--prune.criterion", criterion]
     result = cli("prune", *settings, "--json").json
@@ -52,7 +52,7 @@ def test_big_is_pruned_to_44784_parameters(cli, big_model, scenes, tmp_path, cri
 
 
 def test_pruning_keeps_the_weights_of_the_channels_that_stay(cli, tiny_run, scenes, tmp_path):
-    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.split_fraction", 0.1]
+    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.train_fraction", 0.1]
     settings += ["--train.batch_size", 16, "--train.epochs", 1, "--optim.lr", 1e-12]
     settings += ["--optim.weight_decay", 0, "--prune.ratio", 0.5, "--run", tmp_path / "run"]
     assert cli("prune", *settings).status == 0
@@ -71,7 +71,7 @@ def test_pruning_keeps_the_weights_of_the_channels_that_stay(cli, tiny_run, scen
 @pytest.mark.parametrize("criterion", ["magnitude", "group_norm"])
 def test_pruning_from_scratch(cli, scenes, tmp_path, criterion):
     run = tmp_path / "run"
-    settings = ["--data.path", scenes, "--data.split_fraction", 0.12, "--train.batch_size", 16]
+    settings = ["--data.path", scenes, "--data.train_fraction", 0.12, "--train.batch_size", 16]
     settings += ["--train.epochs", 1, "--prune.ratio", 0.41, "--prune.criterion", criterion]
     result = cli("prune", *settings, "--run", run, "--json").json
     assert result["parameters"] == 44_784
@@ -80,7 +80,7 @@ def test_pruning_from_scratch(cli, scenes, tmp_path, criterion):
 
 
 def test_a_criterion_that_cannot_score_an_untrained_network(cli, tiny, scenes, tmp_path):
-    settings = [*tiny, "--data.path", scenes, "--data.split_fraction", 0.2, "--train.epochs", 1]
+    settings = [*tiny, "--data.path", scenes, "--data.train_fraction", 0.2, "--train.epochs", 1]
     settings += ["--run", tmp_path / "run", "--prune.ratio", 0.5]
     outcome = cli("prune", *settings, "--prune.criterion", "bn_scale")
     assert outcome.status == 2
@@ -94,7 +94,7 @@ def test_stages_that_become_equally_wide(cli, tiny, scenes, tmp_path):
     """6 and 7 channels are both cut to 3: the shortcut between the stages is still there."""
     run = tmp_path / "run"
     settings = [*tiny, "--model.widths", "[6, 7, 10]", "--data.path", scenes, "--run", run]
-    settings += ["--data.split_fraction", 0.2, "--train.epochs", 2, "--prune.ratio", 0.5]
+    settings += ["--data.train_fraction", 0.2, "--train.epochs", 2, "--prune.ratio", 0.5]
     assert cli("prune", *settings, "--prune.start_epoch", 1).status == 0
     model = cpprune.load(run / "model")
     assert "stage2.block1.shortcut.conv.weight" in model.network.state_dict()
@@ -102,7 +102,7 @@ def test_stages_that_become_equally_wide(cli, tiny, scenes, tmp_path):
 
 def test_bf16_after_pruning_is_still_bf16(cli, tiny, scenes, tmp_path):
     """Wrapped anew after the cut, the network must not fall back to float32 unseen."""
-    command = ["prune", *tiny, "--data.path", scenes, "--data.split_fraction", 0.25]
+    command = ["prune", *tiny, "--data.path", scenes, "--data.train_fraction", 0.25]
     command += ["--prune.ratio", 0.5, "--train.epochs", 1]
     losses = []
     for precision in ("no", "bf16"):

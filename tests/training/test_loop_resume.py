@@ -17,7 +17,7 @@ import cpprune.evaluation.metrics
 
 # 32 clips in 4 batches, then 22 to validate: 5 reads an epoch. Events at epochs 1 and 2.
 SETTINGS = [
-    *("--data.split_fraction", 0.25, "--train.batch_size", 8, "--train.epochs", 4),
+    *("--data.train_fraction", 0.25, "--train.batch_size", 8, "--train.epochs", 4),
     *("--model.widths", "[6, 8, 10]", "--augment.mixstyle_p", 0.6, "--augment.mixup_alpha", 0.3),
     *("--optim.lr", 3e-3, "--optim.schedule", "cosine", "--optim.warmup_epochs", 1),
     *("--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1),
@@ -144,7 +144,7 @@ def test_what_changes_nothing_may_change_when_a_run_goes_on(
     (tmp_path / "before").rename(tmp_path / "after")
     shutil.copytree(scenes, tmp_path / "moved")
     after = ["--data.path", tmp_path / "moved", "--run", tmp_path / "after"]
-    after += ["--data.resident", "host", "--train.keep_checkpoints", 1]
+    after += ["--data.in_memory", "host", "--train.keep_checkpoints", 1]
     outcome = cli(*command, *after)
     assert outcome.status == 0
     assert "goes on from step-00000010" in outcome.err
@@ -177,7 +177,7 @@ def test_resume_never_begins_again(cli, whole_run, command, stop_at, tmp_path):
 
 def test_checkpoints_are_as_many_as_asked_for(cli, tiny, scenes, tmp_path):
     settings = [*tiny, "--data.path", scenes, "--run", tmp_path, "--train.epochs", 2]
-    settings += ["--data.split_fraction", 0.5, "--train.checkpoint_steps", 1]
+    settings += ["--data.train_fraction", 0.5, "--train.checkpoint_steps", 1]
     assert cli("train", *settings, "--train.keep_checkpoints", 3).status == 0
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert set(names) >= {"step-00000006", "step-00000007", "step-00000008"}
@@ -192,7 +192,7 @@ def test_the_checkpoint_of_the_best_model_is_kept(cli, tiny, scenes, tmp_path, m
         cpprune.evaluation.metrics, "summary", lambda *a: summary(*a) | {"log_loss": next(losses)}
     )
     settings = [*tiny, "--data.path", scenes, "--run", tmp_path, "--train.monitor", "log_loss"]
-    settings += ["--data.split_fraction", 0.25, "--train.keep_checkpoints", 1, "--train.epochs", 4]
+    settings += ["--data.train_fraction", 0.25, "--train.keep_checkpoints", 1, "--train.epochs", 4]
     assert cli("train", *settings).status == 0
     steps = [line["step"] for line in epochs_of(tmp_path)]
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -10,7 +10,7 @@ from run_folder import epochs_of, events_of, metrics, tensors, weights_of
 import cpprune
 
 # Four epochs of four steps; cuts at the beginning of the second and the third.
-SETTINGS = ["--data.split_fraction", 0.25, "--train.batch_size", 8, "--train.epochs", 4]
+SETTINGS = ["--data.train_fraction", 0.25, "--train.batch_size", 8, "--train.epochs", 4]
 SETTINGS += ["--optim.lr", 3e-3, "--optim.weight_decay", 0, "--optim.schedule", "constant"]
 SETTINGS += ["--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1]
 MANY = ["--train.keep_checkpoints", 20]

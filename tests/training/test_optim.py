@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cpprune.training.config import OptimConfig
 from cpprune.training.optim import (
-    OptimConfig,
     build_optimizer,
     cosine_factor,
     lambda_factor,

@@ -8,7 +8,8 @@ from networks import SHAPE, plan_for, randomised
 
 import cpprune
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
-from cpprune.training.optim import OptimConfig, build_optimizer
+from cpprune.training.config import OptimConfig
+from cpprune.training.optim import build_optimizer
 from cpprune.training.optimizer_state import read_moments, write_moments
 
 

@@ -1,0 +1,1 @@
+"""What the settings of all rooms share: their choices, and the names that they had before."""
