@@ -1,6 +1,6 @@
 """Names and passwords in URLs: used to fetch, and neither printed nor written down.
 
-What is printed goes through `without_credentials`, as the message of every InputError does; what is
+What is printed goes through `without_credentials`, as the message of every UserError does; what is
 written down of a user's settings and words, through `recorded`.
 """
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.ownership import Kind, claim, read_mark, remove
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, WORK_NAME
 
@@ -57,7 +57,7 @@ def claim_dataset(folder: Path) -> None:
     """Checks that a build may write to the folder. Touches nothing.
 
     Raises:
-        InputError: it holds anything but a dataset, or a work folder that no build made.
+        UserError: it holds anything but a dataset, or a work folder that no build made.
     """
     claim(folder, DATASET, "--out")
     work = folder / WORK_NAME
@@ -66,7 +66,7 @@ def claim_dataset(folder: Path) -> None:
     known = ("lock", *(name for name in WORK_FILES if name != PLAN_NAME))
     for path in sorted(work.iterdir()):
         if not any(fnmatchcase(path.name, pattern) for pattern in known):
-            raise InputError(
+            raise UserError(
                 f"--out {folder}: no build made {WORK_NAME} in it (it has {path.name}); move it away or "
                 "name another folder"
             )
@@ -88,7 +88,7 @@ def delete_dataset(folder: Path) -> None:
     The caller has claimed the folder and holds its lock.
 
     Raises:
-        InputError: something lies there that is not listed. Nothing is deleted then.
+        UserError: something lies there that is not listed. Nothing is deleted then.
     """
     listed = records_of(folder) | {MANIFEST_NAME, WORK_NAME}
     work = folder / WORK_NAME
@@ -103,7 +103,7 @@ def delete_dataset(folder: Path) -> None:
         return
     for path in sorted(folder.iterdir()):
         if path.name not in listed:
-            raise InputError(f"--overwrite: {path} is no part of a dataset; move it away")
+            raise UserError(f"--overwrite: {path} is no part of a dataset; move it away")
     if (folder / MANIFEST_NAME).exists():
         (folder / MANIFEST_NAME).rename(work / REPLACED_NAME)
     remove(folder, sorted(listed - {MANIFEST_NAME, WORK_NAME}))

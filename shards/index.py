@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import INDEX_TYPES, LONGEST_TEXT, MANIFEST_NAME, Manifest, read_index
 
 BYTES_PER_ROW = 4096  # unpacked, at most; and for all rows together
@@ -27,7 +27,7 @@ def open_index(
         encoded: likewise.
 
     Raises:
-        InputError: it is no index of this dataset.
+        UserError: it is no index of this dataset.
     """
     import pyarrow as pa
 
@@ -38,15 +38,15 @@ def open_index(
         for name in texts:
             # A dictionary may unpack to far more than it takes.
             if any(len(text or "") > LONGEST_TEXT for text in index[name].dictionary.to_pylist()):
-                raise InputError(f"{path}: a {name} has more than {LONGEST_TEXT:,} letters")
+                raise UserError(f"{path}: a {name} has more than {LONGEST_TEXT:,} letters")
             if name not in encoded:
                 index[name] = index[name].dictionary_decode()
         return index
-    except InputError:
+    except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no index of a dataset ({reason})") from None
+        raise UserError(f"{path} is no index of a dataset ({reason})") from None
 
 
 def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> No
     with pq.ParquetFile(path) as file:
         found, schema = file.metadata, file.schema_arrow
         if found.num_rows != manifest.index["rows"]:
-            raise InputError(f"{path}: its rows contradict {MANIFEST_NAME}")
+            raise UserError(f"{path}: its rows contradict {MANIFEST_NAME}")
         groups = range(found.num_row_groups)
         unpacked = sum(
             found.row_group(group).column(column).total_uncompressed_size
@@ -64,13 +64,13 @@ def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> No
             for column in range(found.num_columns)
         )
         if unpacked > BYTES_PER_ROW * found.num_rows + BYTES_MORE:
-            raise InputError(f"{path}: unpacks to {unpacked:,} bytes for {found.num_rows:,} rows")
+            raise UserError(f"{path}: unpacks to {unpacked:,} bytes for {found.num_rows:,} rows")
         for name in columns:
             places = schema.get_all_field_indices(name)
             kind = schema.field(places[0]).type if len(places) == 1 else None
             expected = pa.type_for_alias(INDEX_TYPES.get(name, "string"))
             if kind != expected:
-                raise InputError(f"{path}: its column {name!r} must be one of {expected}")
+                raise UserError(f"{path}: its column {name!r} must be one of {expected}")
 
 
 def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:

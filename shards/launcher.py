@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 # Size, rank and rank on the node, as `torchrun` and `accelerate launch` call them …
 TORCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
@@ -49,14 +49,14 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Return which process this is.
 
     Raises:
-        InputError: the variables speak of several processes and are not whole, or are no numbers.
+        UserError: the variables speak of several processes and are not whole, or are no numbers.
     """
     given = {name: environment[name].strip() for name in NAMES if environment.get(name, "").strip()}
     whole = all(name in given for name in (*TORCH, *MEETING))
     for family in (TORCH,) if whole else (TORCH, *MPI):
         size = _number(given, family[0], 1)
         if size < 1:
-            raise InputError(f"{family[0]}=0 in the environment: must be at least 1, or not set")
+            raise UserError(f"{family[0]}=0 in the environment: must be at least 1, or not set")
         if whole or size > 1:
             return _several(given, family, size)
         for name in family[1:]:
@@ -77,7 +77,7 @@ def of_several() -> bool:
 def _launch_or_alone() -> Launch:
     try:
         return read_launch()
-    except InputError:
+    except UserError:
         return Launch()
 
 
@@ -97,19 +97,19 @@ def only(launch: Launch) -> Iterator[None]:
 def _several(given: Mapping[str, str], family: tuple[str, ...], size: int) -> Launch:
     missing = [name for name in (*family[1:], *MEETING) if name not in given]
     if missing:
-        raise InputError(
+        raise UserError(
             f"{family[0]} is {size}, but {', '.join(missing)} is not set: {REMEDY}, or unset "
             f"{family[0]} for a single one"
         )
     rank, local_rank = (_number(given, name, 0) for name in family[1:])
     if rank >= size or local_rank >= size:
         name = family[1] if rank >= size else family[2]
-        raise InputError(
+        raise UserError(
             f"{name}={given[name]} does not fit {family[0]}={size}: it must be below it"
         )
     port = _number(given, "MASTER_PORT", 0)
     if not 0 < port < 1 << 16:
-        raise InputError(f"MASTER_PORT={port} in the environment: must be between 1 and 65535")
+        raise UserError(f"MASTER_PORT={port} in the environment: must be between 1 and 65535")
     values = (size, rank, local_rank, given["MASTER_ADDR"], port)
     variables = dict(zip((*TORCH, *MEETING), map(str, values), strict=True))
     return Launch(rank, local_rank, size, variables)
@@ -141,5 +141,5 @@ def _number(given: Mapping[str, str], name: str, default: int) -> int:
     text = given.get(name, str(default))
     # Other scripts' digits, such as ², are no numbers for int().
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InputError(f"{name}={text!r} in the environment: must be a number, or not set")
+        raise UserError(f"{name}={text!r} in the environment: must be a number, or not set")
     return int(text)

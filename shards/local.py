@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import Shard
 
 
@@ -29,14 +29,14 @@ class LocalFolder:
         """Returns a file descriptor of a shard.
 
         Raises:
-            InputError: it cannot be read.
+            UserError: it cannot be read.
         """
         path = self.files / shard.name
         try:
             # A named pipe would wait for a writer; reading at an offset then says what it is.
             return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
     def expect(self, shards: Iterable[Shard]) -> None:
         """Does nothing: all are there."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import numpy as np
 from msgspec import Meta
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import DocumentError, parse_json, read_bytes, typed
 
 FORMAT = "cpprune-shards/1"
@@ -220,10 +220,10 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads and checks `dataset.json` in a dataset folder.
 
     Raises:
-        InputError: if the folder is no finished dataset or the file was changed.
+        UserError: if the folder is no finished dataset or the file was changed.
     """
     if not folder.is_dir():
-        raise InputError(f"no dataset at {folder}: the folder does not exist")
+        raise UserError(f"no dataset at {folder}: the folder does not exist")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         why = (
@@ -231,11 +231,11 @@ def read_manifest(folder: Path) -> Manifest:
             if (folder / WORK_NAME).is_dir()
             else f"it has no {MANIFEST_NAME}; make one with `cpprune shards build`"
         )
-        raise InputError(f"{folder} is not a dataset: {why}")
+        raise UserError(f"{folder} is not a dataset: {why}")
     try:
         return parse_manifest(read_bytes(path, MOST_MANIFEST))
     except ValueError as error:
-        raise InputError(f"{path} cannot be used: {error}") from error
+        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 def write_index(path: Path, columns: Mapping[str, Sequence[Any]], groups: Sequence[str]) -> None:

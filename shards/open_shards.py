@@ -33,7 +33,7 @@ class OpenShards:
         """Returns the descriptor of a shard; opens it if need be.
 
         Raises:
-            InputError: it cannot be opened.
+            UserError: it cannot be opened.
         """
         file = self._files.get(shard)
         if file is None:

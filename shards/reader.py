@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.index import contradictions, open_index
 from shards.local import LocalFolder
 from shards.manifest import (
@@ -68,7 +68,7 @@ class Dataset:
         path = folder.files / INDEX_NAME
         index = open_index(path, manifest, ("key", *numbers, *texts), encoded=texts)
         if wrong := contradictions(index, manifest):
-            raise InputError(
+            raise UserError(
                 f"{path} cannot be used: its {wrong[0]} contradict {MANIFEST_NAME}; copy the dataset "
                 "again from where it was built"
             )
@@ -103,10 +103,10 @@ class Dataset:
         """Returns one split.
 
         Raises:
-            InputError: if there is none of that name.
+            UserError: if there is none of that name.
         """
         if name not in self.splits:
-            raise InputError(
+            raise UserError(
                 f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}"
             )
         first = 0
@@ -120,10 +120,10 @@ class Dataset:
         """Returns a text column ("key", "recording" or a group) of some rows, as a str array.
 
         Raises:
-            InputError: if there is no such column.
+            UserError: if there is no such column.
         """
         if column not in self._texts:
-            raise InputError(
+            raise UserError(
                 f"{self.path} has no column {column!r}; it has {', '.join(self._texts)}"
             )
         part = self._texts[column].slice(first, count)
@@ -165,7 +165,7 @@ class Dataset:
             [n, *shape] of `dtype`; `out`, if it is given.
 
         Raises:
-            InputError: as `fetch`.
+            UserError: as `fetch`.
         """
         if out is None:
             out = np.empty((len(ids), *self.shape), dtype=self.dtype)
@@ -191,12 +191,12 @@ class Dataset:
             [n, *shape] of `dtype`, in the order of `ids`.
 
         Raises:
-            InputError: if an id is out of range, a shard is missing, or a sample is damaged.
+            UserError: if an id is out of range, a shard is missing, or a sample is damaged.
         """
         rows = np.asarray(ids, dtype=np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             wrong = rows[(rows < 0) | (rows >= len(self))][0]
-            raise InputError(f"{self.path} has no row {wrong}: rows go from 0 to {len(self) - 1}")
+            raise UserError(f"{self.path} has no row {wrong}: rows go from 0 to {len(self) - 1}")
         if out is None:
             out = np.empty((len(rows), *self.shape), dtype=self.dtype)
         assert out.shape == (len(rows), *self.shape)
@@ -279,15 +279,15 @@ class Dataset:
             raise self._damaged(row, "its checksum differs")
         self._checked[row] = True
 
-    def _damaged(self, row: int, why: str) -> InputError:
+    def _damaged(self, row: int, why: str) -> UserError:
         shard = self.folder.files / self.manifest.shards[self._shard[row]].name
-        return InputError(
+        return UserError(
             f"{shard}: sample {self.key(row)} is damaged ({why}); {self.folder.remedy}"
         )
 
-    def _unreadable(self, row: int, error: OSError) -> InputError:
+    def _unreadable(self, row: int, error: OSError) -> UserError:
         shard = self.folder.files / self.manifest.shards[self._shard[row]].name
-        return InputError(
+        return UserError(
             f"{shard}: sample {self.key(row)} cannot be read ({error.strerror}); check the disk or the "
             "network that the shard comes from"
         )
@@ -329,7 +329,7 @@ class Split:
         """Returns "recording" or a group column such as "device": a str array [n].
 
         Raises:
-            InputError: if there is no such column.
+            UserError: if there is no such column.
         """
         return self.dataset.texts(name, self._first, self._count)
 
@@ -339,12 +339,12 @@ class Split:
         """Reads samples by their position in the split; see `Dataset.fetch`.
 
         Raises:
-            InputError: if a position is out of range, or as `Dataset.fetch` does.
+            UserError: if a position is out of range, or as `Dataset.fetch` does.
         """
         places = np.asarray(positions, dtype=np.int64)
         if len(places) and not (places.min() >= 0 and places.max() < self._count):
             wrong = places[(places < 0) | (places >= self._count)][0]
-            raise InputError(
+            raise UserError(
                 f"the split {self.name} of {self.dataset.path} has no position {wrong}: "
                 f"positions go from 0 to {self._count - 1}"
             )
@@ -362,7 +362,7 @@ def open_dataset(
         cache_bytes: how many bytes all shards there may take; 0 is as many as the disk has.
 
     Raises:
-        InputError: if it is missing, unfinished, of another format, or its manifest or index was
+        UserError: if it is missing, unfinished, of another format, or its manifest or index was
             changed since the build.
     """
     if is_remote(str(location)):
@@ -376,9 +376,9 @@ def _open(folder: LocalFolder | RemoteFolder) -> Dataset:
     manifest = read_manifest(folder.files)
     index = folder.files / INDEX_NAME
     if not index.is_file():
-        raise InputError(f"{index} is missing; build the dataset again")
+        raise UserError(f"{index} is missing; build the dataset again")
     if sha256_of_file(index, most_index_bytes(manifest.index)) != manifest.index["sha256"]:
-        raise InputError(
+        raise UserError(
             f"{index} is damaged: its sha256 differs from {folder.files / 'dataset.json'}; "
             "copy it again or build the dataset again"
         )
@@ -388,5 +388,5 @@ def _open(folder: LocalFolder | RemoteFolder) -> Dataset:
 def _reopen(folder: LocalFolder | RemoteFolder, fingerprint: str) -> Dataset:
     dataset = _open(folder)
     if dataset.fingerprint != fingerprint:
-        raise InputError(f"{folder.location} was replaced while it was in use; start again")
+        raise UserError(f"{folder.location} was replaced while it was in use; start again")
     return dataset

@@ -16,7 +16,7 @@ import numpy as np
 
 from shards.build.tar import END_OF_ARCHIVE
 from shards.credentials import file_in
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_bytes
 from shards.index import contradictions, open_index
 from shards.manifest import (
@@ -60,13 +60,13 @@ def verify(location: str | Path) -> list[Problem]:
         What is wrong; empty if every byte is the one that was written.
 
     Raises:
-        InputError: if there is no such folder, or no `dataset.json` behind the URL.
+        UserError: if there is no such folder, or no `dataset.json` behind the URL.
     """
     if is_remote(str(location)):
         return _verify_remote(str(location).rstrip("/"))
     path = Path(location).absolute()
     if not path.is_dir():
-        raise InputError(f"no dataset at {path}: the folder does not exist")
+        raise UserError(f"no dataset at {path}: the folder does not exist")
     file = path / MANIFEST_NAME
     if not file.is_file():
         return [Problem(MANIFEST_NAME, None, "missing: the folder is no finished dataset")]
@@ -109,7 +109,7 @@ def _verify_remote(url: str) -> list[Problem]:
     for name, check in checks.items():
         try:
             check()
-        except InputError as error:
+        except UserError as error:
             problems.append(Problem(name, None, str(error)))
     return problems
 
@@ -138,7 +138,7 @@ def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | No
     # The hashes agree, so anything from here on was written by a faulty or forged build.
     try:
         index = open_index(path / INDEX_NAME, manifest, (*INDEX_TYPES, *manifest.groups))
-    except InputError as error:
+    except UserError as error:
         return None, [Problem(INDEX_NAME, None, str(error))]
     wrong = contradictions(index, manifest)
     problems = [

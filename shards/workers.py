@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ def run_jobs(
     this process. When the caller stops, waiting jobs are dropped and running ones are awaited.
 
     Raises:
-        InputError: if a process was killed.
+        UserError: if a process was killed.
     """
     if workers <= 1 or len(jobs) <= 1:
         for number, job in enumerate(jobs):
@@ -52,7 +52,7 @@ def run_jobs(
                     numbers[pool.submit(function, job)] = number
                     break
     except BrokenProcessPool as error:
-        raise InputError(
+        raise UserError(
             "a worker process was killed, perhaps for want of memory; "
             "start again with fewer --workers, finished parts are kept"
         ) from error

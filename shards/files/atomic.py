@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 # Of a name, so that a temporary one that is made from it is not too long.
 _LONGEST_STEM = 120
@@ -31,7 +31,7 @@ _REMEDIES = {
 }
 
 
-def cannot_write(path: Path, error: OSError, option: str = "") -> InputError:
+def cannot_write(path: Path, error: OSError, option: str = "") -> UserError:
     """Returns what to say of a file or folder that cannot be written.
 
     Args:
@@ -41,7 +41,7 @@ def cannot_write(path: Path, error: OSError, option: str = "") -> InputError:
     """
     remedy = _REMEDIES.get(error.errno or 0, "choose another place")
     why = error.strerror or str(error)
-    return InputError(f"{option} {path}: cannot be written ({why}); {remedy}".strip())
+    return UserError(f"{option} {path}: cannot be written ({why}); {remedy}".strip())
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def writing(path: Path, option: str = "") -> Iterator[None]:
     """Says of an OSError in the block that this file or folder cannot be written.
 
     Raises:
-        InputError: instead of the OSError, unless that names something outside of `path`.
+        UserError: instead of the OSError, unless that names something outside of `path`.
     """
     try:
         yield
@@ -77,7 +77,7 @@ def check_output(path: Path, option: str = "") -> None:
     `write_output` makes them.
 
     Raises:
-        InputError: it is a folder or a block device, or it or its folder cannot be written.
+        UserError: it is a folder or a block device, or it or its folder cannot be written.
     """
     try:
         mode = path.stat().st_mode
@@ -86,12 +86,10 @@ def check_output(path: Path, option: str = "") -> None:
     except OSError as error:
         raise cannot_write(path, error, option) from None
     except ValueError as error:  # a NUL in it
-        raise InputError(
-            f"{option} {str(path)!r}: is no name of a file ({error})".strip()
-        ) from None
+        raise UserError(f"{option} {str(path)!r}: is no name of a file ({error})".strip()) from None
     if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a disk"
-        raise InputError(f"{option} {path}: is {kind}; name a file".strip())
+        raise UserError(f"{option} {path}: is {kind}; name a file".strip())
     if mode and not os.access(path, os.W_OK):
         raise cannot_write(path, _refusal(path), option)
     if not _in_place(path):
@@ -106,10 +104,10 @@ def check_name(path: Path, option: str = "") -> None:
     """Checks that a path can be asked of the system at all.
 
     Raises:
-        InputError: there is a NUL in it.
+        UserError: there is a NUL in it.
     """
     if "\0" in str(path):
-        raise InputError(f"{option} {str(path)!r}: no name has a NUL in it".strip())
+        raise UserError(f"{option} {str(path)!r}: no name has a NUL in it".strip())
 
 
 def check_folder(folder: Path) -> None:
@@ -153,7 +151,7 @@ def write_output(path: Path, data: bytes, option: str = "") -> None:
     device, FIFO or terminal is written to, never replaced.
 
     Raises:
-        InputError: it cannot be written; what was there before is still there.
+        UserError: it cannot be written; what was there before is still there.
     """
     check_output(path, option)
     with writing(path, option):
@@ -230,3 +228,21 @@ def sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def drop_partial_line(path: Path) -> None:
+    """Truncates a log to its last complete line, after a writer was killed.
+
+    The caller holds the lock of the file. A missing file is left alone.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 MOST_BYTES = (
     16 << 20
@@ -50,7 +50,7 @@ def read_json(
         remedy: what to do if it is unusable; ends the message.
 
     Raises:
-        InputError: it cannot be read or holds something else; one line that names file and place.
+        UserError: it cannot be read or holds something else; one line that names file and place.
     """
     data = read_bytes(path, most, remedy)
     with _named(path, remedy):
@@ -68,7 +68,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES, remedy: str = "") -> bytes:
     """Reads a file whole.
 
     Raises:
-        InputError: it cannot be read, is no regular file, or has more than `most` bytes.
+        UserError: it cannot be read, is no regular file, or has more than `most` bytes.
     """
     with _named(path, remedy):
         try:
@@ -265,7 +265,7 @@ def _place(message: str) -> str:
 
 
 class _named:  # noqa: N801 - reads as the statement it is used in
-    """Context: a DocumentError in it becomes an InputError of this file."""
+    """Context: a DocumentError in it becomes an UserError of this file."""
 
     def __init__(self, path: Path, remedy: str) -> None:
         self.path, self.remedy = path, remedy
@@ -276,7 +276,7 @@ class _named:  # noqa: N801 - reads as the statement it is used in
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         if isinstance(error, DocumentError):
             remedy = f"; {self.remedy}" if self.remedy else ""
-            raise InputError(f"{self.path}: {error}{remedy}") from None
+            raise UserError(f"{self.path}: {error}{remedy}") from None
 
 
 def _why(error: Exception) -> str:

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import cannot_write, check_folder, check_name, is_temporary, sync
 
 # No mark of ours is larger than this.
@@ -51,7 +51,7 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
         option: that named it, if one did.
 
     Raises:
-        InputError: it holds something else, something else has the name of a part of it, or it cannot
+        UserError: it holds something else, something else has the name of a part of it, or it cannot
             be written.
     """
     check_name(folder, option)
@@ -60,9 +60,9 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
         if not os.path.lexists(folder):
             folder.lstat()  # says why, if it is not for being absent
         if folder.is_symlink() and (kind.replaced or not folder.exists()):
-            raise InputError(f"{shown} is a link; name the folder itself, or another")
+            raise UserError(f"{shown} is a link; name the folder itself, or another")
         if not folder.is_dir():
-            raise InputError(f"{shown} is a file; name a folder")
+            raise UserError(f"{shown} is a file; name a folder")
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         names = []
@@ -70,7 +70,7 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
         raise cannot_write(folder, error, option) from None
     others = [name for name in names if not _is_early(name, kind)]
     if others and not kind.made(folder):
-        raise InputError(
+        raise UserError(
             f"{shown} is not {kind.name} and not empty (it has {others[0]}); name another folder, or an "
             "empty one"
         )
@@ -95,7 +95,7 @@ def _check_parts(folder: Path, kind: Kind, names: Sequence[str], shown: str) -> 
         right = stat.S_ISDIR(mode) if part.endswith("/") else stat.S_ISREG(mode)
         if not right:
             what = "a link" if stat.S_ISLNK(mode) else "something else"
-            raise InputError(
+            raise UserError(
                 f"{shown}: {name} in it is {what}, which is neither followed nor replaced; move it away "
                 "or name another folder"
             )

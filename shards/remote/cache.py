@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import InputError
-from shards.files.atomic import publish, sync, temporary_name
+from shards.errors import UserError
+from shards.files.atomic import publish, temporary_name
+from shards.files.locks import flock_in_place, open_and_flock
 from shards.files.ownership import read_mark
 from shards.launcher import process_rank
 from shards.manifest import MANIFEST_NAME, Shard
@@ -65,7 +66,7 @@ class Cache:
         this user's own.
 
         Raises:
-            InputError: another user has taken its name.
+            UserError: another user has taken its name.
             OSError: it cannot be made.
         """
         self.root.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ class Cache:
             own.mkdir(mode=0o700)
         found = own.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise InputError(
+            raise UserError(
                 f"{own} was made by another user; set data.cache or ${VARIABLE} to a folder of yours"
             )
         return Cache(own, self.limit)
@@ -89,7 +90,7 @@ class Cache:
             path.mkdir()
             path.chmod(stat.S_IMODE(self.root.stat().st_mode))
         if not stat.S_ISDIR(path.lstat().st_mode):
-            raise InputError(f"{path} is no folder; remove it")
+            raise UserError(f"{path} is no folder; remove it")
         return path
 
     @contextmanager
@@ -123,20 +124,20 @@ class Cache:
         Args:
             folder: of the dataset, below `root`.
             shard: which one.
-            fetch: writes its bytes to a file, or raises InputError.
+            fetch: writes its bytes to a file, or raises UserError.
 
         Returns:
             A file descriptor that keeps the shard from being removed until it is closed.
 
         Raises:
-            InputError: the shard cannot be fetched, or there is no room for it.
+            UserError: the shard cannot be fetched, or there is no room for it.
         """
         path = folder / shard.name
         file = None
         try:
             while file is None:
                 # Another process may remove the shard, or finish it, between the two.
-                file = _hold(path, os.O_RDONLY, fcntl.LOCK_SH)
+                file = open_and_flock(path, os.O_RDONLY, fcntl.LOCK_SH)
                 if file is None:
                     file = self._fetch(path, shard, fetch)
                 elif not _trusted(file, path, shard):
@@ -152,9 +153,10 @@ class Cache:
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Waits until no other process or thread of the node is in a block of this name."""
-        file = self._open_lock(self.folder("locks") / f"{name}.lock")
+        path = self.folder("locks") / f"{name}.lock"
+        while (file := flock_in_place(self._open_lock(path), path, fcntl.LOCK_EX)) is None:
+            pass  # somebody has removed it meanwhile
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
             yield
         finally:
             os.close(file)
@@ -179,16 +181,14 @@ class Cache:
             if path.exists():
                 return None
             part.unlink(missing_ok=True)  # of a process that was killed
-            file = _lock(self._create(part, 0o644), part, fcntl.LOCK_EX)
+            file = flock_in_place(self._create(part, 0o644), part, fcntl.LOCK_EX)
             if file is None:
                 return None
             try:
                 self._wait_for_room(file, path, shard)
                 with os.fdopen(file, "r+b", closefd=False) as out:
                     fetch(shard, out)
-                os.fsync(file)
-                part.rename(path)
-                sync(path.parent)
+                publish(part, path)
                 fcntl.flock(file, fcntl.LOCK_SH)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -198,7 +198,7 @@ class Cache:
 
     def _wait_for_room(self, file: int, path: Path, shard: Shard) -> None:
         if self.limit and shard.bytes > self.limit:
-            raise InputError(
+            raise UserError(
                 f"data.cache_bytes={self.limit}: is below the {shard.bytes} bytes of {shard.name}; "
                 "raise it"
             )
@@ -206,7 +206,7 @@ class Cache:
         while not self._reserve(file, path, shard.bytes):
             if time.monotonic() > end:
                 limit = f"data.cache_bytes={self.limit}" if self.limit else "the disk is full"
-                raise InputError(
+                raise UserError(
                     f"{self.root} has no room for the {shard.bytes} bytes of {shard.name} ({limit}), "
                     f"and running processes use what is there; make room, or set data.cache or "
                     f"${VARIABLE} to a folder on a larger disk"
@@ -241,7 +241,7 @@ class Cache:
         for _, _, path in sorted(files):
             flags = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY
             try:
-                file = _hold(path, flags, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = open_and_flock(path, flags, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # held, or not ours to remove
                 continue
             if file is None:
@@ -271,9 +271,9 @@ class Cache:
                     yield from folder.glob(pattern)
 
 
-def unwritable(root: Path, error: OSError) -> InputError:
+def unwritable(root: Path, error: OSError) -> UserError:
     """Returns what to say when the cache folder cannot be written to."""
-    return InputError(
+    return UserError(
         f"{root} cannot be written ({error.strerror}); set data.cache or ${VARIABLE} to another folder"
     )
 
@@ -304,31 +304,3 @@ def _name(user: int) -> str:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return f"user {user}"
-
-
-def _hold(path: Path, flags: int, how: int) -> int | None:
-    """Opens and locks a file; None if it is not there, or no longer once it is locked.
-
-    Raises:
-        BlockingIOError: with LOCK_NB, if another holds it.
-    """
-    try:
-        file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    return _lock(file, path, how)
-
-
-def _lock(file: int, path: Path, how: int) -> int | None:
-    """Locks an open file and returns it; None, and it is closed, if it is no longer at `path`."""
-    try:
-        fcntl.flock(file, how)
-        if os.path.samestat(os.fstat(file), path.stat()):
-            return file
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        os.close(file)
-        raise
-    os.close(file)
-    return None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.credentials import file_in
-from shards.errors import InputError
-from shards.files.atomic import replace_file, writing
+from shards.errors import UserError
+from shards.files.atomic import publish, replace_file, writing
 from shards.files.documents import read_json
 from shards.files.locks import locked
 from shards.files.ownership import Kind, claim, read_mark
@@ -106,14 +106,14 @@ class RemoteDataset:
             mirror: a folder that has all files, instead of `url` and `lists_url`.
 
         Raises:
-            InputError: there is no such subset, or the mirror is no URL.
+            UserError: there is no such subset, or the mirror is no URL.
         """
         if mirror is not None and not mirror.startswith(("http://", "https://")):
-            raise InputError(f"--mirror {mirror}: give a URL that begins with https:// or http://")
+            raise UserError(f"--mirror {mirror}: give a URL that begins with https:// or http://")
         for percent in splits:
             if percent not in self.lists:
                 known = ", ".join(map(str, self.lists))
-                raise InputError(f"--splits {percent}: there are subsets of {known} percent")
+                raise UserError(f"--splits {percent}: there are subsets of {known} percent")
         own = file_in(mirror, "{name}") if mirror else None
         archives = [
             RemoteFile(
@@ -193,7 +193,7 @@ def download(
         The names of the files that were fetched.
 
     Raises:
-        InputError: a file cannot be had, is damaged twice, or the disk is too small.
+        UserError: a file cannot be had, is damaged twice, or the disk is too small.
     """
     claim(out, DOWNLOAD, "--out")
     work = out / WORK
@@ -244,7 +244,7 @@ def _is_there(file: RemoteFile, out: Path) -> bool:
         return False
     try:
         held = read_json(note, _Held)
-    except InputError:
+    except UserError:
         return False
     return held.md5 == file.md5 and all(
         _size(out / name) == size for name, size in held.files.items()
@@ -270,7 +270,7 @@ def _refuse_small_disk(dataset: RemoteDataset, out: Path, archive: int) -> None:
     needed = max(dataset.bytes - there, 0) + archive
     free = shutil.disk_usage(out).free
     if needed > free:
-        raise InputError(
+        raise UserError(
             f"--out {out}: the dataset takes {needed / 1e9:.1f} GB more and {free / 1e9:.1f} GB are "
             "free on that disk; name another place"
         )
@@ -282,13 +282,13 @@ def _fetch_checked(file: RemoteFile, part: Path, advance: Callable[[int], None])
         try:
             fetch(file.url, part, file.most, advance)
         except OSError as error:
-            raise InputError(f"{part} cannot be written: {error.strerror}") from error
+            raise UserError(f"{part} cannot be written: {error.strerror}") from error
         fault = file.fault(part)
         if fault is None:
             return
         advance(-_size(part))
         part.unlink()
-    raise InputError(
+    raise UserError(
         f"{file.url} is not the file that was published: {fault}, twice; try later, or another --mirror"
     )
 
@@ -296,7 +296,7 @@ def _fetch_checked(file: RemoteFile, part: Path, advance: Callable[[int], None])
 def _put_in_place(file: RemoteFile, out: Path, top: str) -> None:
     part = out / WORK / f"{file.name}.part"
     if not file.packed:
-        part.replace(out / file.name)
+        publish(part, out / file.name)
         return
     held = {"md5": file.md5, "files": unpack(part, out, top)}
     replace_file(_note(file, out), out / WORK, json.dumps(held).encode())

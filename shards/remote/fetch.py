@@ -10,7 +10,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, BinaryIO
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.remote import transfer
 from shards.remote.http import ask_for
 from shards.remote.transfer import Answer, BrokenError, repeated, within
@@ -32,7 +32,7 @@ def fetch_bytes(url: str, most: int) -> bytes:
     """Returns a small file of at most so many bytes.
 
     Raises:
-        InputError: it does not exist, cannot be fetched, or is longer.
+        UserError: it does not exist, cannot be fetched, or is longer.
     """
     file = io.BytesIO()
     _fetch(url, _Received(file), most, None)
@@ -52,7 +52,7 @@ def fetch_file(
         exact: whether there have to be so many.
 
     Raises:
-        InputError: it cannot be fetched, or its bytes are others.
+        UserError: it cannot be fetched, or its bytes are others.
         OSError: `file` cannot be written.
     """
     _fetch(url, _Received(file), most, sha256, exact=exact)
@@ -95,7 +95,7 @@ def _fetch(
             if answer.total is not None and (
                 answer.total > most or (exact and answer.total < most)
             ):
-                raise InputError(
+                raise UserError(
                     f"{url} is damaged: the server has {answer.total:,} bytes, not the {bound}; "
                     "upload it again"
                 )
@@ -103,7 +103,7 @@ def _fetch(
                 received.begin()
             for block in answer.blocks:
                 if received.bytes + len(block) > most:
-                    raise InputError(f"{url} is damaged: the server sends more than the {bound}")
+                    raise UserError(f"{url} is damaged: the server sends more than the {bound}")
                 received.add(block)
         whole = most if exact else answer.total
         if whole is not None and received.bytes < whole:
@@ -134,7 +134,7 @@ def _source(url: str) -> Callable[[int], Answer]:
         try:
             file = within(transfer.SILENCE, partial(filesystem.open, block_size=size), path, "rb")
         except FileNotFoundError as error:
-            raise InputError(f"{url} does not exist: check the address") from error
+            raise UserError(f"{url} does not exist: check the address") from error
         except BrokenError:
             raise
         except Exception as error:  # every backend has its own
@@ -175,13 +175,13 @@ def _filesystem(url: str) -> tuple[Any, str]:
         filesystem, path = url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(protocol)
-        raise InputError(
+        raise UserError(
             f"{url}: {protocol}:// needs {package}: `pip install {package}`"
             if package
             else f"{url}: {protocol}:// needs a package that is not installed ({error})"
         ) from error
     except ValueError as error:
-        raise InputError(
+        raise UserError(
             f"{url}: cannot be used ({_reason(error)}); use a folder, s3://, gs:// or https://"
         ) from error
     return filesystem, path

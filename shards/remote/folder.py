@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Any, BinaryIO
 
 from shards.credentials import file_in, without_credentials
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_bytes, read_json
 from shards.manifest import (
     INDEX_NAME,
@@ -49,7 +49,7 @@ class RemoteFolder:
         self.remedy = f"remove {self.files}, and it is fetched again"
         self._url = url
         self._stop = Event()
-        self._failed: dict[str, tuple[float, InputError]] = {}
+        self._failed: dict[str, tuple[float, UserError]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self._url, self.cache, self.files.name, self.one_by_one)
@@ -58,7 +58,7 @@ class RemoteFolder:
         """Returns a file descriptor of a shard; fetches it first, or waits for it.
 
         Raises:
-            InputError: it cannot be fetched, or the cache has no room for it.
+            UserError: it cannot be fetched, or the cache has no room for it.
         """
         return self.cache.open(self.files, shard, self._fetch)
 
@@ -85,13 +85,13 @@ class RemoteFolder:
                     if stop.is_set():
                         return
                     os.close(self.cache.open(self.files, shard, self._fetch_ahead))
-        except (InputError, OSError):
+        except (UserError, OSError):
             return  # whoever reads this shard will say it
 
     def _fetch_ahead(self, shard: Shard, file: BinaryIO) -> None:
         try:
             self._fetch(shard, file)
-        except InputError as error:
+        except UserError as error:
             self._failed[shard.name] = (time.monotonic(), error)
             raise
 
@@ -110,7 +110,7 @@ def open_remote(url: str, cache: Cache) -> RemoteFolder:
     be had, that of the last time serves.
 
     Raises:
-        InputError: the URL is no dataset and cannot be reached, or the cache cannot be written.
+        UserError: the URL is no dataset and cannot be reached, or the cache cannot be written.
     """
     url = url.rstrip("/")
     shown = without_credentials(url)
@@ -154,7 +154,7 @@ def _manifest(url: str, cache: Cache) -> Manifest:
         place = file_in(url, MANIFEST_NAME)
         try:
             data = fetch_bytes(place, MOST_MANIFEST)
-        except InputError as error:
+        except UserError as error:
             if last is None:
                 raise
             note(f"{error}; going on with the copy in {cache.root / last.sha256}")
@@ -163,7 +163,7 @@ def _manifest(url: str, cache: Cache) -> Manifest:
         try:
             manifest = parse_manifest(data)
         except ValueError as error:
-            raise InputError(f"{place} cannot be used: {error}") from error
+            raise UserError(f"{place} cannot be used: {error}") from error
         with cache.new_file(cache.folder(manifest.sha256) / MANIFEST_NAME) as file:
             file.write(data)
         with cache.new_file(known) as file:

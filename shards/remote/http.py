@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from shards.credentials import authorization
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.remote import transfer
 from shards.remote.transfer import Answer, BrokenError, repeated, within
 
@@ -26,7 +26,7 @@ def remote_size(url: str) -> int | None:
     """Returns the bytes of a file, or None where the server does not say.
 
     Raises:
-        InputError: it cannot be had.
+        UserError: it cannot be had.
     """
 
     def ask() -> int | None:
@@ -46,7 +46,7 @@ def fetch(url: str, part: Path, most: int, advance: Callable[[int], None]) -> No
         advance: is told of every change of the length of `part`, in bytes.
 
     Raises:
-        InputError: it cannot be had, or is too long.
+        UserError: it cannot be had, or is too long.
         OSError: it cannot be written.
     """
     repeated(url, lambda: _fetch_rest(url, part, most, advance), lambda: _length(part), _ADVICE)
@@ -56,14 +56,14 @@ def _fetch_rest(url: str, part: Path, most: int, advance: Callable[[int], None])
     have = _length(part)
     with closing(ask_for(url, have)) as answer, part.open("ab") as file:
         if (answer.total or 0) > most:
-            raise InputError(f"{url} has {answer.total:,} bytes, and at most {most:,} are expected")
+            raise UserError(f"{url} has {answer.total:,} bytes, and at most {most:,} are expected")
         file.truncate(answer.offset)
         advance(answer.offset - have)
         found = answer.offset
         for block in answer.blocks:
             found += len(block)
             if found > most:
-                raise InputError(f"{url} sends more than the {most:,} bytes that are expected")
+                raise UserError(f"{url} sends more than the {most:,} bytes that are expected")
             file.write(block)
             advance(len(block))
     if answer.total is not None and found < answer.total:
@@ -79,7 +79,7 @@ def ask_for(url: str, start: int) -> Answer:
 
     Raises:
         BrokenError: it cannot be had now.
-        InputError: it cannot be had.
+        UserError: it cannot be had.
     """
     try:
         address, credentials = authorization(url)
@@ -88,7 +88,7 @@ def ask_for(url: str, start: int) -> Answer:
         if credentials:  # not for hosts that the server sends us to
             request.add_unredirected_header("Authorization", credentials)
     except ValueError as error:
-        raise InputError(f"{url} is no address ({error})") from error
+        raise UserError(f"{url} is no address ({error})") from error
     try:
         response = within(transfer.SILENCE, _open, request)
     except urllib.error.HTTPError as error:
@@ -133,7 +133,7 @@ def _refused(url: str, start: int, error: urllib.error.HTTPError) -> Answer:
     if error.code in (401, 403):
         advice = "give name and password in the address, or for its host in ~/.netrc (they are not "
         advice += "written down with a run)"
-    raise InputError(f"{url}: the server says {error.code} {error.reason}; {advice}")
+    raise UserError(f"{url}: the server says {error.code} {error.reason}; {advice}")
 
 
 def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:

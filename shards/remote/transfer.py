@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ def repeated(
         advice: what to do if all fail.
 
     Raises:
-        InputError: all tries failed.
+        UserError: all tries failed.
     """
     furthest, failures = reached(), 0
     while True:
@@ -71,7 +71,7 @@ def repeated(
                 furthest, failures = reached(), 0
             if failures == len(PAUSES):
                 what = f"{error} (tried {failures + 1} times)"
-                raise InputError(f"{url}: {what}; {error.advice or advice}") from error
+                raise UserError(f"{url}: {what}; {error.advice or advice}") from error
             time.sleep(max(PAUSES[failures], error.wait))
             failures += 1
 

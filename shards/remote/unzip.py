@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 _ENCRYPTED = 0x1
 
@@ -24,7 +24,7 @@ def unpack(archive: Path, out: Path, top: str) -> dict[str, int]:
         The files, relative to `out`, and their bytes.
 
     Raises:
-        InputError: it is damaged, holds what does not belong in it, or more than fits on the disk.
+        UserError: it is damaged, holds what does not belong in it, or more than fits on the disk.
     """
     try:
         with zipfile.ZipFile(archive) as zipped:
@@ -41,7 +41,7 @@ def unpack(archive: Path, out: Path, top: str) -> dict[str, int]:
                 with zipped.open(member) as packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise InputError(f"{archive} cannot be unpacked: {error}") from error
+        raise UserError(f"{archive} cannot be unpacked: {error}") from error
     return sizes
 
 
@@ -58,7 +58,7 @@ def _place(member: zipfile.ZipInfo, archive: Path, top: str) -> str:
     }
     for reason, holds in refused.items():
         if holds:
-            raise InputError(f"{archive}: {name!r} {reason}; nothing was unpacked")
+            raise UserError(f"{archive}: {name!r} {reason}; nothing was unpacked")
     parts = path.parts[1:] if path.parts[0] == top else path.parts
     return "/".join(parts)
 
@@ -67,7 +67,7 @@ def _refuse_twins(archive: Path, places: list[str]) -> None:
     """What is there twice would be written twice, and counted once."""
     twice = [place for place, times in Counter(places).items() if times > 1]
     if twice:
-        raise InputError(f"{archive}: {twice[0]!r} is there twice; nothing was unpacked")
+        raise UserError(f"{archive}: {twice[0]!r} is there twice; nothing was unpacked")
 
 
 def _refuse_links(out: Path, target: Path) -> None:
@@ -76,14 +76,14 @@ def _refuse_links(out: Path, target: Path) -> None:
         if path == out:
             return
         if path.is_symlink():
-            raise InputError(f"{path} is a link, which is not written through; move it away")
+            raise UserError(f"{path} is a link, which is not written through; move it away")
 
 
 def _refuse_flood(archive: Path, out: Path, sizes: dict[str, int]) -> None:
     there = sum((out / name).stat().st_size for name in sizes if (out / name).is_file())
     needed, free = sum(sizes.values()) - there, shutil.disk_usage(out).free
     if needed > free:
-        raise InputError(
+        raise UserError(
             f"{archive} unpacks to {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free in {out}: "
             "make room and start again"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 from shards.manifest import canonical, read_index, sha256_of
@@ -43,7 +43,7 @@ def copy(small: Path, tmp_path: Path) -> Path:
 def test_a_whole_dataset(small: Path) -> None:
     assert verify(small) == []
     assert (small / "rejected.csv").exists()
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         verify(small / "nothing")
 
 

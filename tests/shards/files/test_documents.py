@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import (
     MOST_BYTES,
     MOST_DEPTH,
@@ -182,10 +182,10 @@ def test_what_is_no_file_of_a_bounded_size_is_refused(tmp_path):
     }
     for name, why in wrong.items():
         for read in (read_json, read_yaml):
-            with pytest.raises(InputError) as error:
+            with pytest.raises(UserError) as error:
                 read(tmp_path / name, Any)
             assert why in str(error.value)
-    with pytest.raises(InputError, match="a pipe or device"):
+    with pytest.raises(UserError, match="a pipe or device"):
         read_bytes(tmp_path / "pipe")
 
 
@@ -193,13 +193,13 @@ def test_a_file_may_be_as_large_as_that_and_no_larger(tmp_path):
     file = tmp_path / "x.json"
     file.write_bytes(b" " * MOST_BYTES)
     assert len(read_bytes(file)) == MOST_BYTES
-    with pytest.raises(InputError, match="bytes; at most"):
+    with pytest.raises(UserError, match="bytes; at most"):
         read_bytes(file, MOST_BYTES - 1)
 
 
 def test_the_file_and_the_remedy_are_named(tmp_path):
     file = tmp_path / "x.json"
     file.write_text(json.dumps({"parts": 1}))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         read_json(file, Whole, remedy="copy it again")
     assert str(error.value) == f"{file}: parts: expected array, got int; copy it again"

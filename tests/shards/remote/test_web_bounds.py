@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.manifest import parse_manifest
 from shards.remote.http import fetch
 from shards.verify import verify
@@ -172,7 +172,7 @@ def test_no_more_is_taken_than_there_should_be(
 ) -> None:
     monkeypatch.setattr("shards.remote.folder.MOST_MANIFEST", 1_000_000, raising=False)
     web.answers[name] = fault
-    with pytest.raises(InputError, match=rf"{name} is damaged: the server (sends|has)") as caught:
+    with pytest.raises(UserError, match=rf"{name} is damaged: the server (sends|has)") as caught:
         open_dataset(web.url).fetch([0])
     assert "\n" not in str(caught.value)
     assert web.asked.count(name) == 1
@@ -196,7 +196,7 @@ def test_an_index_of_a_manifest_that_does_not_tell_its_size(web: Web, tau_datase
     assert manifest.index.pop("bytes") == (tau_dataset / "index.parquet").stat().st_size
     shards.remote.folder.fetch_index(web.url, manifest, None)
     web.answers["index.parquet"] = endless
-    with pytest.raises(InputError, match=r"index\.parquet is damaged: the server sends more"):
+    with pytest.raises(UserError, match=r"index\.parquet is damaged: the server sends more"):
         shards.remote.folder.fetch_index(web.url, manifest, None)
     assert web.sent < SLACK
 
@@ -208,7 +208,7 @@ def test_a_server_that_says_nothing_is_reported(
     monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.2, raising=False)
     web.answers[SHARD] = fault
     dataset = open_dataset(web.url)
-    with pytest.raises(InputError, match=rf"{SHARD}: timed out: .*\(tried 3 times\)"):
+    with pytest.raises(UserError, match=rf"{SHARD}: timed out: .*\(tried 3 times\)"):
         dataset.fetch([0])
     assert web.asked.count(SHARD) in (3, 4)  # what comes in the first try counts as something
 
@@ -228,7 +228,7 @@ def test_what_failed_in_the_background_is_not_waited_for_again(web: Web) -> None
     reading: list[str] = []
 
     def read() -> None:
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(UserError) as caught:
             dataset.fetch([0])
         reading.append(str(caught.value))
 
@@ -270,7 +270,7 @@ def test_it_begins_anew_where_a_server_without_ranges_broke_off(
 @pytest.mark.parametrize("name", ["dataset.json", "index.parquet", SHARD])
 def test_nothing_is_unpacked_on_the_way(web: Web, name: str, tmp_path: Path) -> None:
     web.answers[name] = bomb
-    with pytest.raises(InputError, match=rf"{name}.*(damaged|cannot be)"):
+    with pytest.raises(UserError, match=rf"{name}.*(damaged|cannot be)"):
         open_dataset(web.url).fetch([0])
     assert used(tmp_path / "cache") < 1_000_000
 
@@ -278,7 +278,7 @@ def test_nothing_is_unpacked_on_the_way(web: Web, name: str, tmp_path: Path) -> 
 def test_downloads_are_bounded_too(web: Web, tmp_path: Path) -> None:
     for fault, what in ((endless, "sends more than the 100,000 bytes"), (longer, "has 1,099,5")):
         web.answers["dataset.json"] = fault
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(UserError, match=what):
             fetch(f"{web.url}/dataset.json", tmp_path / "part", 100_000, lambda change: None)
         assert used(tmp_path) <= 100_000
         assert web.sent < SLACK
