@@ -11,8 +11,8 @@ from typing import Any
 
 from cpprune.cli.arguments import OneLineParser
 from cpprune.config import RunConfig, TrainConfig
+from shards.build.output_folder import DATASET
 from shards.cli.arguments import whole_number
-from shards.dataset_folder import DATASET
 from shards.errors import InputError
 from shards.files.atomic import replace_file, writing
 from shards.files.documents import to_json

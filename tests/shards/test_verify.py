@@ -115,7 +115,7 @@ def test_a_longer_shard(copy: Path) -> None:
 def test_missing_extra_renamed_and_swapped_files(copy: Path) -> None:
     first, second = copy / "train-000000.tar", copy / "train-000001.tar"
     (copy / "notes.txt").write_text("hello")
-    assert _what(verify(copy)) == {"notes.txt": "unknown file: it is no part of the dataset"}
+    assert _what(verify(copy)) == {"notes.txt": "unknown file: it is not part of the dataset"}
     (copy / "notes.txt").unlink()
 
     first.rename(copy / "train-000009.tar")

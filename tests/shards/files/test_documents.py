@@ -11,8 +11,8 @@ import pytest
 
 from shards.errors import UserError
 from shards.files.documents import (
-    MOST_BYTES,
-    MOST_DEPTH,
+    MAX_BYTES,
+    MAX_DEPTH,
     DocumentError,
     json_lines,
     parse_json,
@@ -55,7 +55,7 @@ def test_a_document_becomes_its_dataclass():
         ('{"parts": [{"name": "a", "bytes": -1}]}', "parts[0].bytes"),
         ('{"parts": [{"name": "a", "bytes": 1.5}]}', "parts[0].bytes"),
         ('{"parts": [{"name": "a", "bytes": true}]}', "parts[0].bytes"),
-        ('{"parts": [{"name": "a", "bytes": 99999999999999999999}]}', "too large for 64 bits"),
+        ('{"parts": [{"name": "a", "bytes": 99999999999999999999}]}', "does not fit in 64 bits"),
         ('{"parts": [{"name": "a"}]}', "parts[0]: "),
         ('{"parts": {}}', "parts: "),
         ("[]", "expected object, got array"),
@@ -82,7 +82,7 @@ def test_what_differs_is_named_with_its_place(parse, text, what):
         b"\xff\xfe{\x00}\x00",
         b"[" * 100_000,
         b'{"x":' * 1000 + b"1" + b"}" * 1000,
-        b"[" * (MOST_DEPTH + 1) + b"]" * (MOST_DEPTH + 1),
+        b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
         b"9" * 5000,
         b"9" * 2000,
         b"NaN",
@@ -191,10 +191,10 @@ def test_what_is_no_file_of_a_bounded_size_is_refused(tmp_path):
 
 def test_a_file_may_be_as_large_as_that_and_no_larger(tmp_path):
     file = tmp_path / "x.json"
-    file.write_bytes(b" " * MOST_BYTES)
-    assert len(read_bytes(file)) == MOST_BYTES
+    file.write_bytes(b" " * MAX_BYTES)
+    assert len(read_bytes(file)) == MAX_BYTES
     with pytest.raises(UserError, match="bytes; at most"):
-        read_bytes(file, MOST_BYTES - 1)
+        read_bytes(file, MAX_BYTES - 1)
 
 
 def test_the_file_and_the_remedy_are_named(tmp_path):

@@ -76,7 +76,7 @@ def test_a_manifest_that_lists_what_no_build_writes(
     first = replace(manifest.shards[0], name="../precious.tar")
     other = replace(manifest, shards=(first, *manifest.shards[1:])).sealed()
     (dataset / "dataset.json").write_bytes(other.to_bytes())
-    with pytest.raises(UserError, match="is no part of a dataset"):
+    with pytest.raises(UserError, match="is not part of a dataset"):
         build_dataset(tau_options, dataset, workers=1, overwrite=True)
     assert (tmp_path / "precious.tar").is_file()
 
@@ -165,14 +165,14 @@ def test_an_overwrite_that_was_interrupted(
     hashes: Hashes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import shards.dataset_folder
+    import shards.build.output_folder
 
     def die(folder: Path, names: list[str]) -> None:
         remove(folder, names[:2])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.dataset_folder, "remove", die)
+        patch.setattr(shards.build.output_folder, "remove", die)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(replace(tau_options, seed=9), dataset, workers=1, overwrite=True)
     build_dataset(tau_options, dataset, workers=1)

@@ -103,7 +103,7 @@ def test_interrupted_and_started_again(
 ) -> None:
     # The first answer is the one that only its length is read of.
     server.cuts["audio.1.zip"] = [0, 1_000_000, 0, 0, 0]
-    with pytest.raises(UserError, match="it goes on where it broke off"):
+    with pytest.raises(UserError, match="it resumes where it broke off"):
         download(small, small.files([], server.url), tmp_path)
     assert (tmp_path / ".download/audio.1.zip.part").stat().st_size == 1_000_000
     server.cuts.clear()

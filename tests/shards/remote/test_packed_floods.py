@@ -85,6 +85,6 @@ def test_an_archive_that_holds_a_name_again_and_again(tmp_path: Path) -> None:
         for name in ("top/zeros", "zeros", "top/zeros"):
             zipped.writestr(name, bytes(1_000_000))
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"'zeros' is there twice; nothing was unpacked"):
+    with pytest.raises(UserError, match=r"'zeros' occurs twice; nothing was unpacked"):
         unpack(archive, tmp_path / "out", "top")
     assert list((tmp_path / "out").iterdir()) == []

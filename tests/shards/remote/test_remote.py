@@ -163,7 +163,7 @@ def test_what_is_expected_comes_in_the_background(flaky: Any, url: str, cache: P
     wanted = [name for name in reversed(shards) if name.startswith("test")]
     wanted += [name for name in reversed(shards) if name.startswith("train")]
     assert len(wanted) > 4
-    dataset.expect(ids)
+    dataset.prefetch(ids)
     end = time.monotonic() + 600
     while not (cache / dataset.fingerprint / wanted[-1]).exists():
         assert time.monotonic() < end
@@ -271,11 +271,11 @@ def test_addresses_that_cannot_be_used(
         refused(f"{protocol}://bucket/dataset", f"pip install {package}")
     started = time.monotonic()
     monkeypatch.setattr(
-        "shards.remote.transfer.PAUSES", (60.0, 60.0)
+        "shards.remote.transfer.RETRY_DELAYS", (60.0, 60.0)
     )  # what is not there is not waited for
     refused(f"flaky://{tmp_path}/nothing", "dataset.json does not exist")
     assert time.monotonic() - started < 30
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0))
     folder = Path(shutil.copytree(tau_dataset, tmp_path / "d"))
     (folder / "val-000000.tar").unlink()
     with pytest.raises(UserError, match=r"d/val-000000.tar does not exist"):

@@ -210,7 +210,7 @@ def test_a_limit_below_the_dataset(
         ids = np.random.default_rng(seed).integers(0, 200, 50)
         assert (dataset.fetch(ids) == clips[ids]).all()
     assert biggest < most <= limit
-    dataset.expect(np.arange(200))  # of no use here: it would push out what is about to be read
+    dataset.prefetch(np.arange(200))  # of no use here: it would push out what is about to be read
     assert len(flaky.opened()) > len(dataset.manifest.shards)
 
 

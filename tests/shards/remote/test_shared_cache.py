@@ -113,7 +113,7 @@ def test_nothing_is_written_through_links(url: str, cache: Path, tmp_path: Path)
     dataset.fetch([0])
     with (
         pytest.raises(OSError, match="symbolic links"),
-        dataset.folder.cache.alone(f"{folder.name}-x"),
+        dataset.folder.cache.exclusive(f"{folder.name}-x"),
     ):
         pass
     (folder / "train-000001.tar").symlink_to(victim)
@@ -245,15 +245,15 @@ def test_what_all_processes_need_is_asked_for_once(
 ) -> None:
     """The first to ask gets no answer before eight wait for it."""
     waiting, all_wait = [], threading.Event()
-    alone = Cache.alone
+    exclusive = Cache.exclusive
 
     def noted(self: Cache, name: str) -> Any:
         waiting.append(name)
         if waiting.count(waiting[0]) == 8:
             all_wait.set()
-        return alone(self, name)
+        return exclusive(self, name)
 
-    monkeypatch.setattr(Cache, "alone", noted)
+    monkeypatch.setattr(Cache, "exclusive", noted)
 
     def withheld(name: str, block: bytes) -> bytes:
         assert all_wait.wait(600)

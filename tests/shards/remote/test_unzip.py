@@ -45,7 +45,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ("top/../../evil", "leads out of the folder"),
         ("/tmp/evil", "leads out of the folder"),
         ("..\\evil", "leads out of the folder"),
-        (".", "is no name"),
+        (".", "is not a name"),
         (link("shortcut"), "is a link or a device"),
     ],
 )

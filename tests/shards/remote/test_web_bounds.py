@@ -145,10 +145,10 @@ def serving(folder: Path) -> Iterator[Web]:
 def web(tau_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0), raising=False)
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 1.0, raising=False)
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0), raising=False)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 1.0, raising=False)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_WRITTEN, limits[1]))
     with serving(tau_dataset) as started:
         yield started
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -160,7 +160,7 @@ def used(folder: Path) -> int:
 
 SHARD = "train-000000.tar"
 # Of one file: what would flood the disk fails earlier.
-MOST_WRITTEN = 20_000_000
+MAX_WRITTEN = 20_000_000
 # More than all buffers between here and a server that is told nothing.
 SLACK = 30_000_000
 
@@ -170,7 +170,7 @@ SLACK = 30_000_000
 def test_no_more_is_taken_than_there_should_be(
     web: Web, name: str, fault: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.remote.folder.MOST_MANIFEST", 1_000_000, raising=False)
+    monkeypatch.setattr("shards.remote.folder.MAX_MANIFEST", 1_000_000, raising=False)
     web.answers[name] = fault
     with pytest.raises(UserError, match=rf"{name} is damaged: the server (sends|has)") as caught:
         open_dataset(web.url).fetch([0])
@@ -205,7 +205,7 @@ def test_an_index_of_a_manifest_that_does_not_tell_its_size(web: Web, tau_datase
 def test_a_server_that_says_nothing_is_reported(
     web: Web, fault: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.2, raising=False)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 0.2, raising=False)
     web.answers[SHARD] = fault
     dataset = open_dataset(web.url)
     with pytest.raises(UserError, match=rf"{SHARD}: timed out: .*\(tried 3 times\)"):
@@ -223,7 +223,7 @@ def test_what_failed_in_the_background_is_not_waited_for_again(web: Web) -> None
         handler.send_error(404)
 
     web.answers[SHARD] = refused
-    dataset.expect(np.arange(10))
+    dataset.prefetch(np.arange(10))
     assert first.wait(600)
     reading: list[str] = []
 
@@ -245,7 +245,7 @@ def test_a_slow_server_without_ranges_delivers(
     web: Web, tau_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes several times as long as a silent one is waited for."""
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.5, raising=False)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 0.5, raising=False)
     web.answers[SHARD] = slow
     clips = open_dataset(web.url).fetch(np.arange(20))
     assert (clips == open_dataset(tau_dataset).fetch(np.arange(20))).all()

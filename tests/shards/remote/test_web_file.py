@@ -86,7 +86,7 @@ def test_what_no_further_try_mends(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.05)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 0.05)
     monkeypatch.setattr(server, "silent", 0.3)
     with pytest.raises(UserError, match="timed out"):
         fetched(server, tmp_path / "part")
