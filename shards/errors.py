@@ -14,4 +14,4 @@ class UserError(ValueError):
         super().__init__(without_credentials(message))
 
 
-InputError = UserError  # the name until version 0.1; removed in the version after next
+InputError = UserError  # former name, kept for one version

@@ -137,10 +137,9 @@ def sha256_of_file(path: Path, max_bytes: int | None = None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def max_index_bytes(index: Mapping[str, Any]) -> int:
+def max_index_bytes(index: IndexFile) -> int:
     """Returns the largest size in bytes that an index may have according to its manifest."""
-    bound: int = index.get("bytes", MAX_INDEX + MAX_INDEX_ROW * index["rows"])
-    return bound
+    return index.get("bytes", MAX_INDEX + MAX_INDEX_ROW * index["rows"])
 
 
 def parse_manifest(data: bytes) -> Manifest:

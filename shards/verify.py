@@ -27,6 +27,7 @@ from shards.manifest import (
     REJECTED_NAME,
     WORK_NAME,
     Manifest,
+    RejectedFile,
     Shard,
     max_index_bytes,
     parse_manifest,
@@ -35,8 +36,8 @@ from shards.manifest import (
 from shards.remote.fetch import fetch_bytes, fetch_file, is_remote
 from shards.remote.folder import fetch_index
 
-# Bytes of a line of rejected.csv: a path and a reason.
-MAX_REJECTED = 1 << 14
+# Bytes of one line of rejected.csv, a path and a reason.
+MAX_REJECTED_LINE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,13 @@ def _verify_remote(url: str) -> list[Problem]:
         return [Problem(MANIFEST_NAME, None, f"damaged: {error}; nothing else can be checked")]
     checks: dict[str, Callable[[], None]] = {INDEX_NAME: lambda: fetch_index(url, manifest, None)}
     for shard in manifest.shards:
-        place = file_in(url, shard.name)
-        checks[shard.name] = partial(fetch_file, place, shard.sha256, shard.bytes, None)
+        address = file_in(url, shard.name)
+        checks[shard.name] = partial(fetch_file, address, shard.sha256, shard.bytes, None)
     if (rejected := manifest.rejected) is not None:
         max_bytes = _max_rejected_bytes(rejected)
-        place = file_in(url, REJECTED_NAME)
+        address = file_in(url, REJECTED_NAME)
         checks[REJECTED_NAME] = partial(
-            fetch_file, place, rejected["sha256"], max_bytes, None, exact=False
+            fetch_file, address, rejected["sha256"], max_bytes, None, exact=False
         )
     problems = []
     for name, check in checks.items():
@@ -114,9 +115,8 @@ def _verify_remote(url: str) -> list[Problem]:
     return problems
 
 
-def _max_rejected_bytes(rejected: Mapping[str, Any]) -> int:
-    count: int = rejected["count"]
-    return MAX_REJECTED * (1 + count)
+def _max_rejected_bytes(rejected: RejectedFile) -> int:
+    return MAX_REJECTED_LINE * (1 + rejected["count"])
 
 
 def _check_listed(path: Path, name: str, sha256: str, max_bytes: int) -> list[Problem]:
@@ -168,7 +168,9 @@ def _check_shard(
     shard = manifest.shards[number]
     file = path / shard.name
     if not file.is_file():
-        yield Problem(shard.name, None, f"missing: {shard.count} clips{_found(path, shard, extra)}")
+        yield Problem(
+            shard.name, None, f"missing: {shard.count} clips{_find_renamed(path, shard, extra)}"
+        )
         return
     sha256 = sha256_of_file(file, max(other.bytes for other in manifest.shards))
     size = file.stat().st_size
@@ -187,7 +189,8 @@ def _check_shard(
     yield from found or [Problem(shard.name, None, "damaged: its sha256 differs")]
 
 
-def _found(path: Path, shard: Shard, extra: dict[str, str]) -> str:
+def _find_renamed(path: Path, shard: Shard, extra: dict[str, str]) -> str:
+    """Looks for a missing shard among the unknown files; returns a remark on it, or ""."""
     for name in extra:
         other = path / name
         same_size = other.is_file() and other.stat().st_size == shard.bytes

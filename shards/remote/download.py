@@ -15,7 +15,7 @@ from shards.files.documents import read_json
 from shards.files.locks import locked
 from shards.files.ownership import Kind, claim, read_mark
 from shards.progress import progress
-from shards.remote.http import fetch, remote_size
+from shards.remote.http import fetch, file_size, remote_size
 from shards.remote.unzip import unpack
 
 # Folder of unfinished files, and of records of unpacked archives.
@@ -202,7 +202,7 @@ def download(
     with locked(work / "lock", busy, keep=True), writing(out, "--out"):
         missing = [file for file in files if not _is_there(file, out)]
         sizes = [remote_size(file.url) or 0 for file in missing]
-        have = [_size(work / f"{file.name}.part") for file in missing]
+        have = [file_size(work / f"{file.name}.part") for file in missing]
         left = [max(size - part, 0) for size, part in zip(sizes, have, strict=True)]
         if any(file.packed for file in missing):
             _refuse_small_disk(dataset, out, max(left))
@@ -228,10 +228,6 @@ class _Megabytes:
             self.shown = whole
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
 def _record(file: RemoteFile, out: Path) -> Path:
     return out / WORK / f"{file.name}.json"
 
@@ -247,7 +243,7 @@ def _is_there(file: RemoteFile, out: Path) -> bool:
     except UserError:
         return False
     return unpacked.md5 == file.md5 and all(
-        _size(out / name) == size for name, size in unpacked.files.items()
+        file_size(out / name) == size for name, size in unpacked.files.items()
     )
 
 
@@ -279,14 +275,11 @@ def _refuse_small_disk(dataset: RemoteDataset, out: Path, archive: int) -> None:
 def _fetch_checked(file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
     fault: str | None = None
     for _ in range(2):
-        try:
-            fetch(file.url, part, file.max_bytes, advance)
-        except OSError as error:
-            raise UserError(f"{part} cannot be written: {error.strerror}") from error
+        fetch(file.url, part, file.max_bytes, advance)
         fault = file.fault(part)
         if fault is None:
             return
-        advance(-_size(part))
+        advance(-file_size(part))
         part.unlink()
     raise UserError(
         f"{file.url} is not the file that was published: {fault}, twice; try later, or another --mirror"

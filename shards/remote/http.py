@@ -50,12 +50,12 @@ def fetch(url: str, part: Path, max_bytes: int, advance: Callable[[int], None]) 
         OSError: `part` cannot be written.
     """
     with_retries(
-        url, lambda: _fetch_rest(url, part, max_bytes, advance), lambda: _length(part), _ADVICE
+        url, lambda: _fetch_rest(url, part, max_bytes, advance), lambda: file_size(part), _ADVICE
     )
 
 
 def _fetch_rest(url: str, part: Path, max_bytes: int, advance: Callable[[int], None]) -> None:
-    have = _length(part)
+    have = file_size(part)
     with closing(open_url(url, have)) as response, part.open("ab") as file:
         if (response.total or 0) > max_bytes:
             raise UserError(
@@ -74,8 +74,9 @@ def _fetch_rest(url: str, part: Path, max_bytes: int, advance: Callable[[int], N
         raise TransientError(f"broke off after {found:,} of {response.total:,} bytes")
 
 
-def _length(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+def file_size(path: Path) -> int:
+    """Returns the size of a local file in bytes; 0 if it is missing."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def open_url(url: str, start: int) -> Response:

@@ -121,7 +121,7 @@ def test_nothing_is_written_through_links(url: str, cache: Path, tmp_path: Path)
         dataset.fetch(ALL)
     shutil.rmtree(folder)
     folder.symlink_to(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         open_dataset(url)
     assert victim.read_text() == "precious"
 
