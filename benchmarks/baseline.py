@@ -97,7 +97,7 @@ def usual(source: Path, batch: int, workers: int, device: torch.device) -> Calla
 
 
 def ours(
-    dataset: Path, run: Path, batch: int, precision: str, accelerator: Any, compiled: str = "off"
+    dataset: Path, run: Path, batch: int, precision: Any, accelerator: Any, compiled: Any = "off"
 ) -> Callable[[], int]:
     """Return an epoch of our loop."""
     config = RunConfig(

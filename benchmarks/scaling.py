@@ -45,7 +45,7 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
     from shards.launcher import read_launch
 
     accelerator = process_group.start(read_launch(), "no")
-    precision = "bf16"
+    precision: Any = "bf16"
     config = RunConfig(
         run=str(run),
         data=DataConfig(path=str(dataset)),

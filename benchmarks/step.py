@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import limits
 import torch
@@ -34,7 +35,7 @@ from shards.launcher import read_launch
 
 
 def make(
-    dataset: Path, run: Path, batch: int, precision: str, compiled: str, resident: str = "auto"
+    dataset: Path, run: Path, batch: int, precision: Any, compiled: Any, resident: Any = "auto"
 ) -> Trainer:
     """Return a trainer that is ready for its first step."""
     config = RunConfig(

@@ -1,6 +1,6 @@
 """Datasets on disk: deterministic tar shards, read by position, ordered by a pure function."""
 
-from shards.errors import InputError
+from shards.errors import InputError, UserError
 from shards.reader import Dataset, Split, open_dataset
 
-__all__ = ["Dataset", "InputError", "Split", "open_dataset"]
+__all__ = ["Dataset", "InputError", "Split", "UserError", "open_dataset"]

@@ -1,4 +1,4 @@
-"""Reading `index.parquet` as if it were forged: its hash may be right and its contents still wrong."""
+"""Reading an untrusted `index.parquet`: its hash may be right and its contents still wrong."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,26 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import INDEX_TYPES, LONGEST_TEXT, MANIFEST_NAME, Manifest, read_index
 
-BYTES_PER_ROW = 4096  # unpacked, at most; and for all rows together
-BYTES_MORE = 16 << 20
+# Largest uncompressed size: so much for each row, and so much in addition.
+MAX_BYTES_PER_ROW = 4096
+MAX_EXTRA_BYTES = 16 << 20
 
 
 def open_index(
     path: Path, manifest: Manifest, columns: Sequence[str], encoded: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Reads columns of an index, unless their number, types or sizes are not those of the manifest.
+    """Reads columns of an index after checking number, types and sizes against the manifest.
 
     Args:
-        path: the file.
-        manifest: of its dataset.
-        columns: the names of the columns wanted; see `shards.manifest.read_index`.
-        encoded: likewise.
+        path: the index file.
+        manifest: manifest of the dataset.
+        columns: names of the columns to read; see `shards.manifest.read_index`.
+        encoded: those that stay dictionary-encoded.
 
     Raises:
-        InputError: it is no index of this dataset.
+        UserError: the file is not an index of this dataset.
     """
     import pyarrow as pa
 
@@ -36,17 +37,17 @@ def open_index(
         texts = [name for name in columns if INDEX_TYPES.get(name, "string") == "string"]
         index = read_index(path, columns, texts)
         for name in texts:
-            # A dictionary may unpack to far more than it takes.
+            # Few bytes of a dictionary may decode to very many.
             if any(len(text or "") > LONGEST_TEXT for text in index[name].dictionary.to_pylist()):
-                raise InputError(f"{path}: a {name} has more than {LONGEST_TEXT:,} letters")
+                raise UserError(f"{path}: a {name} has more than {LONGEST_TEXT:,} letters")
             if name not in encoded:
                 index[name] = index[name].dictionary_decode()
         return index
-    except InputError:
+    except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no index of a dataset ({reason})") from None
+        raise UserError(f"{path} is not the index of a dataset ({reason})") from None
 
 
 def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> None:
@@ -56,29 +57,29 @@ def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> No
     with pq.ParquetFile(path) as file:
         found, schema = file.metadata, file.schema_arrow
         if found.num_rows != manifest.index["rows"]:
-            raise InputError(f"{path}: its rows contradict {MANIFEST_NAME}")
+            raise UserError(f"{path}: its rows contradict {MANIFEST_NAME}")
         groups = range(found.num_row_groups)
         unpacked = sum(
             found.row_group(group).column(column).total_uncompressed_size
             for group in groups
             for column in range(found.num_columns)
         )
-        if unpacked > BYTES_PER_ROW * found.num_rows + BYTES_MORE:
-            raise InputError(f"{path}: unpacks to {unpacked:,} bytes for {found.num_rows:,} rows")
+        if unpacked > MAX_BYTES_PER_ROW * found.num_rows + MAX_EXTRA_BYTES:
+            raise UserError(f"{path}: unpacks to {unpacked:,} bytes for {found.num_rows:,} rows")
         for name in columns:
             places = schema.get_all_field_indices(name)
             kind = schema.field(places[0]).type if len(places) == 1 else None
             expected = pa.type_for_alias(INDEX_TYPES.get(name, "string"))
             if kind != expected:
-                raise InputError(f"{path}: its column {name!r} must be one of {expected}")
+                raise UserError(f"{path}: its column {name!r} must be one of {expected}")
 
 
 def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    """Returns what an index says otherwise than the manifest, such as "labels"; empty if nothing.
+    """Returns the names of what contradicts the manifest in an index, such as "labels"; empty if none.
 
     Args:
-        index: its columns, of which "label", "shard", "offset" and "size" have to be there.
-        manifest: of its dataset.
+        index: columns of the index, among them "label", "shard", "offset" and "size".
+        manifest: manifest of the dataset.
     """
     shards, labels = index["shard"], index["label"]
     rows = len(shards)
@@ -101,7 +102,7 @@ def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:
             wrong.append("places of the clips")
             break
     else:
-        # Samples that are not packed are all alike: a header of a few bytes, and the samples.
+        # Uncompressed samples have the same size: a header of a few bytes, and the values.
         width = int(np.prod(manifest.shape)) * np.dtype(manifest.dtype).itemsize
         sizes = index["size"]
         alike = manifest.encoding == "flac" or not rows or sizes.min() == sizes.max()
@@ -115,7 +116,7 @@ def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:
 def _fits(
     offsets: NDArray[Any], sizes: NDArray[Any], shards: NDArray[Any], manifest: Manifest
 ) -> bool:
-    """Returns whether pieces lie in their shards, one after the other."""
+    """Returns whether pieces lie within their shards, without overlap and in order."""
     if not len(offsets):
         return True
     if offsets.min() < 0 or sizes.min() < 1:

@@ -1,4 +1,4 @@
-"""The contract of a dataset folder: `dataset.json` and `index.parquet`."""
+"""Format of a dataset folder: `dataset.json` and `index.parquet`."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import numpy as np
 from msgspec import Meta
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import DocumentError, parse_json, read_bytes, typed
 
 FORMAT = "cpprune-shards/1"
@@ -21,12 +21,12 @@ MANIFEST_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
 REJECTED_NAME = "rejected.csv"
 WORK_NAME = ".build"
-# Of an index whose manifest does not say how many bytes it has, since an older version wrote it.
-MOST_INDEX = 1 << 20
-MOST_INDEX_ROW = 4096
+# Largest index, in all and per row, where the manifest of an older version does not give its size.
+MAX_INDEX = 1 << 20
+MAX_INDEX_ROW = 4096
 SPLITS = ("train", "val", "test")
 
-# The columns of the index that are not groups, with their type on disk.
+# Columns of the index, except groups, and their types on disk.
 INDEX_TYPES: Mapping[str, str] = {
     "key": "string",
     "split": "string",
@@ -46,14 +46,14 @@ Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}$")]
-MOST_MANIFEST = 64 << 20  # bytes: that of 100,000 shards has 25 MB
-MOST_VALUES = 1 << 26  # in one sample
-LONGEST_TEXT = 4096  # letters of a cell of the index
+MAX_MANIFEST = 64 << 20  # bytes; the manifest of 100,000 shards has 25 MB
+MAX_VALUES = 1 << 26  # of one sample
+LONGEST_TEXT = 4096  # characters of one cell of the index
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar file: its name in the folder, its split, its samples, its bytes and their SHA-256."""
+    """Tar file: name in the folder, split, number of samples, size in bytes, and SHA-256."""
 
     name: FileName
     split: str
@@ -63,23 +63,23 @@ class Shard:
 
 
 class SplitCounts(TypedDict):
-    """How many samples a split has, in all and of each class."""
+    """Number of samples of a split, in all and of each class."""
 
     count: Count
     classes: dict[str, Count]
 
 
 class IndexFile(TypedDict):
-    """The index: its name, hash and rows."""
+    """Index file: name, SHA-256 and number of rows."""
 
     name: Annotated[str, Meta(pattern=r"^index\.parquet$")]
     sha256: Digest
     rows: Count
-    bytes: NotRequired[Size]  # older builds did not say it
+    bytes: NotRequired[Size]  # missing in older datasets
 
 
 class RejectedFile(TypedDict):
-    """The list of files that were not used: its name, hash and lines."""
+    """List of rejected files: name, SHA-256 and number of lines."""
 
     name: Annotated[str, Meta(pattern=r"^rejected\.csv$")]
     sha256: Digest
@@ -88,7 +88,7 @@ class RejectedFile(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What `dataset.json` says; `sha256` covers all the rest and is the dataset's fingerprint."""
+    """Contents of `dataset.json`; `sha256`, over all other fields, is the dataset's fingerprint."""
 
     kind: Annotated[str, Meta(pattern="^(audio|image)$")]
     classes: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -105,7 +105,7 @@ class Manifest:
     sha256: str = ""
 
     def sealed(self) -> "Manifest":
-        """Returns the same manifest with `sha256` computed over everything else."""
+        """Returns a copy with `sha256` computed over all other fields."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Manifest(**{**fields, "sha256": sha256_of(canonical(self._document()))})
 
@@ -120,34 +120,33 @@ class Manifest:
 
 
 def canonical(document: Mapping[str, Any]) -> bytes:
-    """Returns the one serialisation of a JSON document: sorted keys, two spaces, a last newline."""
+    """Returns the canonical JSON of a document: sorted keys, two spaces of indent, a final newline."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def sha256_of(data: bytes) -> str:
-    """Returns the hexadecimal SHA-256 of some bytes."""
+    """Returns the hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_of_file(path: Path, most: int | None = None) -> str:
-    """Returns the hexadecimal SHA-256 of a file; "" if it has more than `most` bytes."""
+def sha256_of_file(path: Path, max_bytes: int | None = None) -> str:
+    """Returns the hexadecimal SHA-256 of a file; "" if it has more than `max_bytes`."""
     with path.open("rb") as file:
-        if most is not None and os.fstat(file.fileno()).st_size > most:
-            return ""  # a file with holes may seem to have any number of bytes
+        if max_bytes is not None and os.fstat(file.fileno()).st_size > max_bytes:
+            return ""  # a sparse file may claim any size
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def most_index_bytes(index: Mapping[str, Any]) -> int:
-    """Returns how many bytes an index may have, by what the manifest says of it."""
-    bound: int = index.get("bytes", MOST_INDEX + MOST_INDEX_ROW * index["rows"])
-    return bound
+def max_index_bytes(index: IndexFile) -> int:
+    """Returns the largest size in bytes that an index may have according to its manifest."""
+    return index.get("bytes", MAX_INDEX + MAX_INDEX_ROW * index["rows"])
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Reads the bytes of a `dataset.json`.
+    """Parses the bytes of a `dataset.json`.
 
     Raises:
-        ValueError: if the bytes are not those that were written; the message says why.
+        ValueError: they are not a valid manifest, or have changed; the message says why.
     """
     try:
         document = parse_json(data, dict[str, Any])
@@ -160,7 +159,7 @@ def parse_manifest(data: bytes) -> Manifest:
     fields = {name: value for name, value in document.items() if name != "format"}
     unknown = sorted(fields.keys() - Manifest.__dataclass_fields__.keys())
     if unknown:
-        raise ValueError(f"it has a field {unknown[0]!r} that is not known")
+        raise ValueError(f"it has an unknown field {unknown[0]!r}")
     try:
         typed(fields, Manifest)
     except DocumentError as error:
@@ -177,27 +176,27 @@ def parse_manifest(data: bytes) -> Manifest:
     )
     if manifest.sealed().to_bytes() != data:
         raise ValueError("its sha256 does not match its contents")
-    _check_sense(manifest)
+    _check_consistency(manifest)
     return manifest
 
 
-def _check_sense(manifest: Manifest) -> None:
-    """Raises ValueError where parts of a manifest contradict each other, as only forged ones do."""
+def _check_consistency(manifest: Manifest) -> None:
+    """Raises ValueError if parts of a manifest contradict each other, as only in forged ones."""
     audio = manifest.kind == "audio"
     shards, splits = manifest.shards, manifest.splits
     numbers = [SPLITS.index(shard.split) for shard in shards if shard.split in SPLITS]
     of_shards = Counter[str]()
     for shard in shards:
         of_shards[shard.split] += shard.count
-    taken = set(INDEX_TYPES)
-    sound = (
+    reserved = set(INDEX_TYPES)
+    checks = (
         ("sample_rate", (manifest.sample_rate is not None) == audio),
         ("shape", len(manifest.shape) == (1 if audio else 3)),
-        ("shape", math.prod(manifest.shape) <= MOST_VALUES),
+        ("shape", math.prod(manifest.shape) <= MAX_VALUES),
         ("dtype", manifest.dtype == ("int16" if audio else "uint8")),
         ("encoding", (manifest.encoding == "npy") != audio),
         ("classes", len(set(manifest.classes)) == len(manifest.classes)),
-        ("groups", len({*manifest.groups, *taken}) == len(manifest.groups) + len(taken)),
+        ("groups", len({*manifest.groups, *reserved}) == len(manifest.groups) + len(reserved)),
         ("shards", len({shard.name for shard in shards}) == len(shards)),
         ("shards", {shard.split for shard in shards} <= splits.keys()),
         ("shards", numbers == sorted(numbers)),
@@ -208,22 +207,22 @@ def _check_sense(manifest: Manifest) -> None:
         ),
         ("splits", all(sum(s["classes"].values()) == s["count"] for s in splits.values())),
         ("index", manifest.index["rows"] == of_shards.total()),
-        # A record has at least two headers of 512 bytes.
+        # Each record has at least two tar headers of 512 bytes.
         ("shards", all(1024 * shard.count <= shard.bytes for shard in shards)),
     )
-    wrong = [name for name, holds in sound if not holds]
+    wrong = [name for name, holds in checks if not holds]
     if wrong:
-        raise ValueError(f"its {wrong[0]} contradict the rest of it, or cannot be")
+        raise ValueError(f"its {wrong[0]} contradict the rest of it, or are impossible")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads and checks `dataset.json` in a dataset folder.
 
     Raises:
-        InputError: if the folder is no finished dataset or the file was changed.
+        UserError: the folder is not a finished dataset, or the file has changed.
     """
     if not folder.is_dir():
-        raise InputError(f"no dataset at {folder}: the folder does not exist")
+        raise UserError(f"no dataset at {folder}: the folder does not exist")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         why = (
@@ -231,15 +230,15 @@ def read_manifest(folder: Path) -> Manifest:
             if (folder / WORK_NAME).is_dir()
             else f"it has no {MANIFEST_NAME}; make one with `cpprune shards build`"
         )
-        raise InputError(f"{folder} is not a dataset: {why}")
+        raise UserError(f"{folder} is not a dataset: {why}")
     try:
-        return parse_manifest(read_bytes(path, MOST_MANIFEST))
+        return parse_manifest(read_bytes(path, MAX_MANIFEST))
     except ValueError as error:
-        raise InputError(f"{path} cannot be used: {error}") from error
+        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 def write_index(path: Path, columns: Mapping[str, Sequence[Any]], groups: Sequence[str]) -> None:
-    """Writes `index.parquet`; the same columns always give the same bytes."""
+    """Writes `index.parquet`; equal columns give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -252,12 +251,12 @@ def write_index(path: Path, columns: Mapping[str, Sequence[Any]], groups: Sequen
 
 
 def read_index(path: Path, columns: Sequence[str], encoded: Sequence[str] = ()) -> dict[str, Any]:
-    """Reads columns of `index.parquet`: numbers as numpy arrays, texts as pyarrow arrays.
+    """Reads columns of `index.parquet`: integers as numpy arrays, strings as pyarrow arrays.
 
     Args:
-        path: the file.
-        columns: the names of the columns wanted.
-        encoded: those of them that come dictionary-encoded, to save memory.
+        path: the index file.
+        columns: names of the columns to read.
+        encoded: those that stay dictionary-encoded, to save memory.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,32 +1,32 @@
-"""Which sample comes when: pure functions of the seed, the epoch and the rank.
+"""Order of the samples: pure functions of the seed, the epoch and the rank.
 
-Everything here is the same with every version of numpy; see `shards.draws`.
+They do not depend on the version of numpy; see `shards.random_stream`.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.draws import Stream
+from shards.random_stream import RandomStream
 
 Ids = NDArray[np.int64]
 
 
 def permutation(num_samples: int, *entropy: int) -> Ids:
-    """Returns a permutation of `range(num_samples)` that depends only on the integers given.
+    """Returns a permutation of `range(num_samples)` that depends only on the integers `entropy`.
 
     It is the stable argsort of `num_samples` raw 64-bit words of a Philox generator whose key comes
     from `numpy.random.SeedSequence(entropy)`.
     """
-    return Stream(*entropy).permutation(num_samples)
+    return RandomStream(*entropy).permutation(num_samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> Ids:
-    """Returns the order in which the samples of one epoch are visited.
+    """Returns the order of the samples in one epoch.
 
     Args:
-        num_samples: how many samples the split has.
-        seed: the run's seed, not negative.
-        epoch: the epoch, counted from 0.
+        num_samples: size of the split.
+        seed: seed of the run, not negative.
+        epoch: counted from 0.
 
     Returns:
         int64 [num_samples], a permutation of `range(num_samples)`.
@@ -35,7 +35,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> Ids:
 
 
 def num_batches(num_samples: int, batch_size: int) -> int:
-    """Returns how many batches an epoch has; the last one may be short."""
+    """Returns the number of batches in an epoch; the last one may be short."""
     return -(-num_samples // batch_size)
 
 
@@ -45,9 +45,9 @@ def batch_ids(order: Ids, batch: int, batch_size: int) -> Ids:
 
 
 def rank_slice(ids: Ids, rank: int, world: int) -> Ids:
-    """Returns the part of a global batch that `rank` of `world` processes.
+    """Returns the slice of a global batch that rank `rank` of `world` trains on.
 
-    The slices are contiguous, differ by at most one in length, and give `ids` when they are
-    concatenated in rank order.
+    The slices are contiguous, their lengths differ by at most one, and in rank order they concatenate to
+    `ids`.
     """
     return ids[len(ids) * rank // world : len(ids) * (rank + 1) // world]

@@ -1,4 +1,4 @@
-"""How far a long job is, on standard error: a live bar, or plain lines when it is no terminal."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """Shows rate and time left while the block runs; it gets a function that adds to the count."""
+    """Shows rate and remaining time while the block runs; yields a function that advances the count."""
     if not show or total == 0:
         yield lambda done: None
     elif sys.stderr.isatty():
@@ -45,16 +45,16 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(what: str, total: int) -> Callable[[int], None]:
-    start = said = time.monotonic()
+    start = printed = time.monotonic()
     count = 0
 
     def advance(done: int) -> None:
-        nonlocal count, said
+        nonlocal count, printed
         count += done
         now = time.monotonic()
-        if count < total and now - said < SECONDS_BETWEEN_LINES:
+        if count < total and now - printed < SECONDS_BETWEEN_LINES:
             return
-        said = now
+        printed = now
         rate = count / max(now - start, 1e-9)
         left = (total - count) / rate
         print(

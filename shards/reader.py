@@ -1,4 +1,4 @@
-"""Ids to arrays, by positioned reads straight into the rows of the batch."""
+"""Reading samples by their row, with positioned reads straight into the batch."""
 
 import io
 import os
@@ -10,43 +10,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.index import contradictions, open_index
-from shards.local import LocalFolder
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     SPLITS,
     Manifest,
     Shard,
-    most_index_bytes,
+    max_index_bytes,
     read_manifest,
     sha256_of_file,
 )
-from shards.open_shards import OpenShards, most_open_shards, read_on
 from shards.order import Ids
 from shards.remote.cache import Cache, default_root
 from shards.remote.fetch import is_remote
 from shards.remote.folder import RemoteFolder, open_remote
+from shards.shard_files import LocalFolder, OpenShards, max_open_shards, read_fully
+from shards.suggest import did_you_mean
 
 
 class Dataset:
-    """A dataset, open for reading. Make one with `open_dataset`.
+    """Dataset opened for reading; made by `open_dataset`.
 
-    It may be used from forked workers and pickled to spawned ones: file descriptors are opened at
-    first use in each process.
+    It works in forked workers and can be pickled to spawned ones: each process opens its own file
+    descriptors at first use.
 
     Attributes:
-        path: the folder, or the URL.
-        manifest: what `dataset.json` says.
+        path: the folder or URL.
+        manifest: contents of `dataset.json`.
         kind: "audio" or "image".
         classes: the class names; a label is an index into them.
-        sample_rate: Hz, or None for images.
-        shape: of one sample, for example (32000,) or (1, 28, 28).
-        dtype: of the samples, int16 or uint8.
-        groups: the names of the columns beside the recording, such as "device".
-        splits: split name to number of samples.
-        fingerprint: SHA-256 that changes when any byte of the dataset does.
+        sample_rate: in Hz; None for images.
+        shape: shape of one sample, for example (32000,) or (1, 28, 28).
+        dtype: int16 or uint8.
+        groups: names of the metadata columns beside the recording, such as "device".
+        splits: number of samples of each split.
+        fingerprint: SHA-256 of the manifest, which changes with any byte of the dataset.
+        labels: int64 [n], class index of each row.
     """
 
     def __init__(self, folder: LocalFolder | RemoteFolder, manifest: Manifest) -> None:
@@ -68,7 +69,7 @@ class Dataset:
         path = folder.files / INDEX_NAME
         index = open_index(path, manifest, ("key", *numbers, *texts), encoded=texts)
         if wrong := contradictions(index, manifest):
-            raise InputError(
+            raise UserError(
                 f"{path} cannot be used: its {wrong[0]} contradict {MANIFEST_NAME}; copy the dataset "
                 "again from where it was built"
             )
@@ -95,7 +96,7 @@ class Dataset:
             self.close()
 
     def close(self) -> None:
-        """Closes the shards and ends what `expect` began; the next `fetch` opens them again."""
+        """Closes the shards and stops prefetching; the next `fetch` opens them again."""
         self.folder.close()
         self._open.close_all()
 
@@ -103,12 +104,12 @@ class Dataset:
         """Returns one split.
 
         Raises:
-            InputError: if there is none of that name.
+            UserError: there is no split of that name.
         """
         if name not in self.splits:
-            raise InputError(
-                f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}"
-            )
+            known = ", ".join(self.splits) or "none"
+            hint = did_you_mean(name, self.splits)
+            raise UserError(f"{self.path} has no split {name!r}; it has {known}{hint}")
         first = 0
         for other, count in self.splits.items():
             if other == name:
@@ -117,15 +118,14 @@ class Dataset:
         return Split(self, name, first, self.splits[name])
 
     def texts(self, column: str, first: int = 0, count: int | None = None) -> NDArray[np.str_]:
-        """Returns a text column ("key", "recording" or a group) of some rows, as a str array.
+        """Returns a text column ("key", "recording" or a group) of a range of rows: a str array.
 
         Raises:
-            InputError: if there is no such column.
+            UserError: there is no such column.
         """
         if column not in self._texts:
-            raise InputError(
-                f"{self.path} has no column {column!r}; it has {', '.join(self._texts)}"
-            )
+            known, hint = ", ".join(self._texts), did_you_mean(column, self._texts)
+            raise UserError(f"{self.path} has no column {column!r}; it has {known}{hint}")
         part = self._texts[column].slice(first, count)
         if column == "key":
             return np.array(part.to_pylist(), dtype=np.str_)
@@ -136,15 +136,15 @@ class Dataset:
         return chosen
 
     def key(self, row: int) -> str:
-        """Returns the key of a global row."""
+        """Returns the key of a row."""
         return str(self._texts["key"][row].as_py())
 
-    def expect(self, ids: Ids) -> None:
-        """Says which global rows will be read next, in this order.
+    def prefetch(self, ids: Ids) -> None:
+        """Announces the rows that will be read next, in this order.
 
-        A remote dataset begins to fetch their shards in the background.
+        A remote dataset starts to fetch their shards in the background.
         """
-        self.folder.expect(self._shards_of(ids))
+        self.folder.prefetch(self._shards_of(ids))
 
     def _shards_of(self, ids: Ids) -> Iterator[Shard]:
         shards, first = np.unique(self._shard[ids], return_index=True)
@@ -152,20 +152,20 @@ class Dataset:
             yield self.manifest.shards[shard]
 
     def by_shard(self, ids: Ids) -> list[slice]:
-        """Returns which of these ascending global rows lie in the same shard."""
+        """Returns the slices of ascending rows that lie in one shard each."""
         ends = np.flatnonzero(np.diff(self._shard[ids])) + 1
         return [slice(a, b) for a, b in zip([0, *ends], [*ends, len(ids)], strict=True) if a < b]
 
     def fetch_shard(self, ids: Ids, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Reads samples of one shard, by ascending global rows, and closes it again.
+        """Reads samples of a single shard, by ascending rows, and closes the shard.
 
-        Several threads may read at the same time, each another shard.
+        Threads may call it at the same time for different shards.
 
         Returns:
-            [n, *shape] of `dtype`; `out`, if it is given.
+            [n, *shape] of `dtype`; `out` if it is given.
 
         Raises:
-            InputError: as `fetch`.
+            UserError: see `fetch`.
         """
         if out is None:
             out = np.empty((len(ids), *self.shape), dtype=self.dtype)
@@ -178,25 +178,25 @@ class Dataset:
     def fetch(
         self, ids: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """Reads samples by their global row.
+        """Reads samples by their row in the dataset.
 
-        The rows are visited in the order in which they lie on disk. The checksum of a sample is
-        checked the first time this process reads it.
+        Samples are read in the order in which they lie on disk. The checksum of a sample is verified
+        the first time that this process reads it.
 
         Args:
-            ids: n global rows, in any order, repetitions allowed.
-            out: where to put them; a new array if None. C-contiguous [n, *shape] of `dtype`.
+            ids: n rows, in any order; repetitions are allowed.
+            out: C-contiguous [n, *shape] of `dtype` to write to; a new array if None.
 
         Returns:
             [n, *shape] of `dtype`, in the order of `ids`.
 
         Raises:
-            InputError: if an id is out of range, a shard is missing, or a sample is damaged.
+            UserError: an id is out of range, a shard is missing, or a sample is damaged.
         """
         rows = np.asarray(ids, dtype=np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             wrong = rows[(rows < 0) | (rows >= len(self))][0]
-            raise InputError(f"{self.path} has no row {wrong}: rows go from 0 to {len(self) - 1}")
+            raise UserError(f"{self.path} has no row {wrong}: rows go from 0 to {len(self) - 1}")
         if out is None:
             out = np.empty((len(rows), *self.shape), dtype=self.dtype)
         assert out.shape == (len(rows), *self.shape)
@@ -206,16 +206,16 @@ class Dataset:
             return out
         # Rows are numbered in the order of (shard, offset).
         order = np.argsort(rows, kind="stable")
-        most = 1 if self.folder.one_by_one else most_open_shards()
-        if len(self.manifest.shards) <= most:  # as it usually is: nothing has to be closed
+        limit = 1 if self.folder.one_by_one else max_open_shards()
+        if len(self.manifest.shards) <= limit:  # the usual case: nothing has to be closed
             self._fetch(rows, order, out)
             return out
         parts = self.by_shard(rows[order])
-        for first in range(0, len(parts), most):
-            few = parts[first : first + most]
-            first_rows = rows[order[[part.start for part in few]]]
-            self._open.make_room(self._shard[first_rows].tolist(), most)
-            self._fetch(rows, order[few[0].start : few[-1].stop], out)
+        for first in range(0, len(parts), limit):
+            group = parts[first : first + limit]
+            first_rows = rows[order[[part.start for part in group]]]
+            self._open.make_room(self._shard[first_rows].tolist(), limit)
+            self._fetch(rows, order[group[0].start : group[-1].stop], out)
         if self.folder.one_by_one:
             self._open.close_all()
         return out
@@ -232,7 +232,6 @@ class Dataset:
         total = len(header) + width
         shards = self._shard[visited]
         files = {shard: self._open.file(shard) for shard in np.unique(shards).tolist()}
-        preadv = os.preadv
         for position, row, shard, offset, first in zip(
             order.tolist(),
             visited.tolist(),
@@ -243,8 +242,8 @@ class Dataset:
         ):
             clip = view[position * width : position * width + width]
             try:
-                got = preadv(files[shard], (header, clip), offset)
-                if got != total and not read_on(files[shard], (header, clip), offset, got):
+                got = os.preadv(files[shard], (header, clip), offset)
+                if got != total and not read_fully(files[shard], (header, clip), offset, got):
                     raise self._damaged(row, "the shard ends before it")
             except OSError as error:
                 raise self._unreadable(row, error) from error
@@ -260,7 +259,7 @@ class Dataset:
             payload = bytearray(size)
             file = self._open.file(int(self._shard[row]))
             try:
-                if not read_on(file, (payload,), int(self._offset[row])):
+                if not read_fully(file, (payload,), int(self._offset[row])):
                     raise self._damaged(row, "the shard ends before it")
             except OSError as error:
                 raise self._unreadable(row, error) from error
@@ -279,28 +278,28 @@ class Dataset:
             raise self._damaged(row, "its checksum differs")
         self._checked[row] = True
 
-    def _damaged(self, row: int, why: str) -> InputError:
+    def _damaged(self, row: int, why: str) -> UserError:
         shard = self.folder.files / self.manifest.shards[self._shard[row]].name
-        return InputError(
+        return UserError(
             f"{shard}: sample {self.key(row)} is damaged ({why}); {self.folder.remedy}"
         )
 
-    def _unreadable(self, row: int, error: OSError) -> InputError:
+    def _unreadable(self, row: int, error: OSError) -> UserError:
         shard = self.folder.files / self.manifest.shards[self._shard[row]].name
-        return InputError(
+        return UserError(
             f"{shard}: sample {self.key(row)} cannot be read ({error.strerror}); check the disk or the "
             "network that the shard comes from"
         )
 
 
 class Split:
-    """The samples of one split; positions count from 0 within it.
+    """Samples of one split; positions count from 0 within it.
 
     Attributes:
-        dataset: where it belongs.
+        dataset: the dataset that it belongs to.
         name: "train", "val" or "test".
-        ids: int64 [n], the global row of each position.
-        labels: int64 [n], class indices.
+        ids: int64 [n], row in the dataset of each position.
+        labels: int64 [n], class index of each position.
     """
 
     def __init__(self, dataset: Dataset, name: str, first: int, count: int) -> None:
@@ -322,14 +321,14 @@ class Split:
 
     @property
     def keys(self) -> list[str]:
-        """The name of each sample, unique in the dataset."""
+        """Name of each sample, unique in the dataset."""
         return [str(key) for key in self.dataset.texts("key", self._first, self._count)]
 
     def column(self, name: str) -> NDArray[np.str_]:
-        """Returns "recording" or a group column such as "device": a str array [n].
+        """Returns the column "recording" or a group such as "device": a str array [n].
 
         Raises:
-            InputError: if there is no such column.
+            UserError: there is no such column.
         """
         return self.dataset.texts(name, self._first, self._count)
 
@@ -339,12 +338,12 @@ class Split:
         """Reads samples by their position in the split; see `Dataset.fetch`.
 
         Raises:
-            InputError: if a position is out of range, or as `Dataset.fetch` does.
+            UserError: a position is out of range; see also `Dataset.fetch`.
         """
         places = np.asarray(positions, dtype=np.int64)
         if len(places) and not (places.min() >= 0 and places.max() < self._count):
             wrong = places[(places < 0) | (places >= self._count)][0]
-            raise InputError(
+            raise UserError(
                 f"the split {self.name} of {self.dataset.path} has no position {wrong}: "
                 f"positions go from 0 to {self._count - 1}"
             )
@@ -354,15 +353,15 @@ class Split:
 def open_dataset(
     location: str | Path, cache: str | Path | None = None, cache_bytes: int = 0
 ) -> Dataset:
-    """Opens a dataset folder, or that behind an fsspec URL such as s3://bucket/dataset.
+    """Opens a dataset folder, local or behind an fsspec URL such as s3://bucket/dataset.
 
     Args:
-        location: the folder or the URL.
-        cache: where the shards of a remote dataset go; `$CPPRUNE_CACHE` or `~/.cache/cpprune` if None.
-        cache_bytes: how many bytes all shards there may take; 0 is as many as the disk has.
+        location: the folder or URL.
+        cache: folder for the shards of remote datasets; `$CPPRUNE_CACHE` or `~/.cache/cpprune` if None.
+        cache_bytes: limit of the total size of the shards in the cache; 0 for no limit but the disk.
 
     Raises:
-        InputError: if it is missing, unfinished, of another format, or its manifest or index was
+        UserError: the dataset is missing, unfinished, of another format, or its manifest or index has
             changed since the build.
     """
     if is_remote(str(location)):
@@ -376,10 +375,10 @@ def _open(folder: LocalFolder | RemoteFolder) -> Dataset:
     manifest = read_manifest(folder.files)
     index = folder.files / INDEX_NAME
     if not index.is_file():
-        raise InputError(f"{index} is missing; build the dataset again")
-    if sha256_of_file(index, most_index_bytes(manifest.index)) != manifest.index["sha256"]:
-        raise InputError(
-            f"{index} is damaged: its sha256 differs from {folder.files / 'dataset.json'}; "
+        raise UserError(f"{index} is missing; build the dataset again")
+    if sha256_of_file(index, max_index_bytes(manifest.index)) != manifest.index["sha256"]:
+        raise UserError(
+            f"{index} is damaged: its sha256 differs from {folder.files / MANIFEST_NAME}; "
             "copy it again or build the dataset again"
         )
     return Dataset(folder, manifest)
@@ -388,5 +387,5 @@ def _open(folder: LocalFolder | RemoteFolder) -> Dataset:
 def _reopen(folder: LocalFolder | RemoteFolder, fingerprint: str) -> Dataset:
     dataset = _open(folder)
     if dataset.fingerprint != fingerprint:
-        raise InputError(f"{folder.location} was replaced while it was in use; start again")
+        raise UserError(f"{folder.location} was replaced while it was in use; start again")
     return dataset

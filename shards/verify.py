@@ -1,7 +1,7 @@
-"""Every way a dataset can be broken, named.
+"""Verification of a dataset: every damaged file, and every damaged sample in it.
 
-The SHA-256 of every file is compared first. Only a shard that differs is read record by record, to
-say which samples are damaged.
+The SHA-256 of each file is compared first. Only shards that differ are read record by record, to find
+the damaged samples.
 """
 
 import os
@@ -16,32 +16,33 @@ import numpy as np
 
 from shards.build.tar import END_OF_ARCHIVE
 from shards.credentials import file_in
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_bytes
 from shards.index import contradictions, open_index
 from shards.manifest import (
     INDEX_NAME,
     INDEX_TYPES,
     MANIFEST_NAME,
-    MOST_MANIFEST,
+    MAX_MANIFEST,
     REJECTED_NAME,
     WORK_NAME,
     Manifest,
+    RejectedFile,
     Shard,
-    most_index_bytes,
+    max_index_bytes,
     parse_manifest,
     sha256_of_file,
 )
 from shards.remote.fetch import fetch_bytes, fetch_file, is_remote
 from shards.remote.folder import fetch_index
 
-# Of a line of rejected.csv, in bytes: a path and a reason.
-MOST_REJECTED = 1 << 14
+# Bytes of one line of rejected.csv, a path and a reason.
+MAX_REJECTED_LINE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: in which file, with which sample (or None), and what."""
+    """One problem: the file, the key of the sample (or None), and what is wrong."""
 
     file: str
     key: str | None
@@ -52,26 +53,26 @@ class Problem:
 
 
 def verify(location: str | Path) -> list[Problem]:
-    """Checks every byte of a dataset folder, or of that behind a URL.
+    """Verifies every byte of a dataset, in a folder or behind a URL.
 
-    Of a remote dataset every file is read where it is; nothing of it is kept.
+    The files of a remote dataset are read without being cached.
 
     Returns:
-        What is wrong; empty if every byte is the one that was written.
+        The problems; empty if every byte is as it was written.
 
     Raises:
-        InputError: if there is no such folder, or no `dataset.json` behind the URL.
+        UserError: there is no such folder, or no `dataset.json` behind the URL.
     """
     if is_remote(str(location)):
         return _verify_remote(str(location).rstrip("/"))
     path = Path(location).absolute()
     if not path.is_dir():
-        raise InputError(f"no dataset at {path}: the folder does not exist")
+        raise UserError(f"no dataset at {path}: the folder does not exist")
     file = path / MANIFEST_NAME
     if not file.is_file():
-        return [Problem(MANIFEST_NAME, None, "missing: the folder is no finished dataset")]
+        return [Problem(MANIFEST_NAME, None, "missing: the folder is not a finished dataset")]
     try:
-        manifest = parse_manifest(read_bytes(file, MOST_MANIFEST))
+        manifest = parse_manifest(read_bytes(file, MAX_MANIFEST))
     except ValueError as error:
         return [Problem(MANIFEST_NAME, None, f"damaged: {error}; nothing else can be checked")]
     index, problems = _check_index(path, manifest)
@@ -80,65 +81,64 @@ def verify(location: str | Path) -> list[Problem]:
         problems.extend(_check_shard(path, manifest, number, index, extra))
     if manifest.rejected is not None:
         rejected = manifest.rejected
-        most = _most_rejected(rejected)
-        problems.extend(_check_listed(path, REJECTED_NAME, rejected["sha256"], most))
+        max_bytes = _max_rejected_bytes(rejected)
+        problems.extend(_check_listed(path, REJECTED_NAME, rejected["sha256"], max_bytes))
     problems.extend(
-        Problem(name, None, what or "unknown file: it is no part of the dataset")
+        Problem(name, None, what or "unknown file: it is not part of the dataset")
         for name, what in sorted(extra.items())
     )
     return problems
 
 
 def _verify_remote(url: str) -> list[Problem]:
-    data = fetch_bytes(file_in(url, MANIFEST_NAME), MOST_MANIFEST)
+    data = fetch_bytes(file_in(url, MANIFEST_NAME), MAX_MANIFEST)
     try:
         manifest = parse_manifest(data)
     except ValueError as error:
         return [Problem(MANIFEST_NAME, None, f"damaged: {error}; nothing else can be checked")]
     checks: dict[str, Callable[[], None]] = {INDEX_NAME: lambda: fetch_index(url, manifest, None)}
     for shard in manifest.shards:
-        place = file_in(url, shard.name)
-        checks[shard.name] = partial(fetch_file, place, shard.sha256, shard.bytes, None)
+        address = file_in(url, shard.name)
+        checks[shard.name] = partial(fetch_file, address, shard.sha256, shard.bytes, None)
     if (rejected := manifest.rejected) is not None:
-        most = _most_rejected(rejected)
-        place = file_in(url, REJECTED_NAME)
+        max_bytes = _max_rejected_bytes(rejected)
+        address = file_in(url, REJECTED_NAME)
         checks[REJECTED_NAME] = partial(
-            fetch_file, place, rejected["sha256"], most, None, exact=False
+            fetch_file, address, rejected["sha256"], max_bytes, None, exact=False
         )
     problems = []
     for name, check in checks.items():
         try:
             check()
-        except InputError as error:
+        except UserError as error:
             problems.append(Problem(name, None, str(error)))
     return problems
 
 
-def _most_rejected(rejected: Mapping[str, Any]) -> int:
-    count: int = rejected["count"]
-    return MOST_REJECTED * (1 + count)
+def _max_rejected_bytes(rejected: RejectedFile) -> int:
+    return MAX_REJECTED_LINE * (1 + rejected["count"])
 
 
-def _check_listed(path: Path, name: str, sha256: str, most: int) -> list[Problem]:
+def _check_listed(path: Path, name: str, sha256: str, max_bytes: int) -> list[Problem]:
     file = path / name
     if not file.is_file():
         return [Problem(name, None, "missing")]
-    if sha256_of_file(file, most) != sha256:
+    if sha256_of_file(file, max_bytes) != sha256:
         return [Problem(name, None, "damaged: its sha256 differs from dataset.json")]
     return []
 
 
 def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | None, list[Problem]]:
-    """Returns the index, or None if it is damaged, and what is wrong with it."""
+    """Returns the index, or None if it is damaged, and its problems."""
     problems = _check_listed(
-        path, INDEX_NAME, manifest.index["sha256"], most_index_bytes(manifest.index)
+        path, INDEX_NAME, manifest.index["sha256"], max_index_bytes(manifest.index)
     )
     if problems:
         return None, problems
-    # The hashes agree, so anything from here on was written by a faulty or forged build.
+    # The hashes agree: anything wrong from here on comes from a faulty or forged build.
     try:
         index = open_index(path / INDEX_NAME, manifest, (*INDEX_TYPES, *manifest.groups))
-    except InputError as error:
+    except UserError as error:
         return None, [Problem(INDEX_NAME, None, str(error))]
     wrong = contradictions(index, manifest)
     problems = [
@@ -148,7 +148,7 @@ def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | No
 
 
 def _extra_files(path: Path, manifest: Manifest) -> dict[str, str]:
-    """Returns the files that should not be there, each with what is known of it."""
+    """Returns the files that do not belong to the dataset, each with what is known of it."""
     expected = {MANIFEST_NAME, INDEX_NAME, *(shard.name for shard in manifest.shards)}
     if manifest.rejected is not None:
         expected.add(REJECTED_NAME)
@@ -168,7 +168,9 @@ def _check_shard(
     shard = manifest.shards[number]
     file = path / shard.name
     if not file.is_file():
-        yield Problem(shard.name, None, f"missing: {shard.count} clips{_found(path, shard, extra)}")
+        yield Problem(
+            shard.name, None, f"missing: {shard.count} clips{_find_renamed(path, shard, extra)}"
+        )
         return
     sha256 = sha256_of_file(file, max(other.bytes for other in manifest.shards))
     size = file.stat().st_size
@@ -183,11 +185,12 @@ def _check_shard(
             shard.name, None, f"damaged: its sha256 differs; {INDEX_NAME} cannot say which clips"
         )
         return
-    found = list(_walk(file, shard, number, index))
+    found = list(_check_records(file, shard, number, index))
     yield from found or [Problem(shard.name, None, "damaged: its sha256 differs")]
 
 
-def _found(path: Path, shard: Shard, extra: dict[str, str]) -> str:
+def _find_renamed(path: Path, shard: Shard, extra: dict[str, str]) -> str:
+    """Looks for a missing shard among the unknown files; returns a remark on it, or ""."""
     for name in extra:
         other = path / name
         same_size = other.is_file() and other.stat().st_size == shard.bytes
@@ -197,8 +200,10 @@ def _found(path: Path, shard: Shard, extra: dict[str, str]) -> str:
     return ""
 
 
-def _walk(file: Path, shard: Shard, number: int, index: Mapping[str, Any]) -> Iterator[Problem]:
-    """Says which records of a damaged shard differ."""
+def _check_records(
+    file: Path, shard: Shard, number: int, index: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """Yields the damaged records of a shard."""
     rows = np.flatnonzero(index["shard"] == number)
     size = file.stat().st_size
     end = shard.bytes - len(END_OF_ARCHIVE)
@@ -235,4 +240,4 @@ def _walk(file: Path, shard: Shard, number: int, index: Mapping[str, Any]) -> It
     if size >= shard.bytes and rest[: len(END_OF_ARCHIVE)] != END_OF_ARCHIVE:
         yield Problem(shard.name, None, "the end of the archive is damaged")
     if size > shard.bytes:
-        yield Problem(shard.name, None, f"too long: {size:,} and not {shard.bytes:,} bytes")
+        yield Problem(shard.name, None, f"too long: {size:,} instead of {shard.bytes:,} bytes")

@@ -1,4 +1,4 @@
-"""Jobs spread over processes that end with the one that started them."""
+"""A process pool for jobs; its workers end with the process that started them."""
 
 import multiprocessing
 import os
@@ -8,14 +8,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def cpu_count() -> int:
-    """Returns how many CPUs this process may use."""
+    """Returns the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -24,11 +24,12 @@ def run_jobs(
 ) -> Iterator[tuple[int, Result]]:
     """Yields (job number, result) as the jobs finish, in any order.
 
-    Processes are spawned, not forked: the caller may have threads. One worker, or one job, runs in
-    this process. When the caller stops, waiting jobs are dropped and running ones are awaited.
+    Processes are spawned, not forked, because the caller may have threads. With one worker or one job,
+    the jobs run in this process. When the caller stops iterating, waiting jobs are cancelled and running
+    ones are awaited.
 
     Raises:
-        InputError: if a process was killed.
+        UserError: a worker process was killed.
     """
     if workers <= 1 or len(jobs) <= 1:
         for number, job in enumerate(jobs):
@@ -39,7 +40,7 @@ def run_jobs(
     try:
         numbers: dict[Future[Result], int] = {}
         upcoming = iter(enumerate(jobs))
-        # Only a few jobs wait in the pool, so that stopping is quick and memory stays small.
+        # Only a few jobs are submitted at a time: cancelling is quick and memory stays small.
         for number, job in upcoming:
             numbers[pool.submit(function, job)] = number
             if len(numbers) >= 2 * workers:
@@ -52,8 +53,8 @@ def run_jobs(
                     numbers[pool.submit(function, job)] = number
                     break
     except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process was killed, perhaps for want of memory; "
+        raise UserError(
+            "a worker process was killed, perhaps because memory ran out; "
             "start again with fewer --workers, finished parts are kept"
         ) from error
     finally:
@@ -61,7 +62,7 @@ def run_jobs(
 
 
 def _end_with_parent() -> None:
-    # A killed parent leaves its workers waiting for ever on a queue that nobody writes.
+    # When the parent is killed, its workers would wait forever on a queue that nobody writes to.
     parent = multiprocessing.parent_process()
     assert parent is not None
 

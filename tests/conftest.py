@@ -297,6 +297,6 @@ def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(FlakyFileSystem, "log", tmp_path / "opened")
     # Noted, so that it is undone when a test sets another.
     monkeypatch.setattr(FlakyFileSystem, "fault", FlakyFileSystem.fault)
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0))
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
     return FlakyFileSystem

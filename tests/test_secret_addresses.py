@@ -36,7 +36,7 @@ def guarded(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0), raising=False)
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0), raising=False)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Guarded, directory=scenes)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpprune.audio.config import AugmentConfig, MelSpec
 from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
-from shards.draws import Stream
+from shards.random_stream import RandomStream
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -62,13 +62,13 @@ def draw(
     Each augmentation has a stream of its own, so that switching one on changes no other.
     """
 
-    def stream(number: int) -> Stream:
-        return Stream(seed, epoch, batch, number)
+    def stream(number: int) -> RandomStream:
+        return RandomStream(seed, epoch, batch, number)
 
-    def mixing(own: Stream, alpha: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def mixing(own: RandomStream, alpha: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         return own.symmetric_beta(alpha, size).astype(np.float32), own.permutation(size)
 
-    def mask(own: Stream, widest: int) -> NDArray[np.float32] | None:
+    def mask(own: RandomStream, widest: int) -> NDArray[np.float32] | None:
         return own.uniform(size, 2).astype(np.float32) if widest else None
 
     band_edges = None

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from cpprune.cli.arguments import OneLineParser
 from cpprune.config import RunConfig
 from cpprune.training.config import TrainConfig
+from shards.build.output_folder import DATASET
 from shards.cli.arguments import whole_number
-from shards.dataset_folder import DATASET
 from shards.errors import InputError
 from shards.files.atomic import replace_file, writing
 from shards.files.documents import to_json

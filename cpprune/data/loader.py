@@ -278,7 +278,7 @@ class TrainingBatches:
         return batches
 
     def _expect(self, rows: NDArray[np.int64]) -> None:
-        self.dataset.expect(np.concatenate((rows, self._to_validate)))
+        self.dataset.prefetch(np.concatenate((rows, self._to_validate)))
 
     def _record(self, epoch: int, batch: Batch) -> None:
         if self.ids_file is None:

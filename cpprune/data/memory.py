@@ -199,7 +199,7 @@ def _fill(
     """Read every n-th shard from the k-th on; return what went wrong, or None."""
     n, k = share
     parts = dataset.by_shard(rows)[k::n]
-    dataset.expect(np.concatenate([rows[part] for part in parts]) if parts else rows[:0])
+    dataset.prefetch(np.concatenate([rows[part] for part in parts]) if parts else rows[:0])
 
     def read(part: slice) -> int:
         if clips.is_cuda:

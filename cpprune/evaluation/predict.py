@@ -54,7 +54,7 @@ def predict_split(
     was_training = network.training
     network.eval()
     if fetch is None:
-        split.dataset.expect(split.ids)
+        split.dataset.prefetch(split.ids)
     own = rank_slice(np.arange(len(split)), rank(), world_size())
     parts = []
     for begin in range(0, len(own), CHUNK):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from cpprune.evaluation.complexity import BYTES_PER_PARAMETER, macs_per_parameter
 from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
-from shards.draws import Stream
 from shards.errors import InputError
+from shards.random_stream import RandomStream
 
 Widths = NDArray[np.int64]
 
@@ -241,7 +241,7 @@ def allocate(
         low, high = (low, middle) if fits else (middle, high)
     base = allowed.fit(narrowing(high))
     spread = np.maximum(1, np.ceil(0.03 * model.widths / allowed.multiple)).astype(np.int64)
-    stream = Stream(0, *base.tolist())
+    stream = RandomStream(0, *base.tolist())
     steps = stream.integers(2 * spread + 1, CANDIDATES, len(base)) - spread
     steps *= allowed.multiple
     candidates = np.concatenate((base[None], allowed.fit(base + steps)))

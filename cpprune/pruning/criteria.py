@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cpprune.pruning.groups import ChannelGroup
-from shards.draws import Stream
 from shards.errors import InputError
+from shards.random_stream import RandomStream
 
 
 def _norm(p: int, reduction: str, normaliser: str) -> Callable[[int], Any]:
@@ -38,7 +38,7 @@ def _random(seed: int) -> Any:
     def number(group: Any) -> Tensor:
         # Every machine draws the same for a group of this name and width.
         layer, width = group[0].dep.target.name, len(group[0].idxs)
-        words = Stream(seed, width, *layer.encode()).words(width)
+        words = RandomStream(seed, width, *layer.encode()).words(width)
         return torch.from_numpy(words.astype(np.float64))
 
     return number

@@ -13,7 +13,7 @@ from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, all_keys, flatten
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.settings.renamed import current
-from shards import draws
+from shards import random_stream
 from shards.errors import InputError
 from shards.files.documents import read_bytes, read_yaml
 from shards.manifest import sha256_of
@@ -41,7 +41,7 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
         "init": init and artifact.read_description(Path(init))["weights"]["sha256"],
         "dataset": dataset.fingerprint,
         "features": spec_to_json(spec),
-        "draws": draws.VERSION,
+        "draws": random_stream.VERSION,
     }
     as_read: dict[str, Any] = json.loads(json.dumps(found))
     return as_read

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cpprune.sweeps.definition import EarlyTermination, Sweep
-from cpprune.sweeps.locks import FileLock, cut_torn_line, held, is_held
 from shards.credentials import recorded
 from shards.errors import InputError
-from shards.files.atomic import replace_file
+from shards.files.atomic import drop_partial_line, replace_file
 from shards.files.documents import DocumentError, json_lines, read_bytes, read_json
+from shards.files.locks import FileLock, is_locked, open_locked
 from shards.files.ownership import Kind, claim, read_mark
 
 # Its journal is made before anything is drawn, and `sweep.json` before that.
@@ -113,7 +113,7 @@ class Board:
     def transaction(self) -> Iterator[None]:
         """Hold the folder: no other process reads or writes the journal meanwhile."""
         with self.lock:
-            cut_torn_line(self.journal)
+            drop_partial_line(self.journal)
             yield
 
     def _check_same(self, settings: tuple[str, ...]) -> None:
@@ -211,10 +211,10 @@ class Board:
 
     def _hold(self, number: int) -> tuple[BinaryIO, BinaryIO] | None:
         """Return lock and log of a trial, both locked; None if another process works at it."""
-        lock = held(self.lock_path(number))
+        lock = open_locked(self.lock_path(number))
         if lock is None:
             return None
-        log = held(self.log_path(number))
+        log = open_locked(self.log_path(number))
         if log is None:
             lock.close()
             return None
@@ -222,11 +222,11 @@ class Board:
 
     def is_running(self, number: int) -> bool:
         """Return whether a process works at a trial."""
-        return is_held(self.lock_path(number)) or self.is_alive(number)
+        return is_locked(self.lock_path(number)) or self.is_alive(number)
 
     def is_alive(self, number: int) -> bool:
         """Return whether one of a trial's own processes lives."""
-        return is_held(self.log_path(number))
+        return is_locked(self.log_path(number))
 
     def _arguments(self, trial: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {}

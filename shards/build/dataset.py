@@ -19,11 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.build.audit import audit
-from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shape_of
-from shards.build.shard_job import ShardJob, make_shard
-from shards.build.spool import Spooled, needs_spool, spool
-from shards.build.summary import closing_lines, printable_line
-from shards.dataset_folder import (
+from shards.build.output_folder import (
     PLAN_NAME,
     WORK_FILES,
     claim_dataset,
@@ -31,6 +27,10 @@ from shards.dataset_folder import (
     is_half_deleted,
     records_of,
 )
+from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shape_of
+from shards.build.shard_job import ShardJob, make_shard
+from shards.build.spool import Spooled, needs_spool, spool
+from shards.build.summary import closing_lines, printable_line
 from shards.errors import InputError
 from shards.files.atomic import publish, replace_file, writing
 from shards.files.locks import locked

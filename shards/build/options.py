@@ -8,7 +8,7 @@ from typing import Any
 
 from shards.audio.clips import MIN_SOUND, count_clips
 from shards.errors import InputError
-from shards.manifest import MOST_VALUES, SPLITS
+from shards.manifest import MAX_VALUES, SPLITS
 
 KINDS = ("tau2022", "folder", "table", "mnist")
 LAYOUTS = ("auto", "classes", "splits")
@@ -90,10 +90,10 @@ class BuildOptions:
             if not good:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} is {getattr(self, name)!r}; use {allowed}")
-        if self.length > MOST_VALUES:
+        if self.length > MAX_VALUES:
             raise InputError(
                 f"--seconds {self.seconds:g} at --sample-rate {self.sample_rate}: a clip has at most "
-                f"{MOST_VALUES:,} samples; use fewer of either"
+                f"{MAX_VALUES:,} samples; use fewer of either"
             )
         self._refuse_idle()
         if self.kind == "tau2022" and self.seconds != 1.0:

@@ -129,7 +129,7 @@ def _read_record(path: Path, groups: int) -> dict[str, Any] | None:
     """Returns the record of a shard; None if it cannot be used, so that the shard is made anew."""
     row = (str, int, str, *[str] * groups, *[int] * len(Record._fields))
     try:
-        record = read_json(path, dict[str, Any], most=MOST_RECORD)
+        record = read_json(path, dict[str, Any], max_bytes=MOST_RECORD)
         typed(record, _Record)
         typed(record.get("rows"), list[tuple[row]])  # type: ignore[valid-type]
     except (InputError, DocumentError):

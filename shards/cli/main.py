@@ -250,9 +250,9 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     from shards.build.dataset import build_dataset
+    from shards.build.output_folder import claim_dataset
     from shards.build.plan import BuildOptions, make_plan
     from shards.build.summary import audit_of, plan_lines, plan_summary
-    from shards.dataset_folder import claim_dataset
     from shards.workers import cpu_count
 
     workers = _workers(arguments.workers)

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, and the outputs that a user names.
+"""Atomic writes, and output files that the user names.
 
-Every file that is written goes through `replace_file` (in a folder that is ours, see
-`shards.files.ownership`) or `write_output` (a file that the user named).
+Every file is written by `replace_file`, in a folder of ours (see `shards.files.ownership`), or by
+`write_output`, for a path that the user named.
 """
 
 import errno
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import InputError
+from shards.errors import UserError
 
-# Of a name, so that a temporary one that is made from it is not too long.
+# Bytes of a name that its temporary name keeps, which must not get too long.
 _LONGEST_STEM = 120
-# Names of what this process prints to, which may be a file with other things in it.
+# Streams of this process: they may lead to a file with other contents, which is appended to.
 _STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
 
 _REMEDIES = {
@@ -31,25 +31,25 @@ _REMEDIES = {
 }
 
 
-def cannot_write(path: Path, error: OSError, option: str = "") -> InputError:
-    """Returns what to say of a file or folder that cannot be written.
+def cannot_write(path: Path, error: OSError, option: str = "") -> UserError:
+    """Returns the error for a file or folder that cannot be written.
 
     Args:
-        path: of it.
-        error: what happened.
-        option: that named it, if one did.
+        path: the file or folder.
+        error: what the system reported.
+        option: command-line option that named the path, if any.
     """
     remedy = _REMEDIES.get(error.errno or 0, "choose another place")
-    why = error.strerror or str(error)
-    return InputError(f"{option} {path}: cannot be written ({why}); {remedy}".strip())
+    reason = error.strerror or str(error)
+    return UserError(f"{option} {path}: cannot be written ({reason}); {remedy}".strip())
 
 
 @contextmanager
 def writing(path: Path, option: str = "") -> Iterator[None]:
-    """Says of an OSError in the block that this file or folder cannot be written.
+    """Turns an OSError in the block into the error that `path` cannot be written.
 
     Raises:
-        InputError: instead of the OSError, unless that names something outside of `path`.
+        UserError: in place of an OSError, unless that names a file outside of `path`.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def writing(path: Path, option: str = "") -> Iterator[None]:
 
 @contextmanager
 def unfinished(temporary: Path) -> Iterator[None]:
-    """Removes a temporary file if the block that writes it fails."""
+    """Removes the temporary file if the block fails."""
     try:
         yield
     except BaseException:
@@ -71,13 +71,12 @@ def unfinished(temporary: Path) -> Iterator[None]:
 
 
 def check_output(path: Path, option: str = "") -> None:
-    """Checks that a file which the user named can be written. Touches nothing.
+    """Checks that a path which the user named can be written, before the work; changes nothing.
 
-    This comes before the work whose result the file is for. Folders above it may be missing:
-    `write_output` makes them.
+    Parent folders may be missing: `write_output` creates them.
 
     Raises:
-        InputError: it is a folder or a block device, or it or its folder cannot be written.
+        UserError: the path is a folder or block device, or it or its folder cannot be written.
     """
     try:
         mode = path.stat().st_mode
@@ -86,12 +85,10 @@ def check_output(path: Path, option: str = "") -> None:
     except OSError as error:
         raise cannot_write(path, error, option) from None
     except ValueError as error:  # a NUL in it
-        raise InputError(
-            f"{option} {str(path)!r}: is no name of a file ({error})".strip()
-        ) from None
+        raise UserError(f"{option} {str(path)!r}: is not a file name ({error})".strip()) from None
     if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a disk"
-        raise InputError(f"{option} {path}: is {kind}; name a file".strip())
+        raise UserError(f"{option} {path}: is {kind}; name a file".strip())
     if mode and not os.access(path, os.W_OK):
         raise cannot_write(path, _refusal(path), option)
     if not _in_place(path):
@@ -103,17 +100,17 @@ def check_output(path: Path, option: str = "") -> None:
 
 
 def check_name(path: Path, option: str = "") -> None:
-    """Checks that a path can be asked of the system at all.
+    """Checks that a path is a possible one.
 
     Raises:
-        InputError: there is a NUL in it.
+        UserError: the path has a NUL in it.
     """
     if "\0" in str(path):
-        raise InputError(f"{option} {str(path)!r}: no name has a NUL in it".strip())
+        raise UserError(f"{option} {str(path)!r}: a name cannot have a NUL in it".strip())
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that files can be made in a folder, which itself may still have to be made.
+    """Checks that files can be created in a folder, which may itself be missing.
 
     Raises:
         OSError: they cannot.
@@ -124,7 +121,7 @@ def check_folder(folder: Path) -> None:
         except FileNotFoundError:
             continue
         if not stat.S_ISDIR(mode):
-            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no folder")
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is not a folder")
         if not os.access(place, os.W_OK | os.X_OK):
             raise _refusal(place)
         return
@@ -137,7 +134,7 @@ def _refusal(path: Path) -> OSError:
 
 
 def _in_place(path: Path) -> bool:
-    """Says whether a file is no regular one, or what this process prints to."""
+    """Returns whether a path is written in place: a device, FIFO or stream of this process."""
     if str(path.absolute()).startswith(_STREAMS):
         return True
     try:
@@ -147,18 +144,18 @@ def _in_place(path: Path) -> bool:
 
 
 def write_output(path: Path, data: bytes, option: str = "") -> None:
-    """Writes a file that the user named, and the folders above it.
+    """Writes a file that the user named, and creates its parent folders.
 
-    A regular file is replaced when the new one is complete; of a link, the file that it leads to. A
-    device, FIFO or terminal is written to, never replaced.
+    A regular file is replaced atomically; behind a link, the target of the link. A device, FIFO or
+    terminal is written to, never replaced.
 
     Raises:
-        InputError: it cannot be written; what was there before is still there.
+        UserError: the file cannot be written; its old contents are still there.
     """
     check_output(path, option)
     with writing(path, option):
         if _in_place(path):
-            # A FIFO that nobody reads is an error, not a reason to wait for ever.
+            # With O_NONBLOCK, a FIFO without a reader is an error; otherwise this would wait forever.
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
             os.set_blocking(file, True)
             with os.fdopen(file, "wb") as out:
@@ -170,26 +167,26 @@ def write_output(path: Path, data: bytes, option: str = "") -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Returns a name for an unfinished file that no other process uses, on any machine."""
+    """Returns a name for an unfinished file, unique among the processes of all machines."""
     stem = os.fsdecode(os.fsencode(name)[:_LONGEST_STEM])
     return f"{stem}.{socket.gethostname()}.{os.getpid()}.tmp"
 
 
 def is_temporary(name: str, of: str) -> bool:
-    """Says whether `temporary_name` may have made a name from another."""
+    """Returns whether `name` looks like a `temporary_name` of `of`."""
     return name.startswith(f"{of}.") and name.endswith(".tmp")
 
 
 def replace_file(target: Path, work: Path, data: bytes) -> None:
-    """Writes a file of a folder of ours so that it is there whole or not at all.
+    """Writes a file in a folder of ours atomically.
 
     Args:
-        target: a regular file or nothing; a link is not followed.
-        work: folder of the unfinished file, on the same disk.
-        data: what it holds.
+        target: a regular file or missing; a link is not followed.
+        work: folder for the unfinished file, on the same file system.
+        data: contents of the file.
 
     Raises:
-        OSError: it cannot be written, or something else is in its place, which is left there.
+        OSError: the file cannot be written, or `target` is not a regular file, which then stays.
     """
     mode = None
     if os.path.lexists(target):
@@ -206,7 +203,7 @@ def replace_file(target: Path, work: Path, data: bytes) -> None:
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    """Writes a file and waits until it is on the disk; an OSError names the file."""
+    """Writes a file and syncs it to disk; an OSError names the file."""
     try:
         with path.open("wb") as file:
             file.write(payload)
@@ -217,16 +214,34 @@ def write_bytes(path: Path, payload: bytes) -> None:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Moves a finished file to its place, for good."""
+    """Renames a finished file to its final name; both are synced to disk."""
     sync(temporary)
     temporary.rename(target)
     sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Syncs a file or folder to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def drop_partial_line(path: Path) -> None:
+    """Truncates a log to its last complete line, after a writer was killed.
+
+    The caller holds the lock of the file. A missing file is left alone.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,8 +1,8 @@
-"""Documents that others wrote, JSON or YAML, read as if they could hold anything.
+"""Strict, bounded reading of untrusted JSON and YAML.
 
-A document is a regular file of a bounded size, UTF-8, of a bounded depth; its numbers are finite unless
-the caller allows others; every key stands once. A dataclass, or any annotated type, says what it may
-hold: `msgspec` turns the document into that type, strictly, or says where it differs.
+A document is a regular file of UTF-8 text, bounded in size and depth, without duplicate keys, and with
+finite numbers unless the caller allows others. `msgspec` converts it strictly to a dataclass or any
+other annotated type, or reports where it differs.
 """
 
 import json
@@ -18,94 +18,92 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from shards.errors import InputError
+from shards.errors import UserError
 
-MOST_BYTES = (
-    16 << 20
-)  # what is read of a JSON document; in memory it is up to twenty times as large
-MOST_YAML_BYTES = (
-    256 << 10
-)  # people write YAML by hand, and its reader takes seconds for a megabyte
-MOST_DEPTH = 32
-MOST_ALIASES = 1000
-MOST_BITS = 63  # of a whole number, without its sign
+MAX_BYTES = 16 << 20  # what is read of a JSON document; in memory it is up to twenty times as large
+MAX_YAML_BYTES = 256 << 10  # people write YAML by hand, and its reader takes seconds for a megabyte
+MAX_DEPTH = 32
+MAX_ALIASES = 1000
+MAX_BITS = 63  # of an integer, without its sign
 
 T = TypeVar("T")
 
 
 class DocumentError(ValueError):
-    """A document is not what it should be; the message says where and why, not in which file."""
+    """Invalid document; the message says where and why, but does not name the file."""
 
 
 def read_json(
-    path: Path, kind: type[T], *, most: int = MOST_BYTES, nan: bool = False, remedy: str = ""
+    path: Path, kind: type[T], *, max_bytes: int = MAX_BYTES, nan: bool = False, remedy: str = ""
 ) -> T:
     """Reads a JSON file.
 
     Args:
         path: the file.
-        kind: what it holds: a dataclass, or any annotated type.
-        most: how many bytes it may have.
+        kind: expected type: a dataclass, or any annotated type.
+        max_bytes: largest size that is read.
         nan: whether NaN and infinities, which older versions wrote, are read as null.
-        remedy: what to do if it is unusable; ends the message.
+        remedy: what to do if the file is unusable; ends the message.
 
     Raises:
-        InputError: it cannot be read or holds something else; one line that names file and place.
+        UserError: the file cannot be read, or does not hold a `kind`; the message names file and place.
     """
-    data = read_bytes(path, most, remedy)
+    data = read_bytes(path, max_bytes, remedy)
     with _named(path, remedy):
         return parse_json(data, kind, nan=nan)
 
 
 def read_yaml(path: Path, kind: type[T], *, remedy: str = "") -> T:
-    """Reads a YAML file; see `read_json`. An empty one is None."""
-    data = read_bytes(path, MOST_YAML_BYTES, remedy)
+    """Reads a YAML file; see `read_json`. An empty file is None."""
+    data = read_bytes(path, MAX_YAML_BYTES, remedy)
     with _named(path, remedy):
         return parse_yaml(data, kind)
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES, remedy: str = "") -> bytes:
-    """Reads a file whole.
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES, remedy: str = "") -> bytes:
+    """Reads a whole file.
 
     Raises:
-        InputError: it cannot be read, is no regular file, or has more than `most` bytes.
+        UserError: it cannot be read, is not a regular file, or has more than `max_bytes`.
     """
     with _named(path, remedy):
         try:
-            # A named pipe would wait for a writer.
+            # Without O_NONBLOCK, opening a named pipe would wait for a writer.
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            raise DocumentError(f"cannot be read ({_why(error)})") from None
+            raise DocumentError(f"cannot be read ({_reason(error)})") from None
         try:
-            about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode):
-                what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or device"
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
                 raise DocumentError(f"cannot be read (it is {what}, not a file)")
-            if about.st_size > most:
-                raise DocumentError(f"has {about.st_size:,} bytes; at most {most:,} are read")
+            if status.st_size > max_bytes:
+                raise DocumentError(f"has {status.st_size:,} bytes; at most {max_bytes:,} are read")
             with open(file, "rb", closefd=False) as opened:
                 data = opened.read()
         except OSError as error:
-            raise DocumentError(f"cannot be read ({_why(error)})") from None
+            raise DocumentError(f"cannot be read ({_reason(error)})") from None
         finally:
             os.close(file)
     return data
 
 
 def parse_json(data: bytes | str, kind: type[T], *, nan: bool = False) -> T:
-    """Turns JSON into `kind`.
+    """Parses JSON as `kind`.
 
-    Nothing is coerced: "1" is no number, and 1.0 no whole one; a whole number may stand for a float.
+    Nothing is coerced: "1" is not a number and 1.0 not an integer; but an integer is a valid float.
 
     Raises:
-        DocumentError: it is no JSON, or something else; the message says where and why.
+        DocumentError: the text is not JSON, or not a `kind`; the message says where and why.
     """
     try:
         document = json.loads(
-            _text(data), object_pairs_hook=_once, parse_constant=_null if nan else _refuse_constant
+            _text(data),
+            object_pairs_hook=_unique,
+            parse_constant=_null if nan else _refuse_constant,
         )
     except RecursionError:
-        raise DocumentError(f"is nested more than {MOST_DEPTH} deep") from None
+        raise DocumentError(f"is nested more than {MAX_DEPTH} deep") from None
     except DocumentError:
         raise
     except ValueError as error:
@@ -114,24 +112,24 @@ def parse_json(data: bytes | str, kind: type[T], *, nan: bool = False) -> T:
 
 
 def parse_yaml(data: bytes | str, kind: type[T]) -> T:
-    """Turns YAML into `kind`; as `parse_json`."""
+    """Parses YAML as `kind`; see `parse_json`."""
     import yaml
 
     try:
         document = yaml.load(_text(data), _yaml_loader())  # noqa: S506 - a SafeLoader
     except RecursionError:
-        raise DocumentError(f"is nested more than {MOST_DEPTH} deep") from None
+        raise DocumentError(f"is nested more than {MAX_DEPTH} deep") from None
     except DocumentError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DocumentError(f"is not valid YAML ({_one_line(error)})") from None
-    return _checked(document, kind, MOST_YAML_BYTES)
+    return _checked(document, kind, MAX_YAML_BYTES)
 
 
 def json_lines(data: bytes, kind: type[T]) -> list[T | DocumentError]:
-    """Returns what each line of JSON holds, or why it cannot be used; NaN is read as null.
+    """Parses JSON lines: a list of values, or of the errors of invalid lines; NaN is read as null.
 
-    A last line without its end, as a process leaves it that was killed, is left out.
+    An incomplete last line, which a killed process leaves, is left out.
     """
     found: list[T | DocumentError] = []
     for line in data.split(b"\n")[:-1]:
@@ -143,10 +141,10 @@ def json_lines(data: bytes, kind: type[T]) -> list[T | DocumentError]:
 
 
 def typed(document: Any, kind: type[T]) -> T:
-    """Turns what a document holds, read as `Any` or a dict, into `kind`.
+    """Converts a parsed document, or a part of one, to `kind`.
 
     Raises:
-        DocumentError: it is something else; the message says where and what.
+        DocumentError: it is not a `kind`; the message says where and why.
     """
     try:
         return msgspec.convert(document, kind)
@@ -154,13 +152,13 @@ def typed(document: Any, kind: type[T]) -> T:
         raise DocumentError(_place(str(error))) from None
 
 
-def _checked(document: Any, kind: type[T], most: int) -> T:
-    _check(document, most)
+def _checked(document: Any, kind: type[T], max_values: int) -> T:
+    _check(document, max_values)
     return typed(document, kind)
 
 
-def _check(document: Any, most: int) -> None:
-    """Raises DocumentError unless a document is shallow and small, with numbers and texts to print."""
+def _check(document: Any, max_values: int) -> None:
+    """Raises DocumentError unless depth, size, numbers and strings are within bounds."""
     below: list[Iterator[Any]] = [iter((document,))]
     values = 0
     while below:
@@ -169,19 +167,19 @@ def _check(document: Any, most: int) -> None:
             if isinstance(value, str):
                 _check_text(value)
             elif isinstance(value, int):
-                if value.bit_length() > MOST_BITS:
-                    raise DocumentError("holds a whole number that is too large for 64 bits")
+                if value.bit_length() > MAX_BITS:
+                    raise DocumentError("holds an integer that does not fit in 64 bits")
             elif isinstance(value, float):
                 if not math.isfinite(value):
-                    raise DocumentError(f"holds {value}, which is no finite number")
+                    raise DocumentError(f"holds {value}, which is not a finite number")
             elif isinstance(value, (dict, list, set, tuple)):
-                if len(below) > MOST_DEPTH:
-                    raise DocumentError(f"is nested more than {MOST_DEPTH} deep")
+                if len(below) > MAX_DEPTH:
+                    raise DocumentError(f"is nested more than {MAX_DEPTH} deep")
                 inner = chain(value, value.values()) if isinstance(value, dict) else value
                 below.append(iter(inner))
                 break
-            if values > most:
-                raise DocumentError("holds too many values, with those that its aliases repeat")
+            if values > max_values:
+                raise DocumentError("holds too many values, counting those that aliases repeat")
         else:
             below.pop()
 
@@ -193,7 +191,7 @@ def _check_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise DocumentError(f"holds half of a character, in {_short(text)}") from None
+            raise DocumentError(f"holds half a character, in {_short(text)}") from None
 
 
 def _text(data: bytes | str) -> str:
@@ -210,10 +208,10 @@ def _null(name: str) -> None:
 
 
 def _refuse_constant(name: str) -> None:
-    raise DocumentError(f"holds {name}, which is no finite number")
+    raise DocumentError(f"holds {name}, which is not a finite number")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -224,7 +222,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @cache
 def _yaml_loader() -> type[Any]:
-    """Returns PyYAML's safe loader, with bounds, and without keys that stand twice."""
+    """Returns PyYAML's safe loader with bounds, which refuses duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -233,31 +231,31 @@ def _yaml_loader() -> type[Any]:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 self.aliases += 1
-                if self.aliases > MOST_ALIASES:
-                    raise DocumentError(f"holds more than {MOST_ALIASES:,} aliases")
+                if self.aliases > MAX_ALIASES:
+                    raise DocumentError(f"holds more than {MAX_ALIASES:,} aliases")
             self.depth += 1
-            if self.depth > MOST_DEPTH + 1:
-                raise DocumentError(f"is nested more than {MOST_DEPTH} deep")
+            if self.depth > MAX_DEPTH + 1:
+                raise DocumentError(f"is nested more than {MAX_DEPTH} deep")
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
-            _once([(key.value, None) for key, _ in node.value if key.id == "scalar"])
+            _unique([(key.value, None) for key, _ in node.value if key.id == "scalar"])
             return node
 
         def flatten_mapping(self, node: Any) -> None:
             super().flatten_mapping(node)
             self.merged += len(node.value)
-            if self.merged > MOST_YAML_BYTES:  # `<<` may repeat what it merges
+            if self.merged > MAX_YAML_BYTES:  # `<<` may repeat what it merges
                 raise DocumentError("merges too much")
 
     return Loader
 
 
 def _place(message: str) -> str:
-    """Returns msgspec's message as `shards[3].bytes: expected an int, got a str`."""
+    """Rewrites msgspec's message as `shards[3].bytes: expected an int, got a str`."""
     text, _, place = message.replace("`", "").partition(" - at ")
     place = re.sub(r"^(key in )?\$\.?", "", place)
     text = text[:1].lower() + text[1:]
@@ -265,7 +263,7 @@ def _place(message: str) -> str:
 
 
 class _named:  # noqa: N801 - reads as the statement it is used in
-    """Context: a DocumentError in it becomes an InputError of this file."""
+    """Context manager that turns a DocumentError into a UserError that names the file."""
 
     def __init__(self, path: Path, remedy: str) -> None:
         self.path, self.remedy = path, remedy
@@ -276,10 +274,10 @@ class _named:  # noqa: N801 - reads as the statement it is used in
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         if isinstance(error, DocumentError):
             remedy = f"; {self.remedy}" if self.remedy else ""
-            raise InputError(f"{self.path}: {error}{remedy}") from None
+            raise UserError(f"{self.path}: {error}{remedy}") from None
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or _one_line(error)
 
 
@@ -293,7 +291,7 @@ def _short(text: object) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return strict JSON, in which null stands for NaN and infinities: JSON has none of them."""
+    """Serialises to strict JSON; NaN and infinities, which JSON does not have, become null."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:

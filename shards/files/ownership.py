@@ -1,8 +1,8 @@
-"""Whose a folder is. Nothing is written into, and nothing removed from, what others made.
+"""Ownership of folders: files that others made are never overwritten or removed.
 
-A folder is written into only where it is absent, empty, or marked as ours: by a file that says what
-made it, whose contents are looked at. What is removed is only what we are known to have written there,
-name by name; anything else that lies in a folder of ours stays. Links are not followed out of it.
+A folder is written to only if it is missing, empty, or ours: it holds a file whose contents show what
+made it. Only files that we are known to write are removed from it, by name; all else stays. Links are
+not followed out of the folder.
 """
 
 import json
@@ -16,23 +16,23 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import cannot_write, check_folder, check_name, is_temporary, sync
 
-# No mark of ours is larger than this.
-_MOST_BYTES = 1 << 28
+# Larger files are not read as marks.
+_MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of folder that we write.
+    """Kind of output folder.
 
     Attributes:
-        name: what it is called, such as "a dataset".
-        parts: what we write at its top; the name of a folder ends with a slash.
-        made: says whether a folder's files show that we made it.
-        early: what may lie there before any mark, such as a lock.
-        replaced: whether the folder itself is replaced, and not only what is in it.
+        name: what it is called in messages, such as "a dataset".
+        parts: what we write at its top level; names of folders end with a slash.
+        made: returns whether the files in a folder show that we made it.
+        early: names that may be there before the mark is, such as a lock.
+        replaced: whether the folder itself is replaced, rather than its contents.
     """
 
     name: str
@@ -43,26 +43,26 @@ class Kind:
 
 
 def claim(folder: Path, kind: Kind, option: str = "") -> None:
-    """Checks that a folder may be written into. Touches nothing.
+    """Checks that a folder may be written to; changes nothing.
 
     Args:
-        folder: which one; a link to a folder is as good.
-        kind: what is to be written.
-        option: that named it, if one did.
+        folder: the folder, or a link to one.
+        kind: what is to be written there.
+        option: command-line option that named the folder, if any.
 
     Raises:
-        InputError: it holds something else, something else has the name of a part of it, or it cannot
-            be written.
+        UserError: the folder holds something else, the name of a part of it is taken, or it cannot be
+            written.
     """
     check_name(folder, option)
     shown = f"{option} {folder}".strip()
     try:
         if not os.path.lexists(folder):
-            folder.lstat()  # says why, if it is not for being absent
+            folder.lstat()  # raises the reason if it is another than a missing file
         if folder.is_symlink() and (kind.replaced or not folder.exists()):
-            raise InputError(f"{shown} is a link; name the folder itself, or another")
+            raise UserError(f"{shown} is a link; name the folder itself, or another")
         if not folder.is_dir():
-            raise InputError(f"{shown} is a file; name a folder")
+            raise UserError(f"{shown} is a file; name a folder")
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         names = []
@@ -70,7 +70,7 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
         raise cannot_write(folder, error, option) from None
     others = [name for name in names if not _is_early(name, kind)]
     if others and not kind.made(folder):
-        raise InputError(
+        raise UserError(
             f"{shown} is not {kind.name} and not empty (it has {others[0]}); name another folder, or an "
             "empty one"
         )
@@ -95,19 +95,19 @@ def _check_parts(folder: Path, kind: Kind, names: Sequence[str], shown: str) -> 
         right = stat.S_ISDIR(mode) if part.endswith("/") else stat.S_ISREG(mode)
         if not right:
             what = "a link" if stat.S_ISLNK(mode) else "something else"
-            raise InputError(
+            raise UserError(
                 f"{shown}: {name} in it is {what}, which is neither followed nor replaced; move it away "
                 "or name another folder"
             )
 
 
 def remove(folder: Path, patterns: Iterable[str]) -> None:
-    """Removes files of ours, and the folders between that become empty.
+    """Removes files of ours, and the subfolders that become empty.
 
     Args:
-        folder: below which they lie.
-        patterns: of their paths, such as `checkpoints/step-*/state.json`. Only regular files are
-            removed, and only folders are gone through: a link is left where it is.
+        folder: where to remove them.
+        patterns: relative paths, such as `checkpoints/step-*/state.json`. Only regular files are
+            removed, and links are not followed.
     """
     for pattern in patterns:
         _remove(folder, pattern.split("/"))
@@ -125,14 +125,14 @@ def _remove(folder: Path, parts: Sequence[str]) -> None:
                 Path(entry.path).unlink()
         elif entry.is_dir(follow_symlinks=False):
             _remove(Path(entry.path), parts[1:])
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # not empty
                 Path(entry.path).rmdir()
 
 
 def read_mark(path: Path) -> dict[str, Any]:
-    """Returns the JSON object that a regular file holds; empty if there is no such file or object."""
+    """Returns the JSON object in a regular file; empty if the file is missing or holds none."""
     try:
-        if stat.S_ISREG((found := path.lstat()).st_mode) and found.st_size <= _MOST_BYTES:
+        if stat.S_ISREG((found := path.lstat()).st_mode) and found.st_size <= _MAX_BYTES:
             content = json.loads(path.read_bytes())
             return content if isinstance(content, dict) else {}
     except (OSError, ValueError, RecursionError):
@@ -142,36 +142,35 @@ def read_mark(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def replaced_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
-    """Gives a new folder, which takes the place of an older one when all went well.
+    """Yields a new folder, which replaces `folder` if the block succeeds.
 
-    What else lies in the older one is kept: it moves over. The caller has claimed the folder, and no
-    other process writes it meanwhile.
+    Other files in the old folder are moved to the new one. The caller has claimed the folder, and no
+    other process writes to it meanwhile.
 
     Args:
-        folder: to be written.
-        files: the names of those that it consists of.
-
+        folder: the folder to replace.
+        files: names of the files that it consists of.
     """
     parent, name = folder.parent, folder.name
     parent.mkdir(parents=True, exist_ok=True)
-    _settle(folder, files)
+    _recover(folder, files)
     new, old = parent / f".{name}.new-{os.getpid()}", parent / f".{name}.old-{os.getpid()}"
     new.mkdir()
     try:
         yield new
         sync(new)
     except BaseException:
-        _take_apart(new, files)
+        _dismantle(new, files)
         raise
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     sync(parent)
-    _take_apart(old, files, folder)
+    _dismantle(old, files, folder)
 
 
-def _settle(folder: Path, files: Sequence[str]) -> None:
-    """Takes away what a process that was killed has left, or brings back what it had moved."""
+def _recover(folder: Path, files: Sequence[str]) -> None:
+    """Cleans up after a process that was killed: removes its new folder, or restores the old one."""
     with os.scandir(folder.parent) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     for name in names:
@@ -179,15 +178,15 @@ def _settle(folder: Path, files: Sequence[str]) -> None:
         if left and left[1] == "old" and not folder.exists():
             (folder.parent / name).rename(folder)
         elif left:
-            _take_apart(folder.parent / name, files, folder)
+            _dismantle(folder.parent / name, files, folder)
 
 
-def _take_apart(folder: Path, files: Sequence[str], heir: Path | None = None) -> None:
-    """Removes a folder of ours; what else lies in it moves to the heir."""
+def _dismantle(folder: Path, files: Sequence[str], heir: Path | None = None) -> None:
+    """Removes a folder of ours; other files in it are moved to `heir`."""
     remove(folder, files)
     with suppress(FileNotFoundError):
         for other in sorted(folder.iterdir()):
             if heir is not None and heir.is_dir() and not os.path.lexists(heir / other.name):
                 other.rename(heir / other.name)
-        with suppress(OSError):  # something else is still in it
+        with suppress(OSError):  # not empty
             folder.rmdir()

@@ -1,12 +1,12 @@
-"""Fetched shards, shared by the processes and the runs of a node, and by users who let each other.
+"""Cache of fetched shards, shared by the processes, runs and users of a node.
 
-A shard is there whole or not at all: it is written to `NAME.part` and renamed. Files that are being
-fetched or read are locked (flock), and only what nobody holds is removed. Who fetches a shard also holds
-a lock of its own for it, which the others wait for: a shard stays locked as long as it is read. The
-kernel lets go of the locks of a process that was killed.
+Shards appear atomically: each is written to `NAME.part` and renamed. A file is locked while it is
+fetched or read, and only unlocked files are evicted. A separate lock for each shard, which the other
+processes wait for, makes one process fetch it: the file itself stays locked as long as it is read. The
+kernel releases the locks of a process that was killed.
 
-What is made here can be read by whoever can read the cache folder, and its locks can be held by whoever
-may write there. A shard that another user fetched is used once its SHA-256 was compared.
+Files get the permissions of the cache folder: who may read the folder may read them, and who may write
+to it may lock them. A shard that another user fetched is used after its SHA-256 has been verified.
 """
 
 import errno
@@ -23,50 +23,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import InputError
-from shards.files.atomic import publish, sync, temporary_name
+from shards.errors import UserError
+from shards.files.atomic import publish, temporary_name
+from shards.files.locks import flock_in_place, open_and_flock
 from shards.files.ownership import read_mark
 from shards.launcher import process_rank
 from shards.manifest import MANIFEST_NAME, Shard
 
 VARIABLE = "CPPRUNE_CACHE"
 PART = ".part"
-# How long a fetch waits for room that others hold, in seconds.
+# Seconds that a fetch waits for room that other processes hold.
 PATIENCE = 60.0
 PAUSE = 0.05
 
 Fetch = Callable[[Shard, BinaryIO], None]
 
-# Shards of other users whose SHA-256 this process has compared: device, inode, time of writing.
-_compared: set[tuple[int, int, int]] = set()
+# Device, inode and mtime of other users' shards whose SHA-256 this process has verified.
+_verified: set[tuple[int, int, int]] = set()
 
 
 def default_root() -> Path:
-    """Returns the folder that `$CPPRUNE_CACHE` names, or `~/.cache/cpprune`."""
+    """Returns `$CPPRUNE_CACHE`, or `~/.cache/cpprune`."""
     return Path(os.environ.get(VARIABLE) or "~/.cache/cpprune").expanduser()
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder with one folder for each dataset.
+    """Cache folder, with a folder for each dataset.
 
     Attributes:
-        root: the folder.
-        limit: how many bytes the shards of all datasets may take; 0 is as many as the disk has.
+        root: the cache folder.
+        limit: bytes that the shards of all datasets may take together; 0 for no limit but the disk.
     """
 
     root: Path
     limit: int = 0
 
     def prepared(self) -> "Cache":
-        """Makes the folder and returns the cache to use.
+        """Creates the folder and returns the cache to use.
 
-        In a folder such as /tmp, where all may write but not remove what is others', that is one of
-        this user's own.
+        In a folder with the sticky bit, such as /tmp, that is a folder of this user in it.
 
         Raises:
-            InputError: another user has taken its name.
-            OSError: it cannot be made.
+            UserError: another user has made the folder of that name.
+            OSError: the folder cannot be created.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         mode = self.root.stat().st_mode
@@ -77,24 +77,24 @@ class Cache:
             own.mkdir(mode=0o700)
         found = own.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise InputError(
+            raise UserError(
                 f"{own} was made by another user; set data.cache or ${VARIABLE} to a folder of yours"
             )
         return Cache(own, self.limit)
 
     def folder(self, name: str) -> Path:
-        """Returns a folder of the cache; makes it, for all who may write in the cache."""
+        """Returns a folder in the cache, which is created with the permissions of the cache folder."""
         path = self.root / name
         with suppress(FileExistsError):
             path.mkdir()
             path.chmod(stat.S_IMODE(self.root.stat().st_mode))
         if not stat.S_ISDIR(path.lstat().st_mode):
-            raise InputError(f"{path} is no folder; remove it")
+            raise UserError(f"{path} is not a folder; remove it")
         return path
 
     @contextmanager
     def new_file(self, path: Path) -> Iterator[BinaryIO]:
-        """Gives a file to write, which is at `path` when the block has come to its end."""
+        """Yields a file to write, which is moved to `path` at the end of the block."""
         temporary = path.with_name(temporary_name(path.name))
         temporary.unlink(missing_ok=True)
         try:
@@ -104,39 +104,39 @@ class Cache:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _create(self, path: Path, most: int) -> int:
-        """Makes a file, with no more permissions than the folder has and than `most`."""
+    def _create(self, path: Path, mode: int) -> int:
+        """Creates a file with the permissions that both `mode` and the cache folder grant."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(path, flags, 0o600)
-        os.fchmod(file, self.root.stat().st_mode & most)
+        os.fchmod(file, self.root.stat().st_mode & mode)
         return file
 
-    def fits(self, needed: int) -> bool:
-        """Says whether shards of so many bytes could all lie here if no others did."""
+    def fits(self, size: int) -> bool:
+        """Returns whether shards of `size` bytes in all would fit if no others were cached."""
         disk = os.statvfs(self.root)
         room = disk.f_bavail * disk.f_frsize + self._used()
-        return needed <= (min(room, self.limit) if self.limit else room)
+        return size <= (min(room, self.limit) if self.limit else room)
 
     def open(self, folder: Path, shard: Shard, fetch: Fetch) -> int:
-        """Opens a shard for reading, and fetches it first if it is not there.
+        """Opens a shard for reading; fetches it first if it is missing.
 
         Args:
-            folder: of the dataset, below `root`.
-            shard: which one.
-            fetch: writes its bytes to a file, or raises InputError.
+            folder: folder of the dataset, below `root`.
+            shard: the shard.
+            fetch: writes the shard to an open file, or raises UserError.
 
         Returns:
-            A file descriptor that keeps the shard from being removed until it is closed.
+            A file descriptor; the shard is not evicted until it is closed.
 
         Raises:
-            InputError: the shard cannot be fetched, or there is no room for it.
+            UserError: the shard cannot be fetched, or there is no room for it.
         """
         path = folder / shard.name
         file = None
         try:
             while file is None:
-                # Another process may remove the shard, or finish it, between the two.
-                file = _hold(path, os.O_RDONLY, fcntl.LOCK_SH)
+                # Between the two, another process may evict the shard, or finish it.
+                file = open_and_flock(path, os.O_RDONLY, fcntl.LOCK_SH)
                 if file is None:
                     file = self._fetch(path, shard, fetch)
                 elif not _trusted(file, path, shard):
@@ -144,17 +144,18 @@ class Cache:
                     file = None
                     path.unlink(missing_ok=True)
         except OSError as error:
-            raise unwritable(self.root, error) from error
-        with suppress(PermissionError):  # another user's
+            raise cannot_write_cache(self.root, error) from error
+        with suppress(PermissionError):  # a file of another user
             os.utime(file, ns=(time.time_ns(), os.fstat(file).st_mtime_ns))
         return file
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """Waits until no other process or thread of the node is in a block of this name."""
-        file = self._open_lock(self.folder("locks") / f"{name}.lock")
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Runs the block while no other process or thread of the node runs one of this name."""
+        path = self.folder("locks") / f"{name}.lock"
+        while (file := flock_in_place(self._open_lock(path), path, fcntl.LOCK_EX)) is None:
+            pass  # it was removed meanwhile
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
             yield
         finally:
             os.close(file)
@@ -169,26 +170,26 @@ class Cache:
             except PermissionError:
                 if last:
                     raise
-                time.sleep(PAUSE)  # just made by another user, and about to be opened to all
+                time.sleep(
+                    PAUSE
+                )  # just created by another user, who has yet to widen its permissions
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def _fetch(self, path: Path, shard: Shard, fetch: Fetch) -> int | None:
-        """Fetches a shard and returns it open, or None if another process just did."""
+        """Fetches a shard and returns its descriptor; None if another process has just fetched it."""
         part = path.with_name(path.name + PART)
-        with self.alone(f"{path.parent.name}-{path.name}"):
+        with self.exclusive(f"{path.parent.name}-{path.name}"):
             if path.exists():
                 return None
-            part.unlink(missing_ok=True)  # of a process that was killed
-            file = _lock(self._create(part, 0o644), part, fcntl.LOCK_EX)
+            part.unlink(missing_ok=True)  # left by a process that was killed
+            file = flock_in_place(self._create(part, 0o644), part, fcntl.LOCK_EX)
             if file is None:
                 return None
             try:
                 self._wait_for_room(file, path, shard)
                 with os.fdopen(file, "r+b", closefd=False) as out:
                     fetch(shard, out)
-                os.fsync(file)
-                part.rename(path)
-                sync(path.parent)
+                publish(part, path)
                 fcntl.flock(file, fcntl.LOCK_SH)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -198,7 +199,7 @@ class Cache:
 
     def _wait_for_room(self, file: int, path: Path, shard: Shard) -> None:
         if self.limit and shard.bytes > self.limit:
-            raise InputError(
+            raise UserError(
                 f"data.cache_bytes={self.limit}: is below the {shard.bytes} bytes of {shard.name}; "
                 "raise it"
             )
@@ -206,7 +207,7 @@ class Cache:
         while not self._reserve(file, path, shard.bytes):
             if time.monotonic() > end:
                 limit = f"data.cache_bytes={self.limit}" if self.limit else "the disk is full"
-                raise InputError(
+                raise UserError(
                     f"{self.root} has no room for the {shard.bytes} bytes of {shard.name} ({limit}), "
                     f"and running processes use what is there; make room, or set data.cache or "
                     f"${VARIABLE} to a folder on a larger disk"
@@ -214,8 +215,8 @@ class Cache:
             time.sleep(PAUSE)
 
     def _reserve(self, file: int, path: Path, size: int) -> bool:
-        """Takes `size` bytes of the disk for a file; removes others for it as far as needed."""
-        with self.alone("room"):
+        """Allocates `size` bytes of disk for a file; evicts as many shards as that needs."""
+        with self.exclusive("room"):
             os.ftruncate(file, 0)
             while True:
                 if not self.limit or self._used() + size <= self.limit:
@@ -226,13 +227,13 @@ class Cache:
                         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                             raise
                         os.ftruncate(file, 0)
-                if not self._remove_one(path.parent):
+                if not self._evict_one(path.parent):
                     return False
 
-    def _remove_one(self, own: Path) -> bool:
-        """Removes the shard that nobody holds and that was not used for longest.
+    def _evict_one(self, own: Path) -> bool:
+        """Evicts the least recently used shard that nobody holds; returns whether there was one.
 
-        Those of other datasets than `own` go first. Returns whether there was one.
+        Shards of datasets other than `own` go first.
         """
         files = []
         for path in self._files():
@@ -241,8 +242,8 @@ class Cache:
         for _, _, path in sorted(files):
             flags = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY
             try:
-                file = _hold(path, flags, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # held, or not ours to remove
+                file = open_and_flock(path, flags, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # in use, or not accessible
                 continue
             if file is None:
                 continue
@@ -263,7 +264,7 @@ class Cache:
         return used
 
     def _files(self) -> Iterator[Path]:
-        """Yields the shards of the cache: its folders are named after the manifest in them."""
+        """Yields the shard files of the cache, only from folders named after the manifest in them."""
         for manifest in self.root.glob(f"*/{MANIFEST_NAME}"):
             folder = manifest.parent
             if not folder.is_symlink() and read_mark(manifest).get("sha256") == folder.name:
@@ -271,64 +272,38 @@ class Cache:
                     yield from folder.glob(pattern)
 
 
-def unwritable(root: Path, error: OSError) -> InputError:
-    """Returns what to say when the cache folder cannot be written to."""
-    return InputError(
+def cannot_write_cache(root: Path, error: OSError) -> UserError:
+    """Returns the error for a cache folder that cannot be written."""
+    return UserError(
         f"{root} cannot be written ({error.strerror}); set data.cache or ${VARIABLE} to another folder"
     )
 
 
-def note(text: str) -> None:
-    """Prints a line on standard error, once for all processes of a run."""
+def print_on_rank_0(text: str) -> None:
+    """Prints a line on standard error, from rank 0 of a run."""
     if process_rank() == 0:
         print(f"cpprune: {text}", file=sys.stderr)
 
 
 def _trusted(file: int, path: Path, shard: Shard) -> bool:
-    """Says whether an open shard is this user's own, or another's that holds what it should."""
+    """Returns whether an open shard belongs to this user, or is another user's and intact."""
     found = os.fstat(file)
     known = found.st_dev, found.st_ino, found.st_mtime_ns
-    if found.st_uid == os.getuid() or known in _compared:
+    if found.st_uid == os.getuid() or known in _verified:
         return True
     with os.fdopen(os.dup(file), "rb") as data:
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
     if sha256 == shard.sha256 and found.st_size == shard.bytes:
-        _compared.add(known)
+        _verified.add(known)
         return True
-    note(f"{path}, which {_name(found.st_uid)} fetched, is damaged: it is fetched again")
+    print_on_rank_0(
+        f"{path}, which {_user_name(found.st_uid)} fetched, is damaged: it is fetched again"
+    )
     return False
 
 
-def _name(user: int) -> str:
+def _user_name(user: int) -> str:
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return f"user {user}"
-
-
-def _hold(path: Path, flags: int, how: int) -> int | None:
-    """Opens and locks a file; None if it is not there, or no longer once it is locked.
-
-    Raises:
-        BlockingIOError: with LOCK_NB, if another holds it.
-    """
-    try:
-        file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    return _lock(file, path, how)
-
-
-def _lock(file: int, path: Path, how: int) -> int | None:
-    """Locks an open file and returns it; None, and it is closed, if it is no longer at `path`."""
-    try:
-        fcntl.flock(file, how)
-        if os.path.samestat(os.fstat(file), path.stat()):
-            return file
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        os.close(file)
-        raise
-    os.close(file)
-    return None

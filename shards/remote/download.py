@@ -1,4 +1,4 @@
-"""Public datasets, fetched by name: resumed, checked by md5, unpacked."""
+"""Downloading public datasets by name: resumable, verified by MD5, unpacked."""
 
 import hashlib
 import json
@@ -9,32 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.credentials import file_in
-from shards.errors import InputError
-from shards.files.atomic import replace_file, writing
+from shards.errors import UserError
+from shards.files.atomic import publish, replace_file, writing
 from shards.files.documents import read_json
 from shards.files.locks import locked
 from shards.files.ownership import Kind, claim, read_mark
 from shards.progress import progress
-from shards.remote.http import fetch, remote_size
+from shards.remote.http import fetch, file_size, remote_size
 from shards.remote.unzip import unpack
 
-# What is unfinished, and notes of what is finished.
+# Folder of unfinished files, and of records of unpacked archives.
 WORK = ".download"
 _MB = 10**6
-# What an archive may have beyond the bytes of all unpacked files, and a line of a list, in bytes.
-_MOST_PACKED = 100 * _MB
-_MOST_LINE = 1024
+# Limits in bytes: of an archive beyond its unpacked files, and of a line of a list.
+_MAX_PACKED = 100 * _MB
+_MAX_LINE = 1024
 
 
 def _is_download(folder: Path) -> bool:
-    """Says whether it has a work folder with nothing in it but what a download writes."""
+    """Returns whether a folder has a work folder that holds only what a download writes."""
     work = folder / WORK
     names = [path.name for path in work.iterdir()] if work.is_dir() else []
-    notes = [name for name in names if name.endswith(".json")]
+    records = [name for name in names if name.endswith(".json")]
     return (
         "lock" in names
         and all(name == "lock" or name.endswith((".part", ".json", ".tmp")) for name in names)
-        and all({"md5", "files"} <= read_mark(work / name).keys() for name in notes)
+        and all({"md5", "files"} <= read_mark(work / name).keys() for name in records)
     )
 
 
@@ -43,29 +43,29 @@ DOWNLOAD = Kind(name="a download", parts=(f"{WORK}/",), made=_is_download)
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file to fetch; a .zip is unpacked and removed.
+    """File to download; a .zip is unpacked and removed.
 
     Attributes:
-        name: what it is called on the disk.
-        url: where it is.
-        most: bytes that it may have.
-        md5: of its bytes; None if it is not known.
-        lines: of a list whose md5 is not known, with its header.
+        name: file name on disk.
+        url: URL of the file.
+        max_bytes: largest size that is accepted.
+        md5: expected MD5; None if it is not known.
+        lines: expected number of lines with the header, for a list whose MD5 is not known.
     """
 
     name: str
     url: str
-    most: int
+    max_bytes: int
     md5: str | None = None
     lines: int | None = None
 
     @property
     def packed(self) -> bool:
-        """Whether it is to be unpacked."""
+        """Whether the file is an archive to unpack."""
         return self.name.endswith(".zip")
 
     def fault(self, path: Path) -> str | None:
-        """Returns what is wrong with a file that was fetched, or None."""
+        """Returns what is wrong with the downloaded file, or None."""
         if self.lines is not None:
             found = path.read_bytes().count(b"\n")
             return None if found == self.lines else f"expected {self.lines} lines, found {found}"
@@ -76,17 +76,17 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteDataset:
-    """A published dataset.
+    """Published dataset.
 
     Attributes:
-        title: what it is called.
-        licence: what one may do with it, and where that is said.
-        url: of a file, with {name} for its name.
-        md5: name to md5 of its files.
-        top: the folder at the beginning of all names in its archives.
-        bytes: of the unpacked files.
-        lists_url: of the list of a training subset, likewise.
-        lists: percent to the number of clips of its training subsets.
+        title: name of the dataset.
+        licence: its terms, and where they are published.
+        url: URL of a file, with {name} for its name.
+        md5: MD5 of each file.
+        top: leading folder of all names in the archives.
+        bytes: total size of the unpacked files.
+        lists_url: URL of the list of a training subset, with {name} for its name.
+        lists: number of clips of the training subset of each percentage.
     """
 
     title: str
@@ -99,27 +99,27 @@ class RemoteDataset:
     lists: dict[int, int]
 
     def files(self, splits: Sequence[int], mirror: str | None) -> list[RemoteFile]:
-        """Returns what is to be fetched.
+        """Returns the files to download.
 
         Args:
-            splits: of `lists`.
-            mirror: a folder that has all files, instead of `url` and `lists_url`.
+            splits: percentages, keys of `lists`.
+            mirror: URL of a folder with all files, used instead of `url` and `lists_url`.
 
         Raises:
-            InputError: there is no such subset, or the mirror is no URL.
+            UserError: there is no such subset, or the mirror is not an http(s) URL.
         """
         if mirror is not None and not mirror.startswith(("http://", "https://")):
-            raise InputError(f"--mirror {mirror}: give a URL that begins with https:// or http://")
+            raise UserError(f"--mirror {mirror}: give a URL that begins with https:// or http://")
         for percent in splits:
             if percent not in self.lists:
                 known = ", ".join(map(str, self.lists))
-                raise InputError(f"--splits {percent}: there are subsets of {known} percent")
+                raise UserError(f"--splits {percent}: there are subsets of {known} percent")
         own = file_in(mirror, "{name}") if mirror else None
         archives = [
             RemoteFile(
                 name=name,
                 url=(own or self.url).replace("{name}", name),
-                most=_MOST_PACKED + self.bytes,
+                max_bytes=_MAX_PACKED + self.bytes,
                 md5=md5,
             )
             for name, md5 in self.md5.items()
@@ -129,7 +129,7 @@ class RemoteDataset:
             RemoteFile(
                 name=name,
                 url=(own or self.lists_url).replace("{name}", name),
-                most=_MOST_LINE * (clips + 1),
+                max_bytes=_MAX_LINE * (clips + 1),
                 lines=clips + 1,
             )
             for name, clips in names.items()
@@ -161,7 +161,7 @@ DATASETS = {
         title="TAU Urban Acoustic Scenes 2022 Mobile, development dataset",
         licence="academic, non-commercial use only: https://zenodo.org/records/6337421",
         url="https://zenodo.org/records/6337421/files/{name}?download=1",
-        # What everything else needs comes first.
+        # The small files that the rest needs come first.
         md5={
             f"{_TAU2022}.doc.zip": "9c4f610bdb5d3e3e72a17d393a26452a",
             f"{_TAU2022}.meta.zip": "419b6ff6570f1030730352dc80cd8d15",
@@ -181,28 +181,28 @@ DATASETS = {
 def download(
     dataset: RemoteDataset, files: Sequence[RemoteFile], out: Path, *, show: bool = False
 ) -> list[str]:
-    """Fetches what is missing of a dataset. Interrupted, the same call goes on where it was.
+    """Downloads the missing files of a dataset; after an interruption, the same call resumes.
 
     Args:
-        dataset: what the files belong to.
-        files: to be fetched.
+        dataset: the dataset.
+        files: files of it to download.
         out: folder of the unpacked dataset.
-        show: whether to tell how far it is.
+        show: whether to show progress.
 
     Returns:
-        The names of the files that were fetched.
+        Names of the files that were downloaded.
 
     Raises:
-        InputError: a file cannot be had, is damaged twice, or the disk is too small.
+        UserError: a file is not available, or damaged twice, or the disk is too small.
     """
     claim(out, DOWNLOAD, "--out")
     work = out / WORK
     busy = f"{out}: another download is at work there"
-    # The lock stays: with it the folder is known again.
+    # The lock file stays: it identifies the folder as a download.
     with locked(work / "lock", busy, keep=True), writing(out, "--out"):
         missing = [file for file in files if not _is_there(file, out)]
         sizes = [remote_size(file.url) or 0 for file in missing]
-        have = [_size(work / f"{file.name}.part") for file in missing]
+        have = [file_size(work / f"{file.name}.part") for file in missing]
         left = [max(size - part, 0) for size, part in zip(sizes, have, strict=True)]
         if any(file.packed for file in missing):
             _refuse_small_disk(dataset, out, max(left))
@@ -215,52 +215,48 @@ def download(
 
 
 class _Megabytes:
-    """Passes whole megabytes on to a progress bar."""
+    """Callback that counts bytes and advances a progress bar by whole megabytes."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance, self.bytes, self.told = advance, 0, 0
+        self.advance, self.bytes, self.shown = advance, 0, 0
 
     def __call__(self, change: int) -> None:
         self.bytes += change
         whole = self.bytes // _MB
-        if whole != self.told:
-            self.advance(whole - self.told)
-            self.told = whole
+        if whole != self.shown:
+            self.advance(whole - self.shown)
+            self.shown = whole
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _note(file: RemoteFile, out: Path) -> Path:
+def _record(file: RemoteFile, out: Path) -> Path:
     return out / WORK / f"{file.name}.json"
 
 
 def _is_there(file: RemoteFile, out: Path) -> bool:
-    """Says whether a file was fetched before, and all that it held is still there."""
+    """Returns whether a file was downloaded before, and all that it held is still there."""
     if not file.packed:
         return (out / file.name).is_file() and file.fault(out / file.name) is None
-    if not (note := _note(file, out)).is_file():
+    if not (record := _record(file, out)).is_file():
         return False
     try:
-        held = read_json(note, _Held)
-    except InputError:
+        unpacked = read_json(record, _Unpacked)
+    except UserError:
         return False
-    return held.md5 == file.md5 and all(
-        _size(out / name) == size for name, size in held.files.items()
+    return unpacked.md5 == file.md5 and all(
+        file_size(out / name) == size for name, size in unpacked.files.items()
     )
 
 
 @dataclass(frozen=True)
-class _Held:
-    """The note of an archive that was unpacked: its hash, and its files with their bytes."""
+class _Unpacked:
+    """Record of an unpacked archive: its MD5, and the size of each file."""
 
     md5: str
     files: dict[str, int]
 
 
 def _refuse_small_disk(dataset: RemoteDataset, out: Path, archive: int) -> None:
-    """Counts what is still to be unpacked, and the largest archive, which is there meanwhile."""
+    """Refuses a disk without room for what is still to be unpacked and the largest archive."""
     there = sum(
         entry.stat().st_size
         for place, _, names in os.walk(out)
@@ -270,7 +266,7 @@ def _refuse_small_disk(dataset: RemoteDataset, out: Path, archive: int) -> None:
     needed = max(dataset.bytes - there, 0) + archive
     free = shutil.disk_usage(out).free
     if needed > free:
-        raise InputError(
+        raise UserError(
             f"--out {out}: the dataset takes {needed / 1e9:.1f} GB more and {free / 1e9:.1f} GB are "
             "free on that disk; name another place"
         )
@@ -279,16 +275,13 @@ def _refuse_small_disk(dataset: RemoteDataset, out: Path, archive: int) -> None:
 def _fetch_checked(file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
     fault: str | None = None
     for _ in range(2):
-        try:
-            fetch(file.url, part, file.most, advance)
-        except OSError as error:
-            raise InputError(f"{part} cannot be written: {error.strerror}") from error
+        fetch(file.url, part, file.max_bytes, advance)
         fault = file.fault(part)
         if fault is None:
             return
-        advance(-_size(part))
+        advance(-file_size(part))
         part.unlink()
-    raise InputError(
+    raise UserError(
         f"{file.url} is not the file that was published: {fault}, twice; try later, or another --mirror"
     )
 
@@ -296,8 +289,8 @@ def _fetch_checked(file: RemoteFile, part: Path, advance: Callable[[int], None])
 def _put_in_place(file: RemoteFile, out: Path, top: str) -> None:
     part = out / WORK / f"{file.name}.part"
     if not file.packed:
-        part.replace(out / file.name)
+        publish(part, out / file.name)
         return
-    held = {"md5": file.md5, "files": unpack(part, out, top)}
-    replace_file(_note(file, out), out / WORK, json.dumps(held).encode())
+    unpacked = {"md5": file.md5, "files": unpack(part, out, top)}
+    replace_file(_record(file, out), out / WORK, json.dumps(unpacked).encode())
     part.unlink()

@@ -1,6 +1,6 @@
-"""Files of a remote folder: bounded, repeated when the network fails, verified by SHA-256.
+"""Fetching files of a remote dataset: bounded in size, retried, verified by SHA-256.
 
-http and https are ours (`shards.remote.http`); what else there is, fsspec knows.
+http(s) is read by `shards.remote.http`, every other protocol by fsspec.
 """
 
 import hashlib
@@ -10,63 +10,63 @@ from contextlib import closing
 from functools import partial
 from typing import Any, BinaryIO
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.remote import transfer
-from shards.remote.http import ask_for
-from shards.remote.transfer import Answer, BrokenError, repeated, within
+from shards.remote.http import open_url
+from shards.remote.transfer import Response, TransientError, with_retries, with_timeout
 
-# What is asked for in one piece, in bytes; when it does not come in time, an eighth of it.
-BLOCK, LEAST_BLOCK = 8 << 20, 1 << 14
-# What fsspec needs beside itself.
+# Bytes of one read; when a read times out, the next attempt uses an eighth of it.
+BLOCK, MIN_BLOCK = 8 << 20, 1 << 14
+# Packages that fsspec needs for a protocol.
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 _ADVICE = "check the address, your permissions and the network, and start again"
 
 
 def is_remote(location: str) -> bool:
-    """Says whether a location is a URL and not a folder of this machine."""
+    """Returns whether a location is a URL rather than a local path."""
     return "://" in location
 
 
-def fetch_bytes(url: str, most: int) -> bytes:
-    """Returns a small file of at most so many bytes.
+def fetch_bytes(url: str, max_bytes: int) -> bytes:
+    """Returns the contents of a small file.
 
     Raises:
-        InputError: it does not exist, cannot be fetched, or is longer.
+        UserError: the file does not exist, cannot be fetched, or has more than `max_bytes`.
     """
     file = io.BytesIO()
-    _fetch(url, _Received(file), most, None)
+    _fetch(url, _Received(file), max_bytes, None)
     return file.getvalue()
 
 
 def fetch_file(
-    url: str, sha256: str, most: int, file: BinaryIO | None, *, exact: bool = True
+    url: str, sha256: str, max_bytes: int, file: BinaryIO | None, *, exact: bool = True
 ) -> None:
-    """Writes a remote file to one that is open, from its start.
+    """Fetches a remote file and verifies its SHA-256.
 
     Args:
-        url: of the file.
-        sha256: that its bytes have to have.
-        most: how many there may be; no more are taken.
-        file: where they go; None to look at them only.
-        exact: whether there have to be so many.
+        url: URL of the file.
+        sha256: expected SHA-256.
+        max_bytes: no more bytes are accepted.
+        file: open file to write to, from its start; None to verify only.
+        exact: whether the file has to have exactly `max_bytes`.
 
     Raises:
-        InputError: it cannot be fetched, or its bytes are others.
+        UserError: the file cannot be fetched, or differs from what is expected.
         OSError: `file` cannot be written.
     """
-    _fetch(url, _Received(file), most, sha256, exact=exact)
+    _fetch(url, _Received(file), max_bytes, sha256, exact=exact)
 
 
 class _Received:
-    """What has arrived of a file: how many bytes, and their SHA-256."""
+    """Received bytes of a file: their number and SHA-256, and where they are written."""
 
     def __init__(self, file: BinaryIO | None) -> None:
         self.file = file
         self.begin()
 
     def begin(self) -> None:
-        """Takes the next block for the first one."""
+        """Starts over from the first byte."""
         self.bytes, self.digest = 0, hashlib.sha256()
         if self.file is not None:
             self.file.seek(0)
@@ -78,36 +78,36 @@ class _Received:
             self.file.write(block)
 
     def end(self) -> None:
-        """Leaves nothing behind the last byte that an earlier try may have brought."""
+        """Cuts off what an earlier, longer attempt may have written."""
         if self.file is not None:
             self.file.truncate(self.bytes)
             self.file.flush()
 
 
 def _fetch(
-    url: str, received: _Received, most: int, sha256: str | None, *, exact: bool = False
+    url: str, received: _Received, max_bytes: int, sha256: str | None, *, exact: bool = False
 ) -> None:
-    ask = _source(url)
-    bound = f"{most:,} bytes that it has" if exact else f"{most:,} bytes that it may have"
+    open_at = _opener(url)
+    bound = f"{max_bytes:,} bytes that it has" if exact else f"{max_bytes:,} bytes that it may have"
 
     def attempt() -> None:
-        with closing(ask(received.bytes)) as answer:
-            if answer.total is not None and (
-                answer.total > most or (exact and answer.total < most)
+        with closing(open_at(received.bytes)) as response:
+            if response.total is not None and (
+                response.total > max_bytes or (exact and response.total < max_bytes)
             ):
-                raise InputError(
-                    f"{url} is damaged: the server has {answer.total:,} bytes, not the {bound}; "
+                raise UserError(
+                    f"{url} is damaged: the server has {response.total:,} bytes, not the {bound}; "
                     "upload it again"
                 )
-            if answer.offset != received.bytes:
+            if response.offset != received.bytes:
                 received.begin()
-            for block in answer.blocks:
-                if received.bytes + len(block) > most:
-                    raise InputError(f"{url} is damaged: the server sends more than the {bound}")
+            for block in response.blocks:
+                if received.bytes + len(block) > max_bytes:
+                    raise UserError(f"{url} is damaged: the server sends more than the {bound}")
                 received.add(block)
-        whole = most if exact else answer.total
+        whole = max_bytes if exact else response.total
         if whole is not None and received.bytes < whole:
-            raise BrokenError(
+            raise TransientError(
                 f"cannot be fetched (it ends after {received.bytes:,} of {whole:,} bytes)"
             )
         received.end()
@@ -115,59 +115,61 @@ def _fetch(
         if sha256 not in (None, found):
             size = received.bytes
             received.begin()
-            raise BrokenError(
+            raise TransientError(
                 f"damaged: expected sha256 {sha256}, found {found} of {size:,} bytes",
                 advice="upload it again",
             )
 
-    repeated(url, attempt, lambda: received.bytes, _ADVICE)
+    with_retries(url, attempt, lambda: received.bytes, _ADVICE)
 
 
-def _source(url: str) -> Callable[[int], Answer]:
-    """Returns what opens a file from a byte on."""
+def _opener(url: str) -> Callable[[int], Response]:
+    """Returns a function that opens the file at a byte offset."""
     if url.startswith(("http://", "https://")):
-        return partial(ask_for, url)
+        return partial(open_url, url)
     filesystem, path = _filesystem(url)
     size = BLOCK
 
-    def ask(start: int) -> Answer:
+    def open_at(start: int) -> Response:
         try:
-            file = within(transfer.SILENCE, partial(filesystem.open, block_size=size), path, "rb")
+            file = with_timeout(
+                transfer.TIMEOUT, partial(filesystem.open, block_size=size), path, "rb"
+            )
         except FileNotFoundError as error:
-            raise InputError(f"{url} does not exist: check the address") from error
-        except BrokenError:
+            raise UserError(f"{url} does not exist: check the address") from error
+        except TransientError:
             raise
-        except Exception as error:  # every backend has its own
+        except Exception as error:  # each backend raises its own
             raise _unreachable(error) from error
         total = getattr(file, "size", None)
-        offset = _moved(file, start)
-        return Answer(blocks(file), offset, total if isinstance(total, int) else None, file.close)
+        offset = _seek(file, start)
+        return Response(blocks(file), offset, total if isinstance(total, int) else None, file.close)
 
     def blocks(file: Any) -> Iterator[bytes]:
         nonlocal size
         try:
-            while block := within(transfer.SILENCE, file.read, size):
+            while block := with_timeout(transfer.TIMEOUT, file.read, size):
                 yield block
-        except BrokenError:
-            size = max(size >> 3, LEAST_BLOCK)
+        except TransientError:
+            size = max(size >> 3, MIN_BLOCK)
             raise
-        except Exception as error:  # every backend has its own
+        except Exception as error:  # each backend raises its own
             raise _unreachable(error) from error
 
-    return ask
+    return open_at
 
 
-def _moved(file: Any, start: int) -> int:
-    """Goes to a byte of a file, if that can be done, and returns where it is."""
+def _seek(file: Any, start: int) -> int:
+    """Seeks to an offset if the file supports it; returns the position reached."""
     try:
         file.seek(start)
-    except Exception:  # every backend has its own
+    except Exception:  # each backend raises its own
         return 0
     return start
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system for a URL, and the path in it."""
+    """Returns the fsspec file system of a URL, and the path in it."""
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]
@@ -175,20 +177,20 @@ def _filesystem(url: str) -> tuple[Any, str]:
         filesystem, path = url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(protocol)
-        raise InputError(
+        raise UserError(
             f"{url}: {protocol}:// needs {package}: `pip install {package}`"
             if package
             else f"{url}: {protocol}:// needs a package that is not installed ({error})"
         ) from error
     except ValueError as error:
-        raise InputError(
+        raise UserError(
             f"{url}: cannot be used ({_reason(error)}); use a folder, s3://, gs:// or https://"
         ) from error
     return filesystem, path
 
 
-def _unreachable(error: Exception) -> BrokenError:
-    return BrokenError(f"cannot be fetched ({_reason(error)})")
+def _unreachable(error: Exception) -> TransientError:
+    return TransientError(f"cannot be fetched ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:

@@ -1,29 +1,29 @@
-"""Bytes that come over a network: how long is waited for them, and how often they are asked for."""
+"""Timeouts and retries of network transfers."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 Result = TypeVar("Result")
 
-# A try has failed when it brings less than LEAST bytes in SILENCE seconds. What comes faster than that
-# may take as long as it likes.
-SILENCE = 30.0
-LEAST = 1024
-# Seconds before each further try; they begin anew when a try brought something. A server that says
-# nothing is reported after about two and a half minutes.
-PAUSES = (1.0, 5.0, 25.0)
+# An attempt fails when it receives less than MIN_BYTES in TIMEOUT seconds; otherwise a transfer may take
+# as long as it needs.
+TIMEOUT = 30.0
+MIN_BYTES = 1024
+# Seconds before each retry; the count starts anew when an attempt received something. A silent server
+# is reported after about two and a half minutes.
+RETRY_DELAYS = (1.0, 5.0, 25.0)
 
 
-class BrokenError(Exception):
-    """One try failed, and another may not.
+class TransientError(Exception):
+    """One attempt failed; another may succeed.
 
     Attributes:
-        wait: for how long the server wants peace, in s.
-        advice: what to do if the others fail too; empty if there is nothing special.
+        wait: seconds that the server asks to wait before the next attempt.
+        advice: what to do if all attempts fail; empty for the default advice.
     """
 
     def __init__(self, reason: str, wait: float = 0.0, advice: str = "") -> None:
@@ -32,14 +32,14 @@ class BrokenError(Exception):
         self.advice = advice
 
 
-class Answer(NamedTuple):
-    """The bytes of a file that are on their way.
+class Response(NamedTuple):
+    """Response of a server: a file, from some offset on.
 
     Attributes:
-        blocks: of bytes, to the end of the file; raises BrokenError.
-        offset: the place of the first one in the file.
-        total: the length of the whole file in bytes, if it is known.
-        close: ends it.
+        blocks: the bytes up to the end of the file; iterating may raise TransientError.
+        offset: offset of the first byte in the file.
+        total: size of the whole file in bytes, if known.
+        close: closes the connection.
     """
 
     blocks: Iterator[bytes]
@@ -48,40 +48,39 @@ class Answer(NamedTuple):
     close: Callable[[], Any]
 
 
-def repeated(
+def with_retries(
     url: str, attempt: Callable[[], Result], reached: Callable[[], int], advice: str
 ) -> Result:
-    """Tries again and again, until it has failed too often without bringing anything.
+    """Calls `attempt` until it succeeds or has failed too often without progress.
 
     Args:
-        url: what it is about.
-        attempt: one try; a failure is a BrokenError.
-        reached: how many bytes there are.
-        advice: what to do if all fail.
+        url: what is transferred; for the message.
+        attempt: one attempt; raises TransientError if it fails.
+        reached: returns the number of bytes received so far.
+        advice: what to do if all attempts fail.
 
     Raises:
-        InputError: all tries failed.
+        UserError: all attempts failed.
     """
     furthest, failures = reached(), 0
     while True:
         try:
             return attempt()
-        except BrokenError as error:
-            if reached() >= furthest + LEAST:
+        except TransientError as error:
+            if reached() >= furthest + MIN_BYTES:
                 furthest, failures = reached(), 0
-            if failures == len(PAUSES):
+            if failures == len(RETRY_DELAYS):
                 what = f"{error} (tried {failures + 1} times)"
-                raise InputError(f"{url}: {what}; {error.advice or advice}") from error
-            time.sleep(max(PAUSES[failures], error.wait))
+                raise UserError(f"{url}: {what}; {error.advice or advice}") from error
+            time.sleep(max(RETRY_DELAYS[failures], error.wait))
             failures += 1
 
 
-def within(seconds: float, call: Callable[..., Result], *arguments: Any) -> Result:
-    """Returns what a call returns, which may be one that cannot be interrupted.
+def with_timeout(seconds: float, call: Callable[..., Result], *arguments: Any) -> Result:
+    """Returns the result of a call that cannot be interrupted, on a thread.
 
     Raises:
-        BrokenError: it was not done in time. It is left to itself, on a thread that ends with the
-            process.
+        TransientError: the call did not return in time. Its thread, a daemon, is abandoned.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -98,5 +97,5 @@ def within(seconds: float, call: Callable[..., Result], *arguments: Any) -> Resu
     if errors:
         raise errors[0]
     if not results:
-        raise BrokenError(f"timed out: nothing came for {seconds:g} s")
+        raise TransientError(f"timed out: nothing came for {seconds:g} s")
     return results[0]

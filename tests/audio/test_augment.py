@@ -181,7 +181,7 @@ def test_draws_depend_on_seed_epoch_and_batch_alone() -> None:
 
 
 def test_the_draws_of_a_batch_stay_what_they_are() -> None:
-    """Where this fails, it needs a new `shards.draws.VERSION`: runs that go on draw otherwise."""
+    """Where this fails, it needs a new `random_stream.VERSION`: runs that go on draw otherwise."""
     drawn = draw(EVERYTHING, SPEC, 7, 1, 2, 3)
     assert drawn.band_edges is not None
     assert drawn.roll is not None

@@ -144,7 +144,7 @@ def test_every_rank_applies_the_plan_of_rank_0(ranks):
 
 def test_nothing_is_cut_when_a_rank_differs(ranks):
     for kind, message, whole in ranks.call(pruned, "magnitude", 1):
-        assert kind == "InputError"
+        assert kind == "UserError"
         assert "rank 1" in message
         assert "before pruning" in message
         assert whole
@@ -152,7 +152,7 @@ def test_nothing_is_cut_when_a_rank_differs(ranks):
 
 def test_what_rank_0_cannot_plan_is_an_error_on_every_rank(ranks):
     for kind, message, whole in ranks.call(pruned, "bn_scale", -1):
-        assert kind == "InputError"
+        assert kind == "UserError"
         assert message.startswith("prune.criterion=bn_scale")
         assert whole
 

@@ -43,6 +43,6 @@ def make_audio() -> Callable[..., Path]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A web server on this machine, and no pauses between tries."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0))
     with serving() as started:
         yield started

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import InputError
+from shards import UserError
 from shards.cli.main import main
 
 
@@ -55,11 +55,11 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         main(["verify", str(tmp_path / "nothing")])
-    with pytest.raises(InputError, match="--workers is 0"):
+    with pytest.raises(UserError, match="--workers is 0"):
         main(["synth", "--out", str(tmp_path / "s"), "--clips", "200", "--workers", "0"])
-    with pytest.raises(InputError, match=r"esc50.*see cpprune shards build --help"):
+    with pytest.raises(UserError, match=r"esc50.*see cpprune shards build --help"):
         main(["build", "esc50", "--source", "x", "--out", "y"])
     command = [sys.executable, "-m", "shards", "info", str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import InputError
+from shards import UserError
 from shards.credentials import authorization, file_in, recorded, without_credentials
 
 
@@ -35,7 +35,7 @@ from shards.credentials import authorization, file_in, recorded, without_credent
 )
 def test_what_is_left_of_a_text(text: str, left: str) -> None:
     assert without_credentials(text) == left
-    assert str(InputError(text)) == left
+    assert str(UserError(text)) == left
     assert recorded({"a": [text, 1, None], "b": {"c": text}}) == {
         "a": [left, 1, None],
         "b": {"c": left},

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cpprune.cli.main import main
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import canonical, sha256_of, sha256_of_file
 from shards.reader import open_dataset
 from shards.verify import verify
@@ -40,7 +40,7 @@ def seal(folder: Path, change: Change = lambda document: None) -> None:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         open_dataset(folder)
     assert "\n" not in str(error.value)
     assert any(problem.what for problem in verify(folder))
@@ -248,7 +248,7 @@ def test_what_is_no_file_in_place_of_one(copy, kind):
             path.mkdir()
         else:
             path.symlink_to(name)
-        with pytest.raises(InputError) as error:
+        with pytest.raises(UserError) as error:
             open_dataset(copy).split("train").fetch([0])
         assert "\n" not in str(error.value)
 
@@ -281,5 +281,5 @@ def test_flac_of_another_length_is_said(tau_options, tmp_path):
         numbers("size", first(len(payload)))(columns)
 
     rewrite(folder, change)
-    with pytest.raises(InputError, match="it has the shape"):
+    with pytest.raises(UserError, match="it has the shape"):
         open_dataset(folder).split("train").fetch([0])

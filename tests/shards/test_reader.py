@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 from shards.reader import Split
@@ -72,15 +72,15 @@ def test_rows_come_in_the_order_asked_for(tau_dataset: Path) -> None:
 
 def test_ids_out_of_range(tau_dataset: Path) -> None:
     dataset = open_dataset(tau_dataset)
-    with pytest.raises(InputError, match="no row 200: rows go from 0 to 199"):
+    with pytest.raises(UserError, match="no row 200: rows go from 0 to 199"):
         dataset.fetch([0, 200])
-    with pytest.raises(InputError, match="no position -1"):
+    with pytest.raises(UserError, match="no position -1"):
         dataset.split("test").fetch([-1])
-    with pytest.raises(InputError, match="no position 50"):
+    with pytest.raises(UserError, match="no position 50"):
         dataset.split("test").fetch([50])
-    with pytest.raises(InputError, match="no split 'dev'; it has train, val, test"):
+    with pytest.raises(UserError, match="no split 'dev'; it has train, val, test"):
         dataset.split("dev")
-    with pytest.raises(InputError, match="no column 'weather'"):
+    with pytest.raises(UserError, match="no column 'weather'"):
         dataset.split("test").column("weather")
 
 
@@ -111,7 +111,7 @@ def test_damage_is_found_at_the_first_touch(
     data[member.offset_data + member.size - 9] ^= 1
     shard.write_bytes(data)
     split.fetch([0, 1, 3])
-    with pytest.raises(InputError, match=rf"val-000000.tar: sample {split.keys[2]} is damaged"):
+    with pytest.raises(UserError, match=rf"val-000000.tar: sample {split.keys[2]} is damaged"):
         split.fetch([0, 2, 3])
 
 
@@ -130,26 +130,26 @@ def test_a_cut_or_missing_shard(tau_dataset: Path, tmp_path: Path) -> None:
     split = open_dataset(copy).split("val")
     shard = copy / "val-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-70000])
-    with pytest.raises(InputError, match="the shard ends before it"):
+    with pytest.raises(UserError, match="the shard ends before it"):
         split.fetch(np.arange(len(split)))
     shard.unlink()
-    with pytest.raises(InputError, match=r"val-000000\.tar cannot be read"):
+    with pytest.raises(UserError, match=r"val-000000\.tar cannot be read"):
         open_dataset(copy).split("val").fetch([0])
 
 
 def test_folders_that_are_no_datasets(tau_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         open_dataset(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"has no dataset\.json"):
+    with pytest.raises(UserError, match=r"has no dataset\.json"):
         open_dataset(tmp_path)
     copy = tmp_path / "d"
     shutil.copytree(tau_dataset, copy)
     index = bytearray((copy / "index.parquet").read_bytes())
     index[1000] ^= 4
     (copy / "index.parquet").write_bytes(index)
-    with pytest.raises(InputError, match="sha256 differs"):
+    with pytest.raises(UserError, match="sha256 differs"):
         open_dataset(copy)
     manifest = (copy / "dataset.json").read_text()
     (copy / "dataset.json").write_text(manifest.replace("shards/1", "shards/9"))
-    with pytest.raises(InputError, match="format"):
+    with pytest.raises(UserError, match="format"):
         open_dataset(copy)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 from shards.manifest import canonical, read_index, sha256_of
@@ -43,7 +43,7 @@ def copy(small: Path, tmp_path: Path) -> Path:
 def test_a_whole_dataset(small: Path) -> None:
     assert verify(small) == []
     assert (small / "rejected.csv").exists()
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         verify(small / "nothing")
 
 
@@ -115,7 +115,7 @@ def test_a_longer_shard(copy: Path) -> None:
 def test_missing_extra_renamed_and_swapped_files(copy: Path) -> None:
     first, second = copy / "train-000000.tar", copy / "train-000001.tar"
     (copy / "notes.txt").write_text("hello")
-    assert _what(verify(copy)) == {"notes.txt": "unknown file: it is no part of the dataset"}
+    assert _what(verify(copy)) == {"notes.txt": "unknown file: it is not part of the dataset"}
     (copy / "notes.txt").unlink()
 
     first.rename(copy / "train-000009.tar")

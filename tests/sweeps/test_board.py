@@ -7,9 +7,10 @@ import pytest
 
 from cpprune.sweeps.board import Board
 from cpprune.sweeps.definition import read_sweep
-from cpprune.sweeps.locks import FileLock, cut_torn_line
 from cpprune.sweeps.outcome import last_error, read_epochs
 from cpprune.sweeps.results import collect, table, write_csv
+from shards.files.atomic import drop_partial_line
+from shards.files.locks import FileLock
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_only_the_torn_line_is_cut(tmp_path):
     path = tmp_path / "journal"
     for before, after in ((b"", b""), (b"a\nb\n", b"a\nb\n"), (b"a\nb", b"a\n"), (b"a", b"")):
         path.write_bytes(before)
-        cut_torn_line(path)
+        drop_partial_line(path)
         assert path.read_bytes() == after
 
 

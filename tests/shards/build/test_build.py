@@ -160,7 +160,7 @@ def test_what_is_not_ours_is_never_deleted(tau_options: BuildOptions, tmp_path: 
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     build_dataset(tau_options, tmp_path / "d", workers=1)
     (tmp_path / "d" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"thesis\.txt is no part of a dataset"):
+    with pytest.raises(InputError, match=r"thesis\.txt is not part of a dataset"):
         build_dataset(replace(tau_options, seed=2), tmp_path / "d", workers=1, overwrite=True)
     assert (tmp_path / "d" / "thesis.txt").exists()
     assert (tmp_path / "d" / "dataset.json").exists()

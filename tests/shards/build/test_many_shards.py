@@ -105,7 +105,7 @@ def test_the_clips_are_the_same_however_few_may_be_open(
     dataset = open_dataset(many)
     expected = dataset.fetch(ids)
     dataset.close()
-    monkeypatch.setattr("shards.reader.most_open_shards", lambda: most)
+    monkeypatch.setattr("shards.reader.max_open_shards", lambda: most)
     for order in (slice(None), slice(None, None, -1), slice(5)):
         assert (dataset.fetch(ids[order]) == expected[order]).all()
         assert len(dataset._open._files) == most

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import (
-    MOST_BYTES,
-    MOST_DEPTH,
+    MAX_BYTES,
+    MAX_DEPTH,
     DocumentError,
     json_lines,
     parse_json,
@@ -55,7 +55,7 @@ def test_a_document_becomes_its_dataclass():
         ('{"parts": [{"name": "a", "bytes": -1}]}', "parts[0].bytes"),
         ('{"parts": [{"name": "a", "bytes": 1.5}]}', "parts[0].bytes"),
         ('{"parts": [{"name": "a", "bytes": true}]}', "parts[0].bytes"),
-        ('{"parts": [{"name": "a", "bytes": 99999999999999999999}]}', "too large for 64 bits"),
+        ('{"parts": [{"name": "a", "bytes": 99999999999999999999}]}', "does not fit in 64 bits"),
         ('{"parts": [{"name": "a"}]}', "parts[0]: "),
         ('{"parts": {}}', "parts: "),
         ("[]", "expected object, got array"),
@@ -82,7 +82,7 @@ def test_what_differs_is_named_with_its_place(parse, text, what):
         b"\xff\xfe{\x00}\x00",
         b"[" * 100_000,
         b'{"x":' * 1000 + b"1" + b"}" * 1000,
-        b"[" * (MOST_DEPTH + 1) + b"]" * (MOST_DEPTH + 1),
+        b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
         b"9" * 5000,
         b"9" * 2000,
         b"NaN",
@@ -182,24 +182,24 @@ def test_what_is_no_file_of_a_bounded_size_is_refused(tmp_path):
     }
     for name, why in wrong.items():
         for read in (read_json, read_yaml):
-            with pytest.raises(InputError) as error:
+            with pytest.raises(UserError) as error:
                 read(tmp_path / name, Any)
             assert why in str(error.value)
-    with pytest.raises(InputError, match="a pipe or device"):
+    with pytest.raises(UserError, match="a pipe or device"):
         read_bytes(tmp_path / "pipe")
 
 
 def test_a_file_may_be_as_large_as_that_and_no_larger(tmp_path):
     file = tmp_path / "x.json"
-    file.write_bytes(b" " * MOST_BYTES)
-    assert len(read_bytes(file)) == MOST_BYTES
-    with pytest.raises(InputError, match="bytes; at most"):
-        read_bytes(file, MOST_BYTES - 1)
+    file.write_bytes(b" " * MAX_BYTES)
+    assert len(read_bytes(file)) == MAX_BYTES
+    with pytest.raises(UserError, match="bytes; at most"):
+        read_bytes(file, MAX_BYTES - 1)
 
 
 def test_the_file_and_the_remedy_are_named(tmp_path):
     file = tmp_path / "x.json"
     file.write_text(json.dumps({"parts": 1}))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         read_json(file, Whole, remedy="copy it again")
     assert str(error.value) == f"{file}: parts: expected array, got int; copy it again"

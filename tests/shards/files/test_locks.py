@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import shards.files.locks
-from shards.errors import InputError
-from shards.files.locks import locked
+from shards.errors import UserError
+from shards.files.locks import FileLock, is_locked, locked, open_locked
 
 HOLD = """
 import sys, time
@@ -33,7 +33,7 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         with (
-            pytest.raises(InputError) as caught,
+            pytest.raises(UserError) as caught,
             locked(file, "runs/x: another process trains there", patience=0.1),
         ):
             pass
@@ -66,7 +66,7 @@ def test_shared_locks(tmp_path: Path) -> None:
         with locked(file, "busy", shared=True, patience=0):
             pass
         assert file.exists(), "the other still holds it"
-        with pytest.raises(InputError, match="busy"), locked(file, "busy", patience=0):
+        with pytest.raises(UserError, match="busy"), locked(file, "busy", patience=0):
             pass
     assert not file.exists()
 
@@ -82,7 +82,7 @@ def test_a_file_system_without_locks_is_not_busy(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    monkeypatch.setattr(shards.files.locks, "_told", set())
+    monkeypatch.setattr(shards.files.locks, "_warned", set())
     for _ in range(2):
         with locked(tmp_path / "lock", "busy"):
             pass
@@ -94,6 +94,41 @@ def test_a_file_system_without_locks_is_not_busy(
 def test_a_link_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("years of work")
     (tmp_path / "lock").symlink_to(tmp_path / "theirs")
-    with pytest.raises(InputError, match="lock: cannot be written"), locked(tmp_path / "lock", ""):
+    with pytest.raises(UserError, match="lock: cannot be written"), locked(tmp_path / "lock", ""):
         pass
     assert (tmp_path / "theirs").read_text() == "years of work"
+
+
+def test_a_named_pipe_is_no_lock(tmp_path: Path) -> None:
+    pipe = tmp_path / "journal"
+    os.mkfifo(pipe)
+    for use in (FileLock(pipe).acquire, lambda: open_locked(pipe), lambda: is_locked(pipe)):
+        with pytest.raises(UserError, match="journal: is a pipe"):
+            use()
+
+
+def test_a_link_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "hers").write_text("hers")
+    link = tmp_path / "log"
+    link.symlink_to("hers")
+    for use in (FileLock(link).acquire, lambda: open_locked(link)):
+        with pytest.raises(UserError, match=r"log: cannot be written .*it is a link"):
+            use()
+    assert (tmp_path / "hers").read_text() == "hers"
+
+
+def test_a_log_is_locked_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    file = open_locked(path)
+    assert file is not None
+    file.write(b"a line\n")
+    file.flush()
+    assert is_locked(path)
+    file.close()
+    assert not is_locked(path)
+    assert path.read_bytes() == b"a line\n"
+    again = open_locked(path)
+    assert again is not None
+    with again:
+        again.write(b"another\n")
+    assert path.read_bytes() == b"a line\nanother\n"

@@ -15,7 +15,7 @@ import shards.build.dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 from shards.cli.main import main
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.ownership import remove, replaced_folder
 from shards.manifest import read_manifest
 from shards.remote.cache import Cache
@@ -50,7 +50,7 @@ def test_a_build_into_a_folder_of_others(
 ) -> None:
     out = fill(tmp_path / "theirs", *names)
     before = snapshot(out)
-    with pytest.raises(InputError, match=r"--out .*theirs"):
+    with pytest.raises(UserError, match=r"--out .*theirs"):
         build_dataset(tau_options, out, workers=1, overwrite=overwrite)
     assert snapshot(out) == before
 
@@ -63,7 +63,7 @@ def test_only_what_the_manifest_lists_is_overwritten(
 ) -> None:
     fill(dataset, name)
     before = snapshot(dataset)
-    with pytest.raises(InputError, match="move it away"):
+    with pytest.raises(UserError, match="move it away"):
         build_dataset(replace(tau_options, seed=2), dataset, workers=1, overwrite=True)
     assert snapshot(dataset) == before
 
@@ -76,7 +76,7 @@ def test_a_manifest_that_lists_what_no_build_writes(
     first = replace(manifest.shards[0], name="../precious.tar")
     other = replace(manifest, shards=(first, *manifest.shards[1:])).sealed()
     (dataset / "dataset.json").write_bytes(other.to_bytes())
-    with pytest.raises(InputError, match="is no part of a dataset"):
+    with pytest.raises(UserError, match="is not part of a dataset"):
         build_dataset(tau_options, dataset, workers=1, overwrite=True)
     assert (tmp_path / "precious.tar").is_file()
 
@@ -92,7 +92,7 @@ def test_a_shard_that_this_build_did_not_make(
         with pytest.raises(KeyboardInterrupt):
             build_dataset(tau_options, tmp_path / "d", workers=1)
     fill(tmp_path / "d", "train-000000.tar")
-    with pytest.raises(InputError, match=r"train-000000\.tar is no shard of this build"):
+    with pytest.raises(UserError, match=r"train-000000\.tar is no shard of this build"):
         build_dataset(tau_options, tmp_path / "d", workers=1)
     assert (tmp_path / "d/train-000000.tar").read_text() == "years of work: train-000000.tar"
 
@@ -104,7 +104,7 @@ def test_links_are_not_followed_out_of_a_dataset(
     (dataset / ".build").symlink_to(theirs)
     before = snapshot(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"\.build in it is a link"):
+        with pytest.raises(UserError, match=r"\.build in it is a link"):
             build_dataset(tau_options, dataset, workers=1, overwrite=overwrite)
     assert snapshot(tmp_path) == before
 
@@ -134,7 +134,7 @@ def test_overwriting_waits_for_the_lock_before_it_deletes(
     assert at_work.wait(600)
     before = snapshot(out)
     assert any(name.endswith(".tar") for name in before)
-    with pytest.raises(InputError, match=r"another build is at work there \(process \d+ on "):
+    with pytest.raises(UserError, match=r"another build is at work there \(process \d+ on "):
         build_dataset(replace(tau_options, seed=3), out, workers=1, overwrite=True)
     assert snapshot(out) == before
     go_on.set()
@@ -165,14 +165,14 @@ def test_an_overwrite_that_was_interrupted(
     hashes: Hashes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import shards.dataset_folder
+    import shards.build.output_folder
 
     def die(folder: Path, names: list[str]) -> None:
         remove(folder, names[:2])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.dataset_folder, "remove", die)
+        patch.setattr(shards.build.output_folder, "remove", die)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(replace(tau_options, seed=9), dataset, workers=1, overwrite=True)
     build_dataset(tau_options, dataset, workers=1)
@@ -183,9 +183,9 @@ def test_an_overwrite_that_was_interrupted(
 def test_downloads_and_made_up_clips_go_into_new_folders(name: str, tmp_path: Path) -> None:
     fill(tmp_path, name)
     before = snapshot(tmp_path)
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(UserError, match="not empty"):
         synthesise(tmp_path, 200)
-    with pytest.raises(InputError, match="is not a download and not empty"):
+    with pytest.raises(UserError, match="is not a download and not empty"):
         download(DATASETS["tau2022"], [], tmp_path)
     assert snapshot(tmp_path) == before
 
@@ -241,7 +241,7 @@ def test_one_line_at_the_command_line(
         (Path("/dev/null"), "is a file; name a folder"),
     ):
         for command in ([*build, str(out)], ["synth", "--clips", "200", "--out", str(out)]):
-            with pytest.raises(InputError, match=why) as caught:
+            with pytest.raises(UserError, match=why) as caught:
                 main(command)
             assert str(caught.value).startswith(f"--out {out}")
 

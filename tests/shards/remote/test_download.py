@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from web_server import Server
 
-from shards import InputError
+from shards import UserError
 from shards.cli.main import main
 from shards.remote.download import DATASETS, RemoteDataset, download
 
@@ -103,7 +103,7 @@ def test_interrupted_and_started_again(
 ) -> None:
     # The first answer is the one that only its length is read of.
     server.cuts["audio.1.zip"] = [0, 1_000_000, 0, 0, 0]
-    with pytest.raises(InputError, match="it goes on where it broke off"):
+    with pytest.raises(UserError, match="it resumes where it broke off"):
         download(small, small.files([], server.url), tmp_path)
     assert (tmp_path / ".download/audio.1.zip.part").stat().st_size == 1_000_000
     server.cuts.clear()
@@ -118,7 +118,7 @@ def test_another_md5_is_fetched_again_once_and_then_named(
 ) -> None:
     good = server.files["meta.zip"]
     server.files["meta.zip"] = bad = good[:-1] + b"!"
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         download(small, small.files([], server.url), tmp_path)
     text = str(caught.value)
     assert f"{server.url}/meta.zip" in text
@@ -137,7 +137,7 @@ def test_another_md5_is_fetched_again_once_and_then_named(
 
 def test_a_list_of_another_length(small: RemoteDataset, server: Server, tmp_path: Path) -> None:
     server.files["split5.csv"] += b"audio/y.wav\tbus\n"
-    with pytest.raises(InputError, match=r"split5\.csv .* expected 4 lines, found 5"):
+    with pytest.raises(UserError, match=r"split5\.csv .* expected 4 lines, found 5"):
         download(small, small.files([5], server.url), tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_the_disk_is_looked_at_before_anything_is_fetched(
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=number))
 
     with_free(small.bytes + largest - 1)
-    with pytest.raises(InputError, match="name another place"):
+    with pytest.raises(UserError, match="name another place"):
         download(small, files, tmp_path)
     assert tree(tmp_path) == {}
     assert [path.name for path in (tmp_path / ".download").iterdir()] == ["lock"]
@@ -160,7 +160,7 @@ def test_the_disk_is_looked_at_before_anything_is_fetched(
     (tmp_path / "README.html").write_bytes(b"x" * 50_000)
     (tmp_path / ".download/audio.1.zip.part").write_bytes(server.files["audio.1.zip"][:1_000_000])
     with_free(small.bytes + largest - 1_050_001)
-    with pytest.raises(InputError, match="name another place"):
+    with pytest.raises(UserError, match="name another place"):
         download(small, files, tmp_path)
     with_free(small.bytes + largest - 1_050_000)
     assert len(download(small, files, tmp_path)) == 2
@@ -173,23 +173,23 @@ def test_an_archive_with_a_way_out(small: RemoteDataset, server: Server, tmp_pat
     server.files["meta.zip"] = packed.getvalue()
     evil = replace(small, md5={"meta.zip": hashlib.md5(packed.getvalue()).hexdigest()})
     out = tmp_path / "deep/out"
-    with pytest.raises(InputError, match="leads out of the folder"):
+    with pytest.raises(UserError, match="leads out of the folder"):
         download(evil, evil.files([], server.url), out)
     assert not list(tmp_path.rglob("evil.txt"))
 
 
 def test_mistakes(small: RemoteDataset, server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--splits 7: there are subsets of 5 percent"):
+    with pytest.raises(UserError, match="--splits 7: there are subsets of 5 percent"):
         small.files([7], None)
-    with pytest.raises(InputError, match="--mirror file:///x: give a URL"):
+    with pytest.raises(UserError, match="--mirror file:///x: give a URL"):
         small.files([], "file:///x")
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         main(["download", "tau2022", "--out", str(tmp_path), "--splits", "five"])
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file; name a folder"):
+    with pytest.raises(UserError, match="is a file; name a folder"):
         download(small, small.files([], server.url), tmp_path / "file")
     del server.files["audio.1.zip"]
-    with pytest.raises(InputError, match=r"audio\.1\.zip: the server says 404"):
+    with pytest.raises(UserError, match=r"audio\.1\.zip: the server says 404"):
         download(small, small.files([], server.url), tmp_path / "new")
     assert tree(tmp_path).keys() == {"file"}
 

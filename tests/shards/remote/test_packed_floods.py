@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import InputError
+from shards import UserError
 from shards.remote.unzip import unpack
 from shards.sources import mnist
 
@@ -53,7 +53,7 @@ def test_a_gzip_file_that_does_not_end(
         file.write(gzip.compress(head(*shape)))
         for _ in range(100):
             file.write(ZEROS)
-    with pytest.raises(InputError, match=rf"{NAMES[0]}\.gz is .*{why}"):
+    with pytest.raises(UserError, match=rf"{NAMES[0]}\.gz is .*{why}"):
         mnist.read(tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_the_checksum_of_a_gzip_file_is_compared(
     data = bytearray(path.read_bytes())
     data[-8] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"is damaged: CRC check failed"):
+    with pytest.raises(UserError, match=r"is damaged: CRC check failed"):
         mnist.read(tmp_path)
 
 
@@ -85,6 +85,6 @@ def test_an_archive_that_holds_a_name_again_and_again(tmp_path: Path) -> None:
         for name in ("top/zeros", "zeros", "top/zeros"):
             zipped.writestr(name, bytes(1_000_000))
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match=r"'zeros' is there twice; nothing was unpacked"):
+    with pytest.raises(UserError, match=r"'zeros' occurs twice; nothing was unpacked"):
         unpack(archive, tmp_path / "out", "top")
     assert list((tmp_path / "out").iterdir()) == []

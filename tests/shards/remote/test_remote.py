@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from shards import Dataset, InputError, open_dataset
+from shards import Dataset, UserError, open_dataset
 from shards.manifest import canonical, parse_manifest, sha256_of
 from shards.verify import verify
 
@@ -129,7 +129,7 @@ def test_a_second_run_needs_no_network(
     assert said.count("\n") == 1
     assert "the network is down" in said
     assert str(cache) in said
-    with pytest.raises(InputError, match="the network is down"):
+    with pytest.raises(UserError, match="the network is down"):
         open_dataset(url, cache / "another")
 
 
@@ -163,7 +163,7 @@ def test_what_is_expected_comes_in_the_background(flaky: Any, url: str, cache: P
     wanted = [name for name in reversed(shards) if name.startswith("test")]
     wanted += [name for name in reversed(shards) if name.startswith("train")]
     assert len(wanted) > 4
-    dataset.expect(ids)
+    dataset.prefetch(ids)
     end = time.monotonic() + 600
     while not (cache / dataset.fingerprint / wanted[-1]).exists():
         assert time.monotonic() < end
@@ -190,7 +190,7 @@ def test_a_byte_that_always_arrives_wrong_is_named(
 ) -> None:
     flaky.fault = Spoiled("train-000001.tar", times=float("inf"))
     dataset = open_dataset(url)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         dataset.fetch(np.arange(100))
     data = bytearray((tau_dataset / "train-000001.tar").read_bytes())
     data[5000] ^= 1
@@ -232,9 +232,7 @@ def test_a_fetch_that_breaks_off(
         return block
 
     flaky.fault = always
-    with pytest.raises(
-        InputError, match=r"train-000000\.tar: cannot be fetched .*by peer.*3 times"
-    ):
+    with pytest.raises(UserError, match=r"train-000000\.tar: cannot be fetched .*by peer.*3 times"):
         open_dataset(url, cache / "2").fetch(np.arange(200))
     assert names(cache / "2") == []
 
@@ -250,7 +248,7 @@ def test_a_copy_that_was_damaged_later(flaky: Any, url: str, cache: Path) -> Non
         (folder / name).write_bytes(data)
     dataset = open_dataset(url)
     assert flaky.opened(".parquet") == ["index.parquet"] * 2
-    with pytest.raises(InputError, match=rf"is damaged .*remove {folder}"):
+    with pytest.raises(UserError, match=rf"is damaged .*remove {folder}"):
         dataset.fetch([0])
 
 
@@ -261,7 +259,7 @@ def test_addresses_that_cannot_be_used(
     flaky: Any, url: str, tau_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(location: str, *parts: str) -> None:
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(UserError) as caught:
             open_dataset(location)
         assert "\n" not in str(caught.value)
         for part in (location, *parts):
@@ -273,14 +271,14 @@ def test_addresses_that_cannot_be_used(
         refused(f"{protocol}://bucket/dataset", f"pip install {package}")
     started = time.monotonic()
     monkeypatch.setattr(
-        "shards.remote.transfer.PAUSES", (60.0, 60.0)
+        "shards.remote.transfer.RETRY_DELAYS", (60.0, 60.0)
     )  # what is not there is not waited for
     refused(f"flaky://{tmp_path}/nothing", "dataset.json does not exist")
     assert time.monotonic() - started < 30
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0))
     folder = Path(shutil.copytree(tau_dataset, tmp_path / "d"))
     (folder / "val-000000.tar").unlink()
-    with pytest.raises(InputError, match=r"d/val-000000.tar does not exist"):
+    with pytest.raises(UserError, match=r"d/val-000000.tar does not exist"):
         open_dataset(f"flaky://{folder}").split("val").fetch([0])
     resealed(folder, lambda document: document["shards"][0].update(name="../../escaped.tar"))
     refused(f"flaky://{folder}", "its shards[0].name: expected str matching")
@@ -288,7 +286,7 @@ def test_addresses_that_cannot_be_used(
     refused(f"flaky://{folder}", "dataset.json cannot be used")
     (tmp_path / "file").touch()
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"file cannot be written \(File exists\); set data.cache"):
+    with pytest.raises(UserError, match=r"file cannot be written \(File exists\); set data.cache"):
         open_dataset(url)
 
 

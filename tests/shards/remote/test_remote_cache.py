@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import Dataset, InputError, open_dataset
+from shards import Dataset, UserError, open_dataset
 
 TESTS = Path(__file__).parents[2]
 
@@ -129,17 +129,17 @@ def test_two_processes_fetch_every_shard_once(
 def test_another_process_finishes_a_shard_just_before_it_is_begun(
     flaky: Any, url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards.remote.cache import _hold
+    from shards.remote.cache import open_and_flock
 
     dataset, other = open_dataset(url), open_dataset(url)
 
     def late(path: Path, *how: int) -> int | None:
-        monkeypatch.setattr("shards.remote.cache._hold", _hold)
-        file = _hold(path, *how)
+        monkeypatch.setattr("shards.remote.cache.open_and_flock", open_and_flock)
+        file = open_and_flock(path, *how)
         other.fetch([0])
         return file
 
-    monkeypatch.setattr("shards.remote.cache._hold", late)
+    monkeypatch.setattr("shards.remote.cache.open_and_flock", late)
     assert (dataset.fetch([0]) == other.fetch([0])).all()
     assert flaky.opened() == ["train-000000.tar"] == shards_of(dataset, cache)
 
@@ -210,7 +210,7 @@ def test_a_limit_below_the_dataset(
         ids = np.random.default_rng(seed).integers(0, 200, 50)
         assert (dataset.fetch(ids) == clips[ids]).all()
     assert biggest < most <= limit
-    dataset.expect(np.arange(200))  # of no use here: it would push out what is about to be read
+    dataset.prefetch(np.arange(200))  # of no use here: it would push out what is about to be read
     assert len(flaky.opened()) > len(dataset.manifest.shards)
 
 
@@ -253,7 +253,7 @@ def test_other_datasets_go_first_unless_they_are_in_use(
         other.fetch(np.arange(len(other)))
     before = shards_of(mine, cache), shards_of(other, cache)
     monkeypatch.setattr("shards.remote.cache.PATIENCE", 0.0)
-    with pytest.raises(InputError, match=f"no room for the .*data.cache_bytes={everything}"):
+    with pytest.raises(UserError, match=f"no room for the .*data.cache_bytes={everything}"):
         mine.fetch(rows[-1:])
     assert (shards_of(mine, cache), shards_of(other, cache)) == before
     assert len(before[0]) == len(rows) - 1
@@ -267,9 +267,7 @@ def test_other_datasets_go_first_unless_they_are_in_use(
 def test_limits_and_disks_that_are_too_small(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, clips: np.ndarray
 ) -> None:
-    with pytest.raises(
-        InputError, match=r"data\.cache_bytes=1000: is below the \d+ bytes of train"
-    ):
+    with pytest.raises(UserError, match=r"data\.cache_bytes=1000: is below the \d+ bytes of train"):
         open_dataset(url, cache_bytes=1000).fetch([0])
     allocate = os.posix_fallocate
 
@@ -281,7 +279,7 @@ def test_limits_and_disks_that_are_too_small(
     monkeypatch.setattr("os.posix_fallocate", small_disk)
     monkeypatch.setattr("shards.remote.cache.PATIENCE", 0.0)
     dataset = open_dataset(url)
-    with pytest.raises(InputError, match=r"no room for the \d+ bytes of .*the disk is full"):
+    with pytest.raises(UserError, match=r"no room for the \d+ bytes of .*the disk is full"):
         dataset.fetch(np.arange(200))  # holds on to all that it reads
     dataset.close()
     everything = sum(shard.bytes for shard in dataset.manifest.shards)

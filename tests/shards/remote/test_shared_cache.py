@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.remote.cache import Cache
 
 ALL = np.arange(200)
@@ -100,7 +100,7 @@ def test_without_a_network_nobody_says_for_others_what_an_address_holds(
     flaky.fault = offline
     open_dataset(url)
     request.getfixturevalue("another_user")
-    with pytest.raises(InputError, match="the network is down"):
+    with pytest.raises(UserError, match="the network is down"):
         open_dataset(url)
 
 
@@ -113,15 +113,15 @@ def test_nothing_is_written_through_links(url: str, cache: Path, tmp_path: Path)
     dataset.fetch([0])
     with (
         pytest.raises(OSError, match="symbolic links"),
-        dataset.folder.cache.alone(f"{folder.name}-x"),
+        dataset.folder.cache.exclusive(f"{folder.name}-x"),
     ):
         pass
     (folder / "train-000001.tar").symlink_to(victim)
-    with pytest.raises(InputError, match="symbolic links"):
+    with pytest.raises(UserError, match="symbolic links"):
         dataset.fetch(ALL)
     shutil.rmtree(folder)
     folder.symlink_to(tmp_path)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         open_dataset(url)
     assert victim.read_text() == "precious"
 
@@ -215,7 +215,7 @@ def test_a_folder_that_others_may_only_read_is_refused_with_what_to_do(
     open_dataset(url, folder / "cache")
 
     def refused() -> None:
-        with pytest.raises(InputError, match=r"cannot be written .* set data\.cache"):
+        with pytest.raises(UserError, match=r"cannot be written .* set data\.cache"):
             open_dataset(url, folder / "cache")
 
     as_nobody(refused)
@@ -233,7 +233,7 @@ def test_where_all_may_write_but_not_remove_each_user_has_a_folder(
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     shutil.rmtree(own)
     own.symlink_to(tmp_path)
-    with pytest.raises(InputError, match=rf"{own.name} was made by another user; set data\.cache"):
+    with pytest.raises(UserError, match=rf"{own.name} was made by another user; set data\.cache"):
         open_dataset(url, sticky)
 
 
@@ -245,15 +245,15 @@ def test_what_all_processes_need_is_asked_for_once(
 ) -> None:
     """The first to ask gets no answer before eight wait for it."""
     waiting, all_wait = [], threading.Event()
-    alone = Cache.alone
+    exclusive = Cache.exclusive
 
     def noted(self: Cache, name: str) -> Any:
         waiting.append(name)
         if waiting.count(waiting[0]) == 8:
             all_wait.set()
-        return alone(self, name)
+        return exclusive(self, name)
 
-    monkeypatch.setattr(Cache, "alone", noted)
+    monkeypatch.setattr(Cache, "exclusive", noted)
 
     def withheld(name: str, block: bytes) -> bytes:
         assert all_wait.wait(600)

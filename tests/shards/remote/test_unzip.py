@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import InputError
+from shards import UserError
 from shards.remote.unzip import unpack
 
 
@@ -45,7 +45,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ("top/../../evil", "leads out of the folder"),
         ("/tmp/evil", "leads out of the folder"),
         ("..\\evil", "leads out of the folder"),
-        (".", "is no name"),
+        (".", "is not a name"),
         (link("shortcut"), "is a link or a device"),
     ],
 )
@@ -55,7 +55,7 @@ def test_nothing_leaves_the_folder(
     archive = archive_of(tmp_path, ("good.txt", b"good"), (member, b"/etc/passwd"))
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(InputError, match=reason) as caught:
+    with pytest.raises(UserError, match=reason) as caught:
         unpack(archive, out, "top")
     assert "nothing was unpacked" in str(caught.value)
     assert list(out.iterdir()) == []
@@ -71,7 +71,7 @@ def test_a_bomb_is_refused_before_it_bursts(
     out.mkdir()
     usage = shutil.disk_usage(out)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=49_999_999))
-    with pytest.raises(InputError, match=r"unpacks to 0\.1 GB and 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"unpacks to 0\.1 GB and 0\.0 GB are free"):
         unpack(archive, out, "top")
     assert list(out.iterdir()) == []
     # What it would overwrite is not needed again.
@@ -84,7 +84,7 @@ def test_a_member_that_is_longer_than_it_says(tmp_path: Path) -> None:
     data = archive.read_bytes()
     true, false = (size.to_bytes(4, "little") for size in (1_000_000, 10))
     archive.write_bytes(data.replace(true, false))
-    with pytest.raises(InputError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be unpacked"):
         unpack(archive, tmp_path, "top")
     assert (tmp_path / "zeros").stat().st_size <= 10
 
@@ -94,8 +94,8 @@ def test_damage(tmp_path: Path) -> None:
     data = bytearray(archive.read_bytes())
     data[5000] ^= 1
     archive.write_bytes(data)
-    with pytest.raises(InputError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be unpacked"):
         unpack(archive, tmp_path, "top")
     archive.write_bytes(b"<html>")
-    with pytest.raises(InputError, match="cannot be unpacked: File is not a zip file"):
+    with pytest.raises(UserError, match="cannot be unpacked: File is not a zip file"):
         unpack(archive, tmp_path, "top")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.manifest import parse_manifest
 from shards.remote.http import fetch
 from shards.verify import verify
@@ -145,10 +145,10 @@ def serving(folder: Path) -> Iterator[Web]:
 def web(tau_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("CPPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shards.remote.transfer.PAUSES", (0.0, 0.0), raising=False)
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 1.0, raising=False)
+    monkeypatch.setattr("shards.remote.transfer.RETRY_DELAYS", (0.0, 0.0), raising=False)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 1.0, raising=False)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_WRITTEN, limits[1]))
     with serving(tau_dataset) as started:
         yield started
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -160,7 +160,7 @@ def used(folder: Path) -> int:
 
 SHARD = "train-000000.tar"
 # Of one file: what would flood the disk fails earlier.
-MOST_WRITTEN = 20_000_000
+MAX_WRITTEN = 20_000_000
 # More than all buffers between here and a server that is told nothing.
 SLACK = 30_000_000
 
@@ -170,9 +170,9 @@ SLACK = 30_000_000
 def test_no_more_is_taken_than_there_should_be(
     web: Web, name: str, fault: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.remote.folder.MOST_MANIFEST", 1_000_000, raising=False)
+    monkeypatch.setattr("shards.remote.folder.MAX_MANIFEST", 1_000_000, raising=False)
     web.answers[name] = fault
-    with pytest.raises(InputError, match=rf"{name} is damaged: the server (sends|has)") as caught:
+    with pytest.raises(UserError, match=rf"{name} is damaged: the server (sends|has)") as caught:
         open_dataset(web.url).fetch([0])
     assert "\n" not in str(caught.value)
     assert web.asked.count(name) == 1
@@ -196,7 +196,7 @@ def test_an_index_of_a_manifest_that_does_not_tell_its_size(web: Web, tau_datase
     assert manifest.index.pop("bytes") == (tau_dataset / "index.parquet").stat().st_size
     shards.remote.folder.fetch_index(web.url, manifest, None)
     web.answers["index.parquet"] = endless
-    with pytest.raises(InputError, match=r"index\.parquet is damaged: the server sends more"):
+    with pytest.raises(UserError, match=r"index\.parquet is damaged: the server sends more"):
         shards.remote.folder.fetch_index(web.url, manifest, None)
     assert web.sent < SLACK
 
@@ -205,10 +205,10 @@ def test_an_index_of_a_manifest_that_does_not_tell_its_size(web: Web, tau_datase
 def test_a_server_that_says_nothing_is_reported(
     web: Web, fault: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.2, raising=False)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 0.2, raising=False)
     web.answers[SHARD] = fault
     dataset = open_dataset(web.url)
-    with pytest.raises(InputError, match=rf"{SHARD}: timed out: .*\(tried 3 times\)"):
+    with pytest.raises(UserError, match=rf"{SHARD}: timed out: .*\(tried 3 times\)"):
         dataset.fetch([0])
     assert web.asked.count(SHARD) in (3, 4)  # what comes in the first try counts as something
 
@@ -223,12 +223,12 @@ def test_what_failed_in_the_background_is_not_waited_for_again(web: Web) -> None
         handler.send_error(404)
 
     web.answers[SHARD] = refused
-    dataset.expect(np.arange(10))
+    dataset.prefetch(np.arange(10))
     assert first.wait(600)
     reading: list[str] = []
 
     def read() -> None:
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(UserError) as caught:
             dataset.fetch([0])
         reading.append(str(caught.value))
 
@@ -245,7 +245,7 @@ def test_a_slow_server_without_ranges_delivers(
     web: Web, tau_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes several times as long as a silent one is waited for."""
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.5, raising=False)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 0.5, raising=False)
     web.answers[SHARD] = slow
     clips = open_dataset(web.url).fetch(np.arange(20))
     assert (clips == open_dataset(tau_dataset).fetch(np.arange(20))).all()
@@ -270,7 +270,7 @@ def test_it_begins_anew_where_a_server_without_ranges_broke_off(
 @pytest.mark.parametrize("name", ["dataset.json", "index.parquet", SHARD])
 def test_nothing_is_unpacked_on_the_way(web: Web, name: str, tmp_path: Path) -> None:
     web.answers[name] = bomb
-    with pytest.raises(InputError, match=rf"{name}.*(damaged|cannot be)"):
+    with pytest.raises(UserError, match=rf"{name}.*(damaged|cannot be)"):
         open_dataset(web.url).fetch([0])
     assert used(tmp_path / "cache") < 1_000_000
 
@@ -278,7 +278,7 @@ def test_nothing_is_unpacked_on_the_way(web: Web, name: str, tmp_path: Path) -> 
 def test_downloads_are_bounded_too(web: Web, tmp_path: Path) -> None:
     for fault, what in ((endless, "sends more than the 100,000 bytes"), (longer, "has 1,099,5")):
         web.answers["dataset.json"] = fault
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(UserError, match=what):
             fetch(f"{web.url}/dataset.json", tmp_path / "part", 100_000, lambda change: None)
         assert used(tmp_path) <= 100_000
         assert web.sent < SLACK

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from web_server import Server
 
-from shards import InputError
+from shards import UserError
 from shards.remote.http import fetch, remote_size
 
 DATA = bytes(range(256)) * 4000
@@ -47,7 +47,7 @@ def test_a_server_that_always_breaks_off_at_the_same_place(server: Server, tmp_p
     server.ranges = False
     server.cuts["a.bin"] = [300_000] * 9
     with pytest.raises(
-        InputError, match=r"a\.bin: broke off after 300,000 of 1,024,000 bytes \(tried 3"
+        UserError, match=r"a\.bin: broke off after 300,000 of 1,024,000 bytes \(tried 3"
     ):
         fetched(server, tmp_path / "part")
     # The first try brought something, so it is not counted.
@@ -72,7 +72,7 @@ def test_a_busy_server(server: Server, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_no_further_try_mends(server: Server, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"b\.bin: the server says 404 Not Found; check the address"
+        UserError, match=r"b\.bin: the server says 404 Not Found; check the address"
     ):
         fetch(f"{server.url}/b.bin", tmp_path / "part", 1, lambda change: None)
     assert len(server.asked) == 1
@@ -80,15 +80,15 @@ def test_what_no_further_try_mends(server: Server, tmp_path: Path) -> None:
     server.server_close()
     server.shutdown()
     with pytest.raises(
-        InputError, match=r"cannot be reached .* \(tried 3 times\); check the network"
+        UserError, match=r"cannot be reached .* \(tried 3 times\); check the network"
     ):
         remote_size(f"{url}/a.bin")
 
 
 def test_a_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote.transfer.SILENCE", 0.05)
+    monkeypatch.setattr("shards.remote.transfer.TIMEOUT", 0.05)
     monkeypatch.setattr(server, "silent", 0.3)
-    with pytest.raises(InputError, match="timed out"):
+    with pytest.raises(UserError, match="timed out"):
         fetched(server, tmp_path / "part")
 
 

@@ -1,7 +1,7 @@
-"""The folder of a dataset: whose it is, and what of it is deleted when another takes its place.
+"""Output folder of a build: what marks it as a dataset, and deleting it for another one.
 
-`dataset.json` marks a finished dataset, and lists all of it; `.build/plan.json` marks a build that is
-under way, beside which lie the records of its shards.
+`dataset.json` marks a finished dataset and lists its files; `.build/plan.json` marks an unfinished
+build, with a record of each finished shard beside it.
 """
 
 import re
@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.ownership import Kind, claim, read_mark, remove
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, WORK_NAME
 
 PLAN_NAME = "plan.json"
-# The manifest of a dataset that is being deleted: it has to list it to the end.
+# The manifest of a dataset that is being deleted, kept to the end because it lists the files.
 REPLACED_NAME = "replaced.json"
-# All that a build writes into its work folder, but its lock.
+# All files that a build writes to its work folder, except its lock.
 WORK_FILES = (
     *(PLAN_NAME, REPLACED_NAME, "*.tar.json", "spool-*.pcm", "spool-*.pcm.json"),
     *("part-*-of-*.lock", "*.tmp"),
@@ -48,16 +48,16 @@ DATASET = Kind(
     name="a dataset",
     parts=(MANIFEST_NAME, INDEX_NAME, REJECTED_NAME, f"{WORK_NAME}/"),
     made=_is_dataset,
-    # Another part of the same build may have just begun; what is in it is looked at below.
+    # Another process of the same build may have just started; `claim_dataset` checks the contents.
     early=frozenset({WORK_NAME}),
 )
 
 
 def claim_dataset(folder: Path) -> None:
-    """Checks that a build may write to the folder. Touches nothing.
+    """Checks that a build may write to the folder; changes nothing.
 
     Raises:
-        InputError: it holds anything but a dataset, or a work folder that no build made.
+        UserError: it holds anything but a dataset, or a work folder that no build made.
     """
     claim(folder, DATASET, "--out")
     work = folder / WORK_NAME
@@ -66,29 +66,29 @@ def claim_dataset(folder: Path) -> None:
     known = ("lock", *(name for name in WORK_FILES if name != PLAN_NAME))
     for path in sorted(work.iterdir()):
         if not any(fnmatchcase(path.name, pattern) for pattern in known):
-            raise InputError(
+            raise UserError(
                 f"--out {folder}: no build made {WORK_NAME} in it (it has {path.name}); move it away or "
                 "name another folder"
             )
 
 
 def records_of(folder: Path) -> set[str]:
-    """Returns the names of the shards that an unfinished build has made."""
+    """Returns the names of the finished shards of an unfinished build."""
     return {path.name.removesuffix(".json") for path in (folder / WORK_NAME).glob("*.tar.json")}
 
 
 def is_half_deleted(folder: Path) -> bool:
-    """Says whether `delete_dataset` was interrupted there."""
+    """Returns whether `delete_dataset` was interrupted in this folder."""
     return _is_manifest(read_mark(folder / WORK_NAME / REPLACED_NAME))
 
 
 def delete_dataset(folder: Path) -> None:
-    """Deletes what the manifest lists, or an unfinished build has made, and nothing else.
+    """Deletes the files that the manifest lists or an unfinished build has written, and no others.
 
     The caller has claimed the folder and holds its lock.
 
     Raises:
-        InputError: something lies there that is not listed. Nothing is deleted then.
+        UserError: the folder has a file that is not listed; nothing is deleted then.
     """
     listed = records_of(folder) | {MANIFEST_NAME, WORK_NAME}
     work = folder / WORK_NAME
@@ -103,7 +103,7 @@ def delete_dataset(folder: Path) -> None:
         return
     for path in sorted(folder.iterdir()):
         if path.name not in listed:
-            raise InputError(f"--overwrite: {path} is no part of a dataset; move it away")
+            raise UserError(f"--overwrite: {path} is not part of a dataset; move it away")
     if (folder / MANIFEST_NAME).exists():
         (folder / MANIFEST_NAME).rename(work / REPLACED_NAME)
     remove(folder, sorted(listed - {MANIFEST_NAME, WORK_NAME}))

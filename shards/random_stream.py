@@ -1,7 +1,7 @@
-"""Random numbers that every version of numpy draws alike.
+"""Random numbers that do not depend on the version of numpy.
 
-They are made of the raw words of the Philox generator: numpy promises that stream for ever, and not
-what the methods of its `Generator` make of it.
+They are computed from the raw output of the Philox generator, a stream that numpy guarantees to keep;
+it gives no such guarantee for the methods of its `Generator`.
 """
 
 from __future__ import annotations
@@ -14,50 +14,49 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Of all that is drawn with `Stream`: changes with every change to what it returns. Version 1 were the
-# methods of numpy's Generator.
+# Raise it whenever a method of `RandomStream` returns other numbers. Version 1 used numpy's Generator.
 VERSION = 2
 
 
-class Stream:
-    """A stream of random numbers that depends on the integers given alone.
+class RandomStream:
+    """Stream of random numbers, a pure function of the seed integers.
 
     Args:
-        *entropy: the integers, not negative.
+        *entropy: seed integers, not negative.
     """
 
     def __init__(self, *entropy: int) -> None:
         self._philox = np.random.Philox(np.random.SeedSequence(entropy))
 
     def words(self, *shape: int) -> NDArray[np.uint64]:
-        """Return 64 random bits each."""
+        """Return random 64-bit words."""
         words: NDArray[np.uint64] = self._philox.random_raw(math.prod(shape))
         return words.reshape(shape)
 
     def uniform(self, *shape: int) -> Floats:
-        """Return multiples of 2^−24 from [0, 1), which float32 holds exactly too."""
+        """Sample uniformly from the multiples of 2^−24 in [0, 1), which are exact in float32 too."""
         return (self.words(*shape) >> np.uint64(40)).astype(np.float64) * 2.0**-24
 
     def integers(self, below: int | Ints, *shape: int) -> Ints:
-        """Return integers from [0, below); one is likelier than another by `below` / 2^64 at most."""
+        """Sample integers from [0, below); their probabilities differ by a factor 1 + `below` / 2^64."""
         return (self.words(*shape) % np.asarray(below, np.uint64)).astype(np.int64)
 
     def permutation(self, count: int) -> Ints:
-        """Return a permutation of `range(count)`: the stable argsort of as many words."""
+        """Return a permutation of `range(count)`: the stable argsort of `count` words."""
         return np.argsort(self.words(count), kind="stable").astype(np.int64, copy=False)
 
     def symmetric_beta(self, alpha: float, count: int) -> Floats:
-        """Return numbers from [0, 1] that are distributed as Beta(alpha, alpha).
+        """Sample from Beta(alpha, alpha).
 
         Source: Bailey, "Polar Generation of Random Variates with the t-Distribution", Mathematics of
-        Computation 62, 1994, for T = √(2α·(U^(−1/α) − 1))·cos 2πV, which is Student's t with 2α degrees
-        of freedom; then ½·(1 + T/√(2α + T²)) is Beta(α, α).
+        Computation 62, 1994: T = √(2α·(U^(−1/α) − 1))·cos 2πV follows Student's t distribution with 2α
+        degrees of freedom; then ½·(1 + T/√(2α + T²)) follows Beta(α, α).
         """
-        # The middles of 2^52 parts of the unit interval: neither 0 nor 1.
+        # Midpoints of 2^52 intervals: neither 0 nor 1.
         u, v = ((self.words(2, count) >> np.uint64(12)) + 0.5) * 2.0**-52
         cosine = np.cos(2 * np.pi * v)
         with np.errstate(divide="ignore", over="ignore"):
             ratio = np.expm1(-np.log(u) / alpha) * cosine**2  # T²/2α
-            # ½·(1 − |T|/√(2α + T²)), without the difference of two numbers that are almost equal.
+            # ½·(1 − |T|/√(2α + T²)) without cancellation.
             smaller: Floats = 0.5 / ((1 + ratio) * (1 + 1 / np.sqrt(1 + 1 / ratio)))
         return np.where(cosine < 0, smaller, 1 - smaller)

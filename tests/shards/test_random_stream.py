@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shards.draws import Stream
+from shards.random_stream import RandomStream
 
 COUNT = 50_000
 LEAST_P = 1e-3  # of a test with these seeds, which are fixed
@@ -16,16 +16,16 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_uniform_numbers_are_uniform():
-    numbers = Stream(1).uniform(COUNT)
+    numbers = RandomStream(1).uniform(COUNT)
     assert stats.kstest(numbers, stats.uniform.cdf).pvalue > LEAST_P
     assert numbers.min() >= 0
     assert numbers.astype(np.float32).max() < 1
-    assert Stream(1).uniform(3, 5).shape == (3, 5)
+    assert RandomStream(1).uniform(3, 5).shape == (3, 5)
 
 
 @pytest.mark.parametrize("below", [1, 2, 7, 20_001])
 def test_integers_are_equally_likely(below):
-    numbers = Stream(2, below).integers(below, COUNT)
+    numbers = RandomStream(2, below).integers(below, COUNT)
     assert numbers.dtype == np.int64
     assert numbers.min() >= 0
     assert numbers.max() < below
@@ -36,13 +36,13 @@ def test_integers_are_equally_likely(below):
 
 
 def test_integers_of_several_ranges_at_once():
-    numbers = Stream(3).integers(np.array([1, 3, 10]), 1000, 3)
+    numbers = RandomStream(3).integers(np.array([1, 3, 10]), 1000, 3)
     assert numbers.max(0).tolist() == [0, 2, 9]
     assert numbers.min(0).tolist() == [0, 0, 0]
 
 
 def test_permutations_are_equally_likely():
-    orders = [tuple(Stream(4, n).permutation(4).tolist()) for n in range(4800)]
+    orders = [tuple(RandomStream(4, n).permutation(4).tolist()) for n in range(4800)]
     counts = [orders.count(order) for order in sorted(set(orders))]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > LEAST_P
@@ -50,14 +50,14 @@ def test_permutations_are_equally_likely():
 
 @pytest.mark.parametrize("alpha", [0.3, 0.4, 0.5, 1, 2, 10, 100])
 def test_beta_is_scipys(alpha):
-    numbers = Stream(5).symmetric_beta(alpha, COUNT)
+    numbers = RandomStream(5).symmetric_beta(alpha, COUNT)
     assert stats.kstest(numbers, stats.beta(alpha, alpha).cdf).pvalue > LEAST_P
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.01, 0.1, 1e6, 1e300])
 def test_beta_of_an_unusual_alpha(alpha):
     """The upper half is not tested against the law: there are no floats so close to 1."""
-    numbers = Stream(6).symmetric_beta(alpha, COUNT)
+    numbers = RandomStream(6).symmetric_beta(alpha, COUNT)
     assert np.isfinite(numbers).all()
     assert ((numbers >= 0) & (numbers <= 1)).all()
     low = numbers[(numbers < 0.5) & (numbers > 0)]
@@ -71,28 +71,28 @@ def test_beta_of_an_unusual_alpha(alpha):
 
 
 def test_one_draw_says_nothing_of_the_next():
-    stream = Stream(7)
+    stream = RandomStream(7)
     pairs = np.stack([stream.symmetric_beta(0.3, 20_000), stream.uniform(20_000)])
     assert abs(np.corrcoef(pairs)[0, 1]) < 0.03
-    numbers = Stream(8).symmetric_beta(2.0, 20_000)
+    numbers = RandomStream(8).symmetric_beta(2.0, 20_000)
     assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.03
 
 
 def test_the_first_numbers_of_a_stream_stay_what_they_are():
-    """Where this fails, training draws otherwise: it needs a new `shards.draws.VERSION`."""
-    assert Stream(3, 1, 4).words(3).tolist() == [
+    """Where this fails, training draws otherwise: it needs a new `shards.random_stream.VERSION`."""
+    assert RandomStream(3, 1, 4).words(3).tolist() == [
         6477234659020228069,
         16602396290753089574,
         16263772484716711216,
     ]
-    uniform = Stream(3, 1, 4).uniform(4) * 2**24
+    uniform = RandomStream(3, 1, 4).uniform(4) * 2**24
     assert uniform.tolist() == [5891010, 15099791, 14791814, 12930835]
-    assert Stream(3, 1, 4).integers(1000, 6).tolist() == [69, 574, 216, 238, 626, 634]
-    assert Stream(3, 1, 4).permutation(8).tolist() == [4, 5, 0, 3, 7, 6, 2, 1]
-    beta = Stream(3, 1, 4).symmetric_beta(0.3, 4)
+    assert RandomStream(3, 1, 4).integers(1000, 6).tolist() == [69, 574, 216, 238, 626, 634]
+    assert RandomStream(3, 1, 4).permutation(8).tolist() == [4, 5, 0, 3, 7, 6, 2, 1]
+    beta = RandomStream(3, 1, 4).symmetric_beta(0.3, 4)
     expected = [0.9922656731102147, 0.6870150934413641, 0.6379530336550246, 0.6321391414203089]
     np.testing.assert_allclose(beta, expected, rtol=1e-9)
-    beta = Stream(3, 1, 4).symmetric_beta(2.5, 3)
+    beta = RandomStream(3, 1, 4).symmetric_beta(2.5, 3)
     np.testing.assert_allclose(beta, [0.5466382625413309, 0.6013085698109453, 0.5699758609125722])
 
 
