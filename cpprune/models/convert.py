@@ -13,8 +13,8 @@ from cpprune.audio.config import preset_spec
 from cpprune.audio.frontend import LogMel
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
-from cpprune.models.cp_resnet import imported_widths
 from cpprune.models.finite import not_finite
+from cpprune.models.networks.cp_resnet import imported_widths
 from cpprune.models.registry import rebuild_model
 from shards.errors import InputError
 from shards.files.atomic import writing

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpprune.models.registry import register
+
 BLOCKS = (3, 2, 1)
 STRIDES = {3: (1, 2), 4: (2, 1)}  # by number of the block; 1 elsewhere
 
@@ -69,6 +71,7 @@ class InvertedBottleneck(nn.Module):
         return functional.relu(y)
 
 
+@register("cp_mobile")
 class CPMobile(nn.Module):
     """CP-Mobile of three stages with three, two and one blocks.
 
