@@ -9,7 +9,6 @@ Shapes: B global batch, b this rank's part of it, T samples, C channels, F mel b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.config import AugmentConfig, MelSpec
-from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
+from cpprune.audio.frontend import FrontEnd
 from shards.draws import Stream
 
 Gather = Callable[[Tensor], Tensor]
@@ -152,7 +151,7 @@ def mask_axis(x_bCFN: Tensor, uniform_b2: Tensor, widest: int, dim: int, fill: f
 
 @torch.no_grad()
 def augmented(
-    features: LogMel | ScaleImage,
+    features: FrontEnd,
     clips_b: Tensor,
     drawn_b: Mapping[str, Tensor],
     config: AugmentConfig,
@@ -167,7 +166,7 @@ def augmented(
         config: widths of the masks.
         gather: returns the rows of all ranks, in rank order, given this rank's.
     """
-    if "roll" in drawn_b and isinstance(features, LogMel):
+    if "roll" in drawn_b and features.spec is not None:
         clips_b = roll_waves(clips_b, drawn_b["roll"])
     x: Tensor = features(clips_b, drawn_b.get("band_edges"))
     if "mixstyle" in drawn_b:
@@ -175,14 +174,7 @@ def augmented(
     if "mixup" in drawn_b:
         x = mixup(x, drawn_b["mixup"], drawn_b["mixup_partner"], gather)
     if "freq_mask" in drawn_b:
-        x = mask_axis(x, drawn_b["freq_mask"], config.freq_mask, -2, silence(features))
+        x = mask_axis(x, drawn_b["freq_mask"], config.freq_mask, -2, features.silence)
     if "time_mask" in drawn_b:
-        x = mask_axis(x, drawn_b["time_mask"], config.time_mask, -1, silence(features))
+        x = mask_axis(x, drawn_b["time_mask"], config.time_mask, -1, features.silence)
     return x
-
-
-def silence(features: LogMel | ScaleImage) -> float:
-    """Return the value of a spectrogram (or image) where there is nothing."""
-    if isinstance(features, ScaleImage):
-        return 0.0
-    return features.normalise(math.log(LOG_OFFSET))

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from cpprune.audio.config import MelSpec
-from cpprune.audio.frontend import LogMel, ScaleImage
+from cpprune.audio.frontend import FrontEnd, LogMel
 from shards.errors import InputError
 
 FULL_SCALE = 32768.0
 
 
-def on_dali(features: LogMel | ScaleImage) -> DaliLogMel:
+def on_dali(features: FrontEnd) -> DaliLogMel:
     """Return the same front end, computed by DALI.
 
     Raises:
         InputError: DALI is not installed, or there is nothing for it to do.
     """
-    if isinstance(features, ScaleImage):
+    if features.spec is None:
         raise InputError(
             "features.backend=dali: images have no front end; leave it out or set it to torch"
         )
@@ -54,6 +54,10 @@ class DaliLogMel(LogMel):
     def __init__(self, spec: MelSpec) -> None:
         super().__init__(spec)
         self._pipelines: dict[tuple[torch.device, torch.dtype], Any] = {}
+
+    def compiled(self) -> DaliLogMel:
+        """Return itself: DALI's kernels are compiled already."""
+        return self
 
     def power(self, wave_BT: Tensor) -> Tensor:
         """[B, T] int16, or float in [−1, 1] → power spectrum [B, N, K]."""

@@ -110,18 +110,17 @@ def info(argv: list[str]) -> int:
 
     import torch
 
-    from cpprune.audio.frontend import LogMel, spec_to_json
+    from cpprune.audio.frontend import spec_to_json
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.models.resize import layer_widths
 
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
     cost = {
         **model.about,
         "architecture": model.family,
         **complexity(model.network, model.input_shape),
         "input_shape": list(model.input_shape),
         "classes": list(model.classes),
-        "features": spec_to_json(spec),
+        "features": spec_to_json(model.features.spec),
         "widths": layer_widths(model.network),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

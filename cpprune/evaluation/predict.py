@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cpprune.audio.frontend import LogMel, ScaleImage
+from cpprune.audio.frontend import FrontEnd
 from cpprune.data.prefetch import Fetch
 from cpprune.distributed.collectives import gather_rows
 from cpprune.distributed.process_group import rank, world_size
@@ -34,7 +34,7 @@ DIVERGED = "its training diverged: train again, with a lower optim.lr or with tr
 @torch.no_grad()
 def predict_split(
     network: nn.Module,
-    features: LogMel | ScaleImage,
+    features: FrontEnd,
     split: Split,
     device: torch.device,
     fetch: Fetch | None = None,
@@ -67,16 +67,14 @@ def predict_split(
     return gather_rows(logits, len(split)).cpu().numpy()
 
 
-def _no_rows(
-    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
-) -> Tensor:
+def _no_rows(network: nn.Module, features: FrontEnd, split: Split, device: torch.device) -> Tensor:
     clip = torch.from_numpy(split.fetch([0])).to(device)
     logits: Tensor = network(features(clip)).float()
     return logits[:0]
 
 
 def evaluate_split(
-    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
+    network: nn.Module, features: FrontEnd, split: Split, device: torch.device
 ) -> dict[str, Any]:
     """Return macro_accuracy, accuracy, log_loss and clips of a split, the same on every rank."""
     logits = predict_split(network, features, split, device)

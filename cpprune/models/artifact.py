@@ -20,8 +20,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from cpprune.audio.frontend import (
-    LogMel,
-    ScaleImage,
+    FrontEnd,
     build_features,
     check_size,
     spec_from_json,
@@ -69,7 +68,7 @@ class Model(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        features: LogMel | ScaleImage,
+        features: FrontEnd,
         *,
         family: str,
         config: Mapping[str, Any],
@@ -94,14 +93,12 @@ class Model(nn.Module):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input of the network: (1, mel bins, frames), or that of an image."""
-        if isinstance(self.features, LogMel):
-            return self.features.output_shape(self.clip_shape[0])
-        return self.clip_shape
+        return self.features.output_shape(self.clip_shape)
 
     @property
     def sample_rate(self) -> int | None:
         """Samples a second that the front end expects; None for images."""
-        return self.features.spec.sample_rate if isinstance(self.features, LogMel) else None
+        return self.features.sample_rate
 
 
 def save(
@@ -129,7 +126,6 @@ def save(
         for name, tensor in (weights or model.network.state_dict()).items()
     }
     payload = safetensors.torch.save(tensors)
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
     description = {
         **model.about,
         "format": FORMAT,
@@ -139,7 +135,7 @@ def save(
         "classes": list(model.classes),
         "clip_shape": list(model.clip_shape),
         "input_shape": list(model.input_shape),
-        "features": spec_to_json(spec),
+        "features": spec_to_json(model.features.spec),
         "weights": {
             "file": "model.safetensors",
             "sha256": hashlib.sha256(payload).hexdigest(),
@@ -209,7 +205,7 @@ def load(
             len(description.classes),
             description.config,
             tensors,
-            features.output_shape(shape[0]) if isinstance(features, LogMel) else shape,
+            features.output_shape(shape),
         )
         if layer_widths(network) != description.widths:
             raise ValueError("widths are not those of the weights")

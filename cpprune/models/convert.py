@@ -61,7 +61,7 @@ def import_state_dict(
         shape = _blocks_and_groups(convolutions)
         config = {"rho": rho, **shape, "widths": imported_widths(tensors, shape["groups"])}
         network = rebuild_model(
-            "cp_resnet", head, config, tensors, features.output_shape(spec.sample_rate)
+            "cp_resnet", head, config, tensors, features.output_shape([spec.sample_rate])
         )
     except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[-1].strip()

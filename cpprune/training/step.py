@@ -17,7 +17,6 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from cpprune.audio.augment import augmented, draw
-from cpprune.audio.frontend import LogMel, compiled
 from cpprune.config import RunConfig
 from cpprune.data.loader import Batch
 from cpprune.distributed import collectives, process_group
@@ -164,9 +163,9 @@ class Stepper:
         if how != "off":
             torch.compiler.reset()  # or code would be made for the first few cuts only
         shell = Forward(network, how, train.precision)
-        self.features = features = self.model.features
-        if how != "off" and type(features) is LogMel:  # DALI's is compiled as it is
-            self.features = compiled(features)
+        self.features = self.model.features
+        if how != "off":
+            self.features = self.features.compiled()
         record = capture.recorder(train.compile, self.device)
         optimizer = build_optimizer(
             self.config.optim, parameters, fused=not deepspeed, capturable=record is not None
@@ -231,7 +230,7 @@ class Stepper:
 
     def inputs(self, epoch: int, batch: Batch, number: int) -> dict[str, Tensor]:
         """Return all that differs from step to step, on the host but for clips that are not."""
-        spec = self.model.features.spec if isinstance(self.model.features, LogMel) else None
+        spec = self.model.features.spec
         config, total = self.config, len(batch.ids)
         draws = draw(config.augment, spec, config.seed, epoch, batch.number, total)
         rows = slice(batch.start, batch.stop)
