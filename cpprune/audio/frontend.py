@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpprune.audio.config import MelSpec
+from cpprune.audio.config import MelSpec, preset_spec
 from cpprune.audio.filterbank import bands, filter_bank
 from shards.files.documents import typed
 
@@ -214,6 +214,15 @@ class ScaleImage(nn.Module):
 def build_features(spec: MelSpec | None) -> LogMel | ScaleImage:
     """Return the front end of a spec, or the one for images if there is none."""
     return ScaleImage() if spec is None else LogMel(spec)
+
+
+def log_mel(preset: str = "cpjku22_256") -> LogMel:
+    """Return the log-mel front end of a preset; see `cpprune.audio.config.PRESETS`.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    return LogMel(preset_spec(preset))
 
 
 def spec_to_json(spec: MelSpec | None) -> dict[str, Any] | None:
