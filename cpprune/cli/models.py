@@ -34,7 +34,8 @@ def evaluate(argv: list[str]) -> int:
     from cpprune.data.loader import open_checked
     from cpprune.distributed import process_group
     from cpprune.evaluation.complexity import complexity
-    from cpprune.evaluation.predict import evaluate_model, submission_names, write_submission
+    from cpprune.evaluation.dcase import submission_names, write_submission
+    from cpprune.evaluation.predict import evaluate_model
     from cpprune.models import artifact
 
     with process_group.joined("no") as accelerator:
@@ -115,7 +116,7 @@ def info(argv: list[str]) -> int:
     from cpprune.models.resize import layer_widths
 
     cost = {
-        **model.about,
+        **model.metadata,
         "architecture": model.family,
         **complexity(model.network, model.input_shape),
         "input_shape": list(model.input_shape),

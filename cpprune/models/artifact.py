@@ -62,7 +62,7 @@ class Model(nn.Module):
         config: what the network was built with, before it was pruned; see
             `ModelConfig.network_config`.
         clip_shape: shape of one clip: (samples,), or (1, rows, columns) for images.
-        about: provenance and metrics, as they stand in `model.json`.
+        metadata: provenance and metrics, as in `model.json`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Model(nn.Module):
         config: Mapping[str, Any],
         classes: Sequence[str],
         clip_shape: Sequence[int],
-        about: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -83,12 +83,21 @@ class Model(nn.Module):
         self.config = dict(config)
         self.classes = tuple(classes)
         self.clip_shape = tuple(clip_shape)
-        self.about = dict(about or {})
+        self.metadata = dict(metadata or {})
 
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T] waveforms in [−1, 1] (or int16), or uint8 images [B, 1, H, W] → logits [B, K]."""
         logits: Tensor = self.network(self.features(clips))
         return logits
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Former name of `metadata`."""
+        return self.metadata
+
+    @about.setter
+    def about(self, metadata: dict[str, Any]) -> None:
+        self.metadata = metadata
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -127,7 +136,7 @@ def save(
     }
     payload = safetensors.torch.save(tensors)
     description = {
-        **model.about,
+        **model.metadata,
         "format": FORMAT,
         "architecture": model.family,
         "config": model.config,
@@ -223,7 +232,7 @@ def load(
         config=description.config,
         classes=description.classes,
         clip_shape=shape,
-        about={key: value for key, value in content.items() if key not in own},
+        metadata={key: value for key, value in content.items() if key not in own},
     )
     return model.to(device).eval()
 

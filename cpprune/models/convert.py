@@ -77,7 +77,7 @@ def import_state_dict(
         config=config,
         classes=names,
         clip_shape=(spec.sample_rate,),
-        about={"provenance": {"imported": file.name}, "metrics": {}},
+        metadata={"provenance": {"imported": file.name}, "metrics": {}},
     )
     out = Path(os.path.abspath(out))  # noqa: PTH100 - a link at its end stays one
     busy = f"{out}: another import is writing it"

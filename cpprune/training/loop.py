@@ -284,7 +284,7 @@ class Trainer:
         if best:
             record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
         collectives.on_rank_0(lambda: self.journal.log(record), self.device)
-        self.model.about = provenance(config, self.identity, progress, epoch, figures)
+        self.model.metadata = provenance(config, self.identity, progress, epoch, figures)
         weights = self.stepper.evaluated.state_dict()
         finite = value is not None and not wrong
         for name in ["model_last", "model"] if best else ["model_last"] * finite:

@@ -39,7 +39,7 @@ def make_model(config: dict[str, Any] | None = None, spec: MelSpec | None = SPEC
         config=config,
         classes=CLASSES,
         clip_shape=(1, 28, 28) if spec is None else (spec.sample_rate,),
-        about={"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}},
+        metadata={"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}},
     ).eval()
 
 
@@ -86,7 +86,7 @@ def test_the_same_model_comes_back(config: dict[str, Any], tmp_path: Path) -> No
     assert again.config == config
     assert again.family == "cp_resnet"
     assert again.clip_shape == (8000,)
-    assert again.about == {"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}}
+    assert again.metadata == {"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}}
     assert again.sample_rate == 8000
     # And a third time, from a folder and not from scratch.
     artifact.save(again, tmp_path / "third")
