@@ -1,7 +1,7 @@
-"""A model as a folder: `model.json` says what it is, `model.safetensors` holds its weights.
+"""Model folders: `model.json` describes the model, `model.safetensors` holds its weights.
 
 Nothing is pickled. The JSON holds the network family and its config, the width of every layer, the
-classes, the front end that made its features, where the model comes from and how well it does.
+classes, the front end, the provenance and the validation metrics.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ class Model(nn.Module):
         network: the trained network, `network(x_BCFT)` → logits [B, K].
         classes: names of the K classes, in the order of the logits.
         family: name of the network family, or "package.module:function".
-        config: what the network was built with, before it was pruned; see
-            `ModelConfig.network_config`.
+        config: what the network was built with before pruning; see `ModelConfig.network_config`.
         clip_shape: shape of one clip: (samples,), or (1, rows, columns) for images.
         metadata: provenance and metrics, as in `model.json`.
     """
@@ -106,7 +105,7 @@ class Model(nn.Module):
 
     @property
     def sample_rate(self) -> int | None:
-        """Samples a second that the front end expects; None for images."""
+        """Samples per second that the front end expects; None for images."""
         return self.features.sample_rate
 
 
@@ -117,16 +116,16 @@ def save(
     weights: Mapping[str, Tensor] | None = None,
     claimed: bool = False,
 ) -> None:
-    """Write the model folder, whole or not at all; an older model there is replaced.
+    """Write the model folder atomically; an older model there is replaced.
 
     Args:
         model: what to write.
-        folder: where. What else lies beside an older model in it stays.
+        folder: destination. Other files beside an older model there are kept.
         weights: state dict to write instead of the network's own.
-        claimed: whether it lies in a folder that the caller has claimed, such as a run's.
+        claimed: whether the caller has claimed a folder above it, such as a run's.
 
     Raises:
-        InputError: the folder holds anything but a model.
+        InputError: the folder holds something other than a model.
     """
     if not claimed:
         claim(folder, MODEL)
@@ -158,14 +157,14 @@ def save(
 
 @dataclass(frozen=True)
 class Weights:
-    """What `model.json` says of the file with the weights."""
+    """The weight file, as `model.json` describes it."""
 
     sha256: str
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `model.json` says of the model itself; see `Model`."""
+    """The model, as `model.json` describes it; see `Model`."""
 
     architecture: str
     config: dict[str, Any]
@@ -184,15 +183,15 @@ def load(
     Args:
         folder: written by training, pruning or `cpprune import`.
         device: where the model goes.
-        trust: modules that may be imported to make the network, if the folder names them; what
-            `cpprune.models.trust` knows beside them may be, too.
+        trust: modules whose code may be run if the folder names them, besides those that
+            `cpprune.models.trust` already trusts.
 
     Returns:
         `model(wave_BT)` → logits; also `.features`, `.network`, `.classes`.
 
     Raises:
-        InputError: no such folder, or its files are damaged or do not fit together, or its network is
-            made by a module that is not trusted.
+        InputError: no such folder, its files are damaged or do not fit together, or its network comes
+            from a module that is not trusted.
     """
     folder = Path(folder)
     content = read_description(folder)
@@ -239,7 +238,7 @@ def load(
 
 @contextmanager
 def _described(file: Path) -> Iterator[None]:
-    """Turn what goes wrong into an InputError that names model.json."""
+    """Raise any error of the block as an InputError that names model.json."""
     try:
         yield
     except InputError:
@@ -266,19 +265,19 @@ def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a valid safetensors file.
     """
     try:
         tensors = safetensors.torch.load(payload)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path}: is no safetensors file ({' '.join(str(error).split())})"
+            f"{path}: is not a safetensors file ({' '.join(str(error).split())})"
         ) from None
     return tensors
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return `model.json` of a model folder; raise InputError where there is none."""
+    """Return the contents of `model.json`; raise InputError if there is none."""
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such model folder; give the folder that training wrote, such as "

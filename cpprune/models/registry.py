@@ -94,12 +94,12 @@ def rebuild_model(
     tensors: Mapping[str, Tensor],
     input_shape: Sequence[int],
 ) -> nn.Module:
-    """Build a network that was trained or pruned: its architecture, narrowed to its tensors.
+    """Rebuild a trained or pruned network: its architecture, narrowed to its tensors.
 
     Args:
         name: as for `build_model`.
         num_classes: as for `build_model`.
-        config: what the architecture was built with before anything was cut.
+        config: what the architecture was built with before pruning.
         tensors: its state dict.
         input_shape: shape of one input, without the batch.
 
@@ -116,7 +116,7 @@ def rebuild_model(
         if complete is not None:
             config = complete(config, tensors)
         check_config(name, config)
-        # Without memory, so that however wide it was, only what is left of it is allocated.
+        # On the meta device, so that only the pruned widths are ever allocated.
         with torch.device("meta"), BoundedBuild(tensors, allocates=False):
             network = build_model(name, num_classes=num_classes, **config)
     fitted = fit(network, tensors)
@@ -166,7 +166,7 @@ def check_logits(network: nn.Module, input_shape: Sequence[int], num_classes: in
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *input_shape, device=tensor.device))
-    except Exception as error:  # the network may be anyone's
+    except Exception as error:  # user code can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             f"the network cannot take inputs of shape {list(input_shape)} ({reason})"

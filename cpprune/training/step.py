@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from cpprune.audio.augment import augmented, draw
+from cpprune.audio.augment import augmented, sample
 from cpprune.config import RunConfig
 from cpprune.data.loader import Batch
 from cpprune.distributed import collectives, process_group
@@ -232,7 +232,7 @@ class Stepper:
         """Return all that differs from step to step, on the host but for clips that are not."""
         spec = self.model.features.spec
         config, total = self.config, len(batch.ids)
-        draws = draw(config.augment, spec, config.seed, epoch, batch.number, total)
+        draws = sample(config.augment, spec, config.seed, epoch, batch.number, total)
         rows = slice(batch.start, batch.stop)
         inputs = {
             "clips": batch.clips,

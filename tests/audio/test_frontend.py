@@ -10,7 +10,7 @@ import torchaudio
 from numpy.typing import NDArray
 
 import cpprune
-from cpprune.audio.augment import draw
+from cpprune.audio.augment import sample
 from cpprune.audio.config import PRESETS, AugmentConfig, FeaturesConfig, MelSpec
 from cpprune.audio.filterbank import bands, filter_bank
 from cpprune.audio.frontend import (
@@ -210,7 +210,7 @@ def test_band_edges_change_the_spectrogram_as_the_bank(preset: str) -> None:
 def test_band_edges_are_drawn_from_the_whole_range() -> None:
     edges = []
     for batch in range(2000):
-        drawn = draw(AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1)
+        drawn = sample(AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1)
         assert drawn.band_edges is not None
         edges.append(drawn.band_edges)
     fmin, fmax = np.array(edges).T
@@ -226,7 +226,7 @@ def test_band_edges_are_drawn_from_the_whole_range() -> None:
     [("dcase24", AugmentConfig()), ("cpjku22_256", AugmentConfig(band_jitter=False))],
 )
 def test_band_edges_stand_still(preset: str, config: AugmentConfig) -> None:
-    assert draw(config, PRESETS[preset], seed=0, epoch=0, batch=0, size=1).band_edges is None
+    assert sample(config, PRESETS[preset], seed=0, epoch=0, batch=0, size=1).band_edges is None
 
 
 def test_autocast_changes_nothing() -> None:

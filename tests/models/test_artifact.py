@@ -231,7 +231,7 @@ def test_weights_of_another_kind_are_noticed(payload: bytes, folder: Path) -> No
     (folder / "model.safetensors").write_bytes(payload)
     digest = hashlib.sha256(payload).hexdigest()
     edit(folder, lambda d: d["weights"].update(sha256=digest))
-    with pytest.raises(InputError, match=r"model\.safetensors: is no safetensors file"):
+    with pytest.raises(InputError, match=r"model\.safetensors: is not a safetensors file"):
         artifact.load(folder)
 
 

@@ -47,7 +47,7 @@ def _convolution(
 
 
 class InvertedBottleneck(nn.Module):
-    """1×1 wider – depthwise 3×3 – 1×1 narrower; the shortcut, where widths are equal; ReLU."""
+    """1×1 expansion – depthwise 3×3 – 1×1 projection, plus the shortcut if widths are equal; ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: tuple[int, int], expansion: float

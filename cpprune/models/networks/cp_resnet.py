@@ -207,9 +207,9 @@ def _stage_widths(
 
 
 def imported_widths(tensors: Mapping[str, Tensor], groups: Sequence[int]) -> list[int]:
-    """Return stage widths of a CP-ResNet with just the shortcuts that a state dict has.
+    """Return stage widths of a CP-ResNet that has the same shortcuts as a state dict.
 
-    They are those of the tensors, unless a cut made both sides of a shortcut equally wide: then one
+    They are those of the tensors, unless pruning made both sides of a shortcut equally wide: then one
     side is wider here, and `cpprune.models.resize.fit` narrows it.
 
     Args:
