@@ -19,7 +19,7 @@ class ModelConfig:
     """Network architecture."""
 
     name: Family = "cp_resnet"
-    """network family, such as cp_resnet or cp_mobile"""
+    """network family: a module of cpprune.models.networks"""
     factory: str | None = None
     """a network of your own instead of a family: package.module:function, a subclass of
     torch.nn.Module or a function annotated to return one; called with num_classes and

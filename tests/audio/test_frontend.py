@@ -210,7 +210,9 @@ def test_band_edges_change_the_spectrogram_as_the_bank(preset: str) -> None:
 def test_band_edges_are_drawn_from_the_whole_range() -> None:
     edges = []
     for batch in range(2000):
-        drawn = sample(AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1)
+        drawn = sample(
+            AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1
+        )
         assert drawn.band_edges is not None
         edges.append(drawn.band_edges)
     fmin, fmax = np.array(edges).T
