@@ -109,7 +109,7 @@ def latencies(network: torch.nn.Module) -> int:
 def scopes(folder: Path) -> None:
     """Train a network, and print what one budget makes of it in each scope."""
     from cpprune.cli.demo import build, configurations
-    from cpprune.evaluation.predict import evaluate_split
+    from cpprune.evaluation.predict import evaluate_model
     from cpprune.pruning.sensitivity import measure_sensitivity, write_sensitivity
     from cpprune.training.loop import train
 
@@ -134,7 +134,8 @@ def scopes(folder: Path) -> None:
     print(f"\n{BUDGET}, a trained network cut once, no fine-tuning; figures of {len(split)} clips")
     print(_columns(["scope", "parameters", "MACs", "macro acc.", "log loss"]))
     for scope, twin in rows.items():
-        measured = evaluate_split(twin, model.features, split, CPU)
+        model.network = twin
+        measured, _ = evaluate_model(model, split, CPU)
         figures = [f"{measured[key]:.4f}" for key in ("macro_accuracy", "log_loss")]
         counts = [f"{count_parameters(twin):,}", f"{count_macs(twin, INPUT_SHAPE):,}"]
         print(_columns([scope, *counts, *figures]))

@@ -1,46 +1,77 @@
 """cpprune: train, prune and ship small audio networks.
 
-`cpprune.load(folder)` → a model; `cpprune.build_model(name, …)` → a fresh network;
-`cpprune.log_mel(preset)` → a front end.
+    model = cpprune.load("runs/NAME/model")                 # a trained model: clips → logits
+    network = cpprune.build_model("cp_resnet", rho=4)       # a fresh network
+    features = cpprune.log_mel("cpjku23")                   # a front end: waveforms → spectrograms
+    dataset = cpprune.open_dataset("data/scenes")           # clips, labels and splits
+    result = cpprune.train(data={"path": "data/scenes"})    # a run, as `cpprune train`
+
+What a user can mend is raised as `cpprune.UserError`. Names are imported when first used, so that
+`import cpprune` needs neither torch nor time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from cpprune.audio.frontend import LogMel
-    from cpprune.models.artifact import Model
+    from cpprune.audio.frontend import log_mel
+    from cpprune.config import RunConfig
+    from cpprune.models.artifact import load
+    from cpprune.models.registry import build_model
+    from shards.errors import UserError
+    from shards.reader import open_dataset
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "build_model", "load", "log_mel"]
+__all__ = ["UserError", "__version__", "build_model", "load", "log_mel", "open_dataset", "train"]
+
+_HOMES = {
+    "UserError": ("shards.errors", "UserError"),
+    "build_model": ("cpprune.models.registry", "build_model"),
+    "load": ("cpprune.models.artifact", "load"),
+    "log_mel": ("cpprune.audio.frontend", "log_mel"),
+    "open_dataset": ("shards.reader", "open_dataset"),
+}
 
 
-def load(folder: str | Path, device: str = "cpu", *, trust: Sequence[str] = ()) -> Model:
-    """Load a model folder; see `cpprune.models.artifact.load`."""
-    from cpprune.models.artifact import load as load_artifact
-
-    return load_artifact(folder, device, trust=trust)
-
-
-def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module:
-    """Build a network with fresh weights; see `cpprune.models.registry.build_model`."""
-    from cpprune.models.registry import build_model as build
-
-    return build(name, num_classes=num_classes, **config)
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    globals()[name] = value = getattr(import_module(module), attribute)
+    return value
 
 
-def log_mel(preset: str = "cpjku22_256") -> LogMel:
-    """Return the front end of a preset: cpjku22_256, passt_128, dcase24 or cpjku23.
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def train(config: RunConfig | None = None, /, **settings: Any) -> dict[str, Any]:
+    """Train, or resume the run in the run folder.
+
+    Args:
+        config: the whole configuration; or
+        **settings: its fields, those of a room as a mapping, e.g. `run="runs/a", optim={"lr": 1e-3}`.
+
+    Returns:
+        What `result.json` holds; see `cpprune.training.loop.train`.
 
     Raises:
-        ValueError: no such preset.
+        UserError: wrong data or settings, or a run folder of another run.
+        ValueError: a wrong value of a setting.
+        TypeError: an unknown setting, or both a configuration and settings.
     """
-    from cpprune.audio.config import preset_spec
-    from cpprune.audio.frontend import LogMel
+    from cpprune.config import RunConfig, flatten
+    from cpprune.settings.choices import hints
+    from cpprune.training.loop import train as run_training
 
-    return LogMel(preset_spec(preset))
+    if config is not None and settings:
+        raise TypeError("train() takes a RunConfig or settings, not both")
+    if config is not None:
+        return run_training(config)
+    rooms = hints(RunConfig)
+    fields = {k: rooms[k](**v) if isinstance(v, Mapping) else v for k, v in settings.items()}
+    return run_training(RunConfig(**fields), frozenset(flatten(settings)))

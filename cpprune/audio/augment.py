@@ -1,7 +1,7 @@
-"""Augmentation: what is drawn, and what is done with it.
+"""Augmentation: random parameters of a batch, and the operations that use them.
 
-Everything random about a global batch is drawn at once from (seed, epoch, batch), on the host, so a
-step waits for nothing and any number of ranks and workers sees the same draws; each rank uses the
+All random numbers of a global batch are sampled at once from (seed, epoch, batch) on the host, so that
+a step never synchronises and any number of ranks and workers uses the same ones; each rank takes the
 rows of its slice.
 
 Shapes: B global batch, b this rank's part of it, T samples, C channels, F mel bins, N frames.
@@ -9,7 +9,6 @@ Shapes: B global batch, b this rank's part of it, T samples, C channels, F mel b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.audio.config import AugmentConfig, MelSpec
-from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
+from cpprune.audio.frontend import FrontEnd
 from shards.random_stream import RandomStream
 
 Gather = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Draws:
-    """All that is random about one global batch. None where an augmentation is off."""
+class Sampled:
+    """Random parameters of one global batch; None where an augmentation is off."""
 
     band_edges: NDArray[np.float32] | None
     roll: NDArray[np.int64] | None
@@ -38,28 +37,28 @@ class Draws:
     time_mask: NDArray[np.float32] | None
 
     def of_rows(self, rows: slice) -> dict[str, Tensor]:
-        """Return what `augmented` wants to know for these rows of the batch, on the host."""
+        """Return the parameters of these rows of the batch for `augmented`, on the host."""
         found: dict[str, NDArray[Any]] = {}
         for name in ("roll", "freq_mask", "time_mask"):
-            if (drawn := getattr(self, name)) is not None:
-                found[name] = drawn[rows]
+            if (values := getattr(self, name)) is not None:
+                found[name] = values[rows]
         for name in ("mixstyle", "mixup"):
-            if (drawn := getattr(self, name)) is not None:
-                found[name], found[f"{name}_partner"] = drawn[0][rows], drawn[1][rows]
+            if (values := getattr(self, name)) is not None:
+                found[name], found[f"{name}_partner"] = values[0][rows], values[1][rows]
         if self.band_edges is not None:
             found["band_edges"] = self.band_edges
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
-NO_DRAWS = Draws(None, None, None, None, None, None)
+NOTHING_SAMPLED = Sampled(None, None, None, None, None, None)
 
 
-def draw(
+def sample(
     config: AugmentConfig, spec: MelSpec | None, seed: int, epoch: int, batch: int, size: int
-) -> Draws:
-    """Draw everything random about global batch `batch` of `epoch`, which has `size` clips.
+) -> Sampled:
+    """Sample the parameters of global batch `batch` of `epoch`, which has `size` clips.
 
-    Each augmentation has a stream of its own, so that switching one on changes no other.
+    Each augmentation has its own random stream, so that switching one on changes no other.
     """
 
     def stream(number: int) -> RandomStream:
@@ -79,7 +78,7 @@ def draw(
     roll = stream(1).integers(2 * config.roll + 1, size) - config.roll if config.roll else None
     own = stream(2)
     mixed = own.uniform(1)[0] < config.mixstyle_p
-    return Draws(
+    return Sampled(
         band_edges=band_edges,
         roll=roll,
         mixstyle=mixing(own, config.mixstyle_alpha) if mixed else None,
@@ -131,20 +130,20 @@ def mixup(x_bCFN: Tensor, lam_b: Tensor, partner_b: Tensor, gather: Gather = lam
 
 
 def mask_axis(x_bCFN: Tensor, uniform_b2: Tensor, widest: int, dim: int, fill: float) -> Tensor:
-    """Fill one stretch of an axis in each spectrogram (Park et al., "SpecAugment", 2019).
+    """Mask one range of an axis in each spectrogram (Park et al., "SpecAugment", 2019).
 
     Args:
         x_bCFN: spectrograms.
-        uniform_b2: two uniform numbers for each: width as a part of `widest`, and place.
+        uniform_b2: two uniform numbers for each: width as a fraction of `widest`, and position.
         widest: widest mask, in bins or frames.
         dim: axis: −2 masks mel bins, −1 frames.
-        fill: value that stands for silence.
+        fill: value of silence.
     """
     size = x_bCFN.shape[dim]
     width = uniform_b2[:, :1] * min(widest, size)
     start = uniform_b2[:, 1:] * (size - width)
-    place = torch.arange(size, device=x_bCFN.device)
-    masked = (place >= start.floor()) & (place < (start + width).floor())
+    position = torch.arange(size, device=x_bCFN.device)
+    masked = (position >= start.floor()) & (position < (start + width).floor())
     shape = [x_bCFN.shape[0], 1, 1, 1]
     shape[dim] = size
     return x_bCFN.masked_fill(masked.view(shape), fill)
@@ -152,37 +151,30 @@ def mask_axis(x_bCFN: Tensor, uniform_b2: Tensor, widest: int, dim: int, fill: f
 
 @torch.no_grad()
 def augmented(
-    features: LogMel | ScaleImage,
+    features: FrontEnd,
     clips_b: Tensor,
-    drawn_b: Mapping[str, Tensor],
+    sampled_b: Mapping[str, Tensor],
     config: AugmentConfig,
     gather: Gather = lambda x: x,
 ) -> Tensor:
-    """Return what the network is trained on: x_bCFN of this rank's clips, augmented.
+    """Return x_bCFN of this rank's clips, augmented.
 
     Args:
         features: the front end.
         clips_b: this rank's clips.
-        drawn_b: from `Draws.of_rows`, on the device of the clips.
+        sampled_b: from `Sampled.of_rows`, on the device of the clips.
         config: widths of the masks.
         gather: returns the rows of all ranks, in rank order, given this rank's.
     """
-    if "roll" in drawn_b and isinstance(features, LogMel):
-        clips_b = roll_waves(clips_b, drawn_b["roll"])
-    x: Tensor = features(clips_b, drawn_b.get("band_edges"))
-    if "mixstyle" in drawn_b:
-        x = freq_mixstyle(x, drawn_b["mixstyle"], drawn_b["mixstyle_partner"], gather)
-    if "mixup" in drawn_b:
-        x = mixup(x, drawn_b["mixup"], drawn_b["mixup_partner"], gather)
-    if "freq_mask" in drawn_b:
-        x = mask_axis(x, drawn_b["freq_mask"], config.freq_mask, -2, silence(features))
-    if "time_mask" in drawn_b:
-        x = mask_axis(x, drawn_b["time_mask"], config.time_mask, -1, silence(features))
+    if "roll" in sampled_b and features.spec is not None:
+        clips_b = roll_waves(clips_b, sampled_b["roll"])
+    x: Tensor = features(clips_b, sampled_b.get("band_edges"))
+    if "mixstyle" in sampled_b:
+        x = freq_mixstyle(x, sampled_b["mixstyle"], sampled_b["mixstyle_partner"], gather)
+    if "mixup" in sampled_b:
+        x = mixup(x, sampled_b["mixup"], sampled_b["mixup_partner"], gather)
+    if "freq_mask" in sampled_b:
+        x = mask_axis(x, sampled_b["freq_mask"], config.freq_mask, -2, features.silence)
+    if "time_mask" in sampled_b:
+        x = mask_axis(x, sampled_b["time_mask"], config.time_mask, -1, features.silence)
     return x
-
-
-def silence(features: LogMel | ScaleImage) -> float:
-    """Return the value of a spectrogram (or image) where there is nothing."""
-    if isinstance(features, ScaleImage):
-        return 0.0
-    return features.normalise(math.log(LOG_OFFSET))

@@ -1,9 +1,8 @@
-"""The log-mel front end with NVIDIA DALI: reading samples, pre-emphasis and spectrogram in its pipeline.
+"""Log-mel front end with NVIDIA DALI: conversion to float, pre-emphasis and power spectrum.
 
-DALI is given waveforms where the torch front end is: after the order, the slices of the ranks and what
-augments waveforms. So neither of them, nor going on from a checkpoint, depends on the backend. DALI has
-no Kaldi filter bank: it makes the power spectrum, to which the bank of `cpprune.audio.frontend` is
-applied.
+DALI gets the same waveforms as the torch front end: after ordering, slicing over ranks and augmentation
+of waveforms. So these, and resuming from a checkpoint, do not depend on the backend. DALI has no Kaldi
+filter bank: the one of `cpprune.audio.filterbank` is applied to its power spectrum.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import torch
 from torch import Tensor
 
 from cpprune.audio.config import MelSpec
-from cpprune.audio.frontend import LogMel, ScaleImage
+from cpprune.audio.frontend import FrontEnd, LogMel
 from shards.errors import InputError
 
 FULL_SCALE = 32768.0
 
 
-def on_dali(features: LogMel | ScaleImage) -> DaliLogMel:
+def on_dali(features: FrontEnd) -> DaliLogMel:
     """Return the same front end, computed by DALI.
 
     Raises:
-        InputError: DALI is not installed, or there is nothing for it to do.
+        InputError: DALI is not installed, or the front end is that of images.
     """
-    if isinstance(features, ScaleImage):
+    if features.spec is None:
         raise InputError(
             "features.backend=dali: images have no front end; leave it out or set it to torch"
         )
@@ -46,14 +45,18 @@ class DaliLogMel(LogMel):
     """Waveforms → log-mel spectrograms as `LogMel` makes them, on the device of the waveforms.
 
     Log-mel values of noise differ from those of torch by less than 1e-3 (tests/audio/test_dali.py), as
-    both differ from float64. Where a bin holds next to nothing beside a loud tone, both are less exact.
+    both differ from float64. In a bin of almost no energy beside a loud tone, both are less exact.
     """
 
-    cpu_clips = 1 << 30  # all of them: a run of the pipeline has a price
+    cpu_clips = 1 << 30  # all of them: running the pipeline has a fixed cost
 
     def __init__(self, spec: MelSpec) -> None:
         super().__init__(spec)
         self._pipelines: dict[tuple[torch.device, torch.dtype], Any] = {}
+
+    def compiled(self) -> DaliLogMel:
+        """Return itself: DALI's kernels are compiled already."""
+        return self
 
     def power(self, wave_BT: Tensor) -> Tensor:
         """[B, T] int16, or float in [−1, 1] → power spectrum [B, N, K]."""
@@ -91,7 +94,7 @@ class DaliLogMel(LogMel):
             batch_size=len(wave),
             num_threads=torch.get_num_threads(),
             device_id=wave.device.index if gpu else None,
-            # One batch at a time: what comes next is read ahead elsewhere.
+            # One batch at a time: the loader prefetches.
             prefetch_queue_depth=1,
             exec_pipelined=False,
             exec_async=False,
@@ -106,8 +109,8 @@ class DaliLogMel(LogMel):
                 fn.spectrogram(
                     samples,
                     nfft=spec.n_fft,
-                    # The window in the middle of its transform, as torch has it; DALI's own default
-                    # is none of torch's.
+                    # The window centred in its transform, as in torch; DALI's default is none of
+                    # torch's windows.
                     window_fn=self.hann.tolist(),
                     window_length=spec.n_fft,
                     window_step=spec.hop,

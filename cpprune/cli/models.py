@@ -34,7 +34,8 @@ def evaluate(argv: list[str]) -> int:
     from cpprune.data.loader import open_checked
     from cpprune.distributed import process_group
     from cpprune.evaluation.complexity import complexity
-    from cpprune.evaluation.predict import evaluate_model, submission_names, write_submission
+    from cpprune.evaluation.dcase import submission_names, write_submission
+    from cpprune.evaluation.predict import evaluate_model
     from cpprune.models import artifact
 
     with process_group.joined("no") as accelerator:
@@ -110,18 +111,17 @@ def info(argv: list[str]) -> int:
 
     import torch
 
-    from cpprune.audio.frontend import LogMel, spec_to_json
+    from cpprune.audio.frontend import spec_to_json
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.models.resize import layer_widths
 
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
     cost = {
-        **model.about,
+        **model.metadata,
         "architecture": model.family,
         **complexity(model.network, model.input_shape),
         "input_shape": list(model.input_shape),
         "classes": list(model.classes),
-        "features": spec_to_json(spec),
+        "features": spec_to_json(model.features.spec),
         "widths": layer_widths(model.network),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -37,7 +37,8 @@ def predict(argv: list[str]) -> int:
 
     import numpy as np
 
-    from cpprune.evaluation.predict import predict_file, write_submission
+    from cpprune.evaluation.dcase import write_submission
+    from cpprune.evaluation.predict import predict_file
     from cpprune.models import artifact
     from shards.audio.load import BadFile
     from shards.sources.names import printable

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpprune.audio.frontend import LogMel
 from cpprune.data.config import DataConfig
 from cpprune.data.memory import Resident, load_resident, torch_dtype
 from cpprune.data.prefetch import Feed, Fetch
@@ -88,13 +87,11 @@ def check_fits(dataset: Dataset, model: Model) -> None:
             f"{path}: clips have shape {list(dataset.shape)}, but the model was made for "
             f"{list(model.clip_shape)}; build the dataset with clips of the same length"
         )
-    if (
-        isinstance(model.features, LogMel)
-        and dataset.shape[0] <= model.features.spec.n_fft // 2 + 1
-    ):
+    spec = model.features.spec
+    if spec is not None and dataset.shape[0] < model.features.min_samples:
         raise InputError(
             f"{path}: clips of {dataset.shape[0]} samples are too short for features.n_fft"
-            f"={model.features.spec.n_fft}; build the dataset with longer clips (--seconds)"
+            f"={spec.n_fft}; build the dataset with longer clips (--seconds)"
         )
     if tuple(dataset.classes) != model.classes:
         odd = sorted(set(dataset.classes) ^ set(model.classes)) or ["their order"]

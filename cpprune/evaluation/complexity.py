@@ -1,4 +1,4 @@
-"""What a network costs: parameters, MACs, bytes, receptive field, latency; DCASE's limits."""
+"""Complexity of a network: parameters, MACs, bytes, receptive field, latency."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cpprune.evaluation import dcase
 from cpprune.models.resize import layer_widths
 
 BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
-DCASE_MAX_BYTES = 128_000
-DCASE_MAX_MACS = 30_000_000
 
-# How a latency is measured: runs of about BLOCK_SECONDS, this many times.
+# Latency is measured in BLOCKS blocks of about BLOCK_SECONDS each.
 WARM_UP_RUNS = 10
 BLOCKS = 20
 BLOCK_SECONDS = 0.02
@@ -45,7 +44,7 @@ def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def macs_per_parameter(network: nn.Module, input_shape: Sequence[int]) -> dict[str, float]:
-    """Return, for each parameter, how many MACs each of its entries costs, as torchinfo counts.
+    """Return the MACs per entry of each parameter, as torchinfo counts them.
 
     Args:
         network: any module; it is not changed.
@@ -101,16 +100,16 @@ def receptive_field(network: nn.Module) -> tuple[int, int]:
 
 
 def latency(network: nn.Module, input_shape: Sequence[int], device: torch.device) -> float:
-    """Return how many milliseconds the network takes for one input, measured.
+    """Measure how many milliseconds the network takes for one input.
 
     The network alone, without its front end: batch 1, float32, evaluation mode, no gradients, channels
-    last, with the threads that PyTorch has. The figure is the least of the medians of several blocks
-    of runs: other processes can only slow a block down.
+    last, with PyTorch's number of threads. The smallest median of several blocks of runs is returned,
+    since other processes can only slow a block down.
 
     Args:
         network: any module; it is not changed.
         input_shape: shape of one input, without the batch.
-        device: where it is measured.
+        device: to measure on.
     """
     twin = copy.deepcopy(network).float().eval()
     twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -147,13 +146,7 @@ def complexity(network: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]
         "macs": macs,
         "bytes": size,
         "receptive_field": {"mel_bins": rows, "frames": columns},
-        "limits": {
-            "macs": {"limit": DCASE_MAX_MACS, "ok": macs <= DCASE_MAX_MACS},
-            "bytes": {
-                "limit": DCASE_MAX_BYTES,
-                "ok": {dtype: n <= DCASE_MAX_BYTES for dtype, n in size.items()},
-            },
-        },
+        "limits": dcase.limits(macs, size),
     }
 
 

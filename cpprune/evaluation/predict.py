@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cpprune.audio.frontend import LogMel, ScaleImage
+from cpprune.audio.frontend import FrontEnd
 from cpprune.data.prefetch import Fetch
 from cpprune.distributed.collectives import gather_rows
 from cpprune.distributed.process_group import rank, world_size
 from cpprune.evaluation import metrics
 from shards.errors import InputError
-from shards.files.atomic import write_output
 from shards.order import rank_slice
 
 if TYPE_CHECKING:
     from cpprune.models.artifact import Model
     from shards.reader import Split
 
-# Clips a forward pass: bounds memory, and changes no result.
+# Clips per forward pass: bounds memory and changes no result.
 CHUNK = 256
 
 DIVERGED = "its training diverged: train again, with a lower optim.lr or with train.clip_norm"
@@ -34,22 +31,22 @@ DIVERGED = "its training diverged: train again, with a lower optim.lr or with tr
 @torch.no_grad()
 def predict_split(
     network: nn.Module,
-    features: LogMel | ScaleImage,
+    features: FrontEnd,
     split: Split,
     device: torch.device,
     fetch: Fetch | None = None,
 ) -> NDArray[np.float32]:
     """Return the logits [N, K] of every clip of a split, in its order, on every rank.
 
-    Each rank predicts a slice; each clip is predicted once. The network is left in the mode it was
-    in.
+    Each rank predicts a slice, so that each clip is predicted once. The network's mode, training or
+    evaluation, is restored.
 
     Args:
         network: x_BCFT → logits.
         features: the front end.
         split: of an open dataset.
         device: of network and front end.
-        fetch: returns the split's clips by their position; without it they are read from the shards.
+        fetch: returns clips by their position in the split; by default they are read from the shards.
     """
     was_training = network.training
     network.eval()
@@ -67,26 +64,16 @@ def predict_split(
     return gather_rows(logits, len(split)).cpu().numpy()
 
 
-def _no_rows(
-    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
-) -> Tensor:
+def _no_rows(network: nn.Module, features: FrontEnd, split: Split, device: torch.device) -> Tensor:
     clip = torch.from_numpy(split.fetch([0])).to(device)
     logits: Tensor = network(features(clip)).float()
     return logits[:0]
 
 
-def evaluate_split(
-    network: nn.Module, features: LogMel | ScaleImage, split: Split, device: torch.device
-) -> dict[str, Any]:
-    """Return macro_accuracy, accuracy, log_loss and clips of a split, the same on every rank."""
-    logits = predict_split(network, features, split, device)
-    return metrics.summary(metrics.log_softmax(logits), split.labels)
-
-
 def evaluate_model(
     model: Model, split: Split, device: torch.device
 ) -> tuple[dict[str, Any], metrics.Floats]:
-    """Return the full report on a split, and the log-probabilities [N, K] it rests on.
+    """Return the full report on a split, and the log-probabilities [N, K] that it was made from.
 
     Raises:
         InputError: the model's output is not finite.
@@ -103,35 +90,15 @@ def evaluate_model(
     return metrics.full_report(log_prob, split.labels, model.classes, columns), log_prob
 
 
-def write_submission(
-    path: Path, filenames: list[str], classes: tuple[str, ...], log_prob_NK: metrics.Floats
-) -> None:
-    """Write predictions in DCASE's form: tab-separated filename, scene_label, one column a class."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(["filename", "scene_label", *classes])
-    for name, row in zip(filenames, log_prob_NK, strict=True):
-        writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in np.exp(row))])
-    # Names of files need not be text.
-    write_output(path, text.getvalue().encode(errors="surrogateescape"), "--predictions")
-
-
-def submission_names(split: Split) -> list[str]:
-    """Return the file names of a split's clips, as the dataset's own lists have them."""
-    if split.dataset.manifest.source.get("kind") == "tau2022":
-        return [f"audio/{key}.wav" for key in split.keys]
-    return list(split.keys)
-
-
 def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
-    """Return the mean probabilities [K] over an audio file's clips, and how many those are.
+    """Return the mean probabilities [K] over an audio file's clips, and the number of clips.
 
-    The file is read and cut as the shard builder does it: any format, rate and number of channels;
-    the rest of a longer file is a clip if it fills half of one. A clip counts by how much of it is
-    sound.
+    The file is read and cut as the shard builder does it: any format, sample rate and number of
+    channels; the remainder of a longer file is a clip if it fills half of one. Clips are weighted by
+    how many of their samples are not padding.
 
     Raises:
-        BadFile: it is no audio, or not all of it is there.
+        BadFile: it is not audio, or it is truncated.
         InputError: the model's output is not finite.
     """
     from shards.audio.clips import MIN_SOUND, count_clips, cut

@@ -1,7 +1,7 @@
-"""A model as a folder: `model.json` says what it is, `model.safetensors` holds its weights.
+"""Model folders: `model.json` describes the model, `model.safetensors` holds its weights.
 
 Nothing is pickled. The JSON holds the network family and its config, the width of every layer, the
-classes, the front end that made its features, where the model comes from and how well it does.
+classes, the front end, the provenance and the validation metrics.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from cpprune.audio.frontend import (
-    LogMel,
-    ScaleImage,
+    FrontEnd,
     build_features,
     check_size,
     spec_from_json,
@@ -60,22 +59,21 @@ class Model(nn.Module):
         network: the trained network, `network(x_BCFT)` → logits [B, K].
         classes: names of the K classes, in the order of the logits.
         family: name of the network family, or "package.module:function".
-        config: what the network was built with, before it was pruned; see
-            `ModelConfig.network_config`.
+        config: what the network was built with before pruning; see `ModelConfig.network_config`.
         clip_shape: shape of one clip: (samples,), or (1, rows, columns) for images.
-        about: provenance and metrics, as they stand in `model.json`.
+        metadata: provenance and metrics, as in `model.json`.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        features: LogMel | ScaleImage,
+        features: FrontEnd,
         *,
         family: str,
         config: Mapping[str, Any],
         classes: Sequence[str],
         clip_shape: Sequence[int],
-        about: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -84,7 +82,7 @@ class Model(nn.Module):
         self.config = dict(config)
         self.classes = tuple(classes)
         self.clip_shape = tuple(clip_shape)
-        self.about = dict(about or {})
+        self.metadata = dict(metadata or {})
 
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T] waveforms in [−1, 1] (or int16), or uint8 images [B, 1, H, W] → logits [B, K]."""
@@ -92,16 +90,23 @@ class Model(nn.Module):
         return logits
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Former name of `metadata`."""
+        return self.metadata
+
+    @about.setter
+    def about(self, metadata: dict[str, Any]) -> None:
+        self.metadata = metadata
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input of the network: (1, mel bins, frames), or that of an image."""
-        if isinstance(self.features, LogMel):
-            return self.features.output_shape(self.clip_shape[0])
-        return self.clip_shape
+        return self.features.output_shape(self.clip_shape)
 
     @property
     def sample_rate(self) -> int | None:
-        """Samples a second that the front end expects; None for images."""
-        return self.features.spec.sample_rate if isinstance(self.features, LogMel) else None
+        """Samples per second that the front end expects; None for images."""
+        return self.features.sample_rate
 
 
 def save(
@@ -111,16 +116,16 @@ def save(
     weights: Mapping[str, Tensor] | None = None,
     claimed: bool = False,
 ) -> None:
-    """Write the model folder, whole or not at all; an older model there is replaced.
+    """Write the model folder atomically; an older model there is replaced.
 
     Args:
         model: what to write.
-        folder: where. What else lies beside an older model in it stays.
+        folder: destination. Other files beside an older model there are kept.
         weights: state dict to write instead of the network's own.
-        claimed: whether it lies in a folder that the caller has claimed, such as a run's.
+        claimed: whether the caller has claimed a folder above it, such as a run's.
 
     Raises:
-        InputError: the folder holds anything but a model.
+        InputError: the folder holds something other than a model.
     """
     if not claimed:
         claim(folder, MODEL)
@@ -129,9 +134,8 @@ def save(
         for name, tensor in (weights or model.network.state_dict()).items()
     }
     payload = safetensors.torch.save(tensors)
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
     description = {
-        **model.about,
+        **model.metadata,
         "format": FORMAT,
         "architecture": model.family,
         "config": model.config,
@@ -139,7 +143,7 @@ def save(
         "classes": list(model.classes),
         "clip_shape": list(model.clip_shape),
         "input_shape": list(model.input_shape),
-        "features": spec_to_json(spec),
+        "features": spec_to_json(model.features.spec),
         "weights": {
             "file": "model.safetensors",
             "sha256": hashlib.sha256(payload).hexdigest(),
@@ -153,14 +157,14 @@ def save(
 
 @dataclass(frozen=True)
 class Weights:
-    """What `model.json` says of the file with the weights."""
+    """The weight file, as `model.json` describes it."""
 
     sha256: str
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `model.json` says of the model itself; see `Model`."""
+    """The model, as `model.json` describes it; see `Model`."""
 
     architecture: str
     config: dict[str, Any]
@@ -179,15 +183,15 @@ def load(
     Args:
         folder: written by training, pruning or `cpprune import`.
         device: where the model goes.
-        trust: modules that may be imported to make the network, if the folder names them; what
-            `cpprune.models.trust` knows beside them may be, too.
+        trust: modules whose code may be run if the folder names them, besides those that
+            `cpprune.models.trust` already trusts.
 
     Returns:
         `model(wave_BT)` → logits; also `.features`, `.network`, `.classes`.
 
     Raises:
-        InputError: no such folder, or its files are damaged or do not fit together, or its network is
-            made by a module that is not trusted.
+        InputError: no such folder, its files are damaged or do not fit together, or its network comes
+            from a module that is not trusted.
     """
     folder = Path(folder)
     content = read_description(folder)
@@ -209,7 +213,7 @@ def load(
             len(description.classes),
             description.config,
             tensors,
-            features.output_shape(shape[0]) if isinstance(features, LogMel) else shape,
+            features.output_shape(shape),
         )
         if layer_widths(network) != description.widths:
             raise ValueError("widths are not those of the weights")
@@ -227,14 +231,14 @@ def load(
         config=description.config,
         classes=description.classes,
         clip_shape=shape,
-        about={key: value for key, value in content.items() if key not in own},
+        metadata={key: value for key, value in content.items() if key not in own},
     )
     return model.to(device).eval()
 
 
 @contextmanager
 def _described(file: Path) -> Iterator[None]:
-    """Turn what goes wrong into an InputError that names model.json."""
+    """Raise any error of the block as an InputError that names model.json."""
     try:
         yield
     except InputError:
@@ -261,19 +265,19 @@ def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a valid safetensors file.
     """
     try:
         tensors = safetensors.torch.load(payload)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path}: is no safetensors file ({' '.join(str(error).split())})"
+            f"{path}: is not a safetensors file ({' '.join(str(error).split())})"
         ) from None
     return tensors
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return `model.json` of a model folder; raise InputError where there is none."""
+    """Return the contents of `model.json`; raise InputError if there is none."""
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such model folder; give the folder that training wrote, such as "

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from cpprune.models.networks import NAMES
 from cpprune.settings.choices import check_choices
+
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[NAMES]
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """Network architecture."""
 
-    name: Literal["cp_resnet", "cp_mobile"] = "cp_resnet"
-    """network family: cp_resnet or cp_mobile"""
+    name: Family = "cp_resnet"
+    """network family: a module of cpprune.models.networks"""
     factory: str | None = None
     """a network of your own instead of a family: package.module:function, a subclass of
     torch.nn.Module or a function annotated to return one; called with num_classes and
     model.arguments"""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """keyword arguments of model.factory"""
+    """keyword arguments of model.factory, or settings of the family that are no keys of model"""
     input_shape: list[int] | None = None
     """expected shape of one input, such as [1, 256, 44]; an error if the front end gives another"""
     base_channels: int = 32
@@ -75,9 +79,12 @@ class ModelConfig:
         """Return what `build_model` takes beside the name."""
         if self.factory is not None:
             return dict(self.arguments)
-        settings = _settings_of(self.name)
+        from cpprune.models.registry import settings_of  # imports torch
+
+        settings = settings_of(self.name)
         own = {key: getattr(self, key) for key in settings if hasattr(self, key)}
-        return {k: settings[k].default if value is None else value for k, value in own.items()}
+        own = {k: settings[k].default if value is None else value for k, value in own.items()}
+        return own | self.arguments
 
     def _refuse_what_does_not_apply(self) -> None:
         own = {"name", "factory", "input_shape"}
@@ -90,17 +97,18 @@ class ModelConfig:
         ]
         if not changed:  # and torch need not be imported
             return
-        usable = {"arguments"} if self.factory is not None else set(_settings_of(self.name))
+        if self.factory is not None:
+            usable = {"arguments"}
+        else:
+            from cpprune.models.registry import check_config, settings_of  # imports torch
+
+            usable = set(settings_of(self.name))
+            if usable.difference(item.name for item in fields(self)).issuperset(self.arguments):
+                usable.add("arguments")
+                check_config(self.name, self.arguments, "model.arguments")
         for name in changed:
             if name not in usable:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)}: {self.family} has no such setting; leave it "
                     "out"
                 )
-
-
-def _settings_of(family: str) -> Mapping[str, inspect.Parameter]:
-    """Return what a network family takes, by its signature."""
-    from cpprune.models.registry import FAMILIES  # imports torch
-
-    return inspect.signature(FAMILIES[family]).parameters

@@ -1,4 +1,4 @@
-"""Weights made elsewhere → a model folder."""
+"""Conversion of weights of other projects into a model folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cpprune.audio.config import preset_spec
 from cpprune.audio.frontend import LogMel
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
-from cpprune.models.cp_resnet import imported_widths
 from cpprune.models.finite import not_finite
+from cpprune.models.networks.cp_resnet import imported_widths
 from cpprune.models.registry import rebuild_model
 from shards.errors import InputError
 from shards.files.atomic import writing
@@ -26,18 +26,18 @@ from shards.sources.tau2022 import LABELS
 def import_state_dict(
     file: Path, out: Path, preset: str, classes: Sequence[str] | None = None, rho: int = 4
 ) -> Model:
-    """Read a CP-ResNet state dict, whatever its widths, and write a model folder.
+    """Convert a CP-ResNet state dict of any widths into a model folder.
 
     Args:
-        file: written by `torch.save`; read with weights_only, so no code in it is run.
-        out: folder to write: absent, empty, or a model, which is replaced.
+        file: written by `torch.save`; read with weights_only, so that no code in it is run.
+        out: destination: a missing or empty folder, or a model folder, which is replaced.
         preset: front end that the weights were trained with.
-        classes: names, by default those of TAU Urban Acoustic Scenes.
+        classes: class names, by default those of TAU Urban Acoustic Scenes.
         rho: receptive-field parameter.
 
     Raises:
-        InputError: the file cannot be read, or holds no CP-ResNet; or `out` cannot be written, holds
-            anything but a model, or is being written by another process.
+        InputError: the file cannot be read or holds no CP-ResNet; or `out` cannot be written, holds
+            something other than a model, or is being written by another process.
     """
     claim(out, artifact.MODEL, "--out")
     tensors = _read(file)
@@ -61,7 +61,7 @@ def import_state_dict(
         shape = _blocks_and_groups(convolutions)
         config = {"rho": rho, **shape, "widths": imported_widths(tensors, shape["groups"])}
         network = rebuild_model(
-            "cp_resnet", head, config, tensors, features.output_shape(spec.sample_rate)
+            "cp_resnet", head, config, tensors, features.output_shape([spec.sample_rate])
         )
     except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
@@ -77,9 +77,9 @@ def import_state_dict(
         config=config,
         classes=names,
         clip_shape=(spec.sample_rate,),
-        about={"provenance": {"imported": file.name}, "metrics": {}},
+        metadata={"provenance": {"imported": file.name}, "metrics": {}},
     )
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - a link at its end stays one
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - a symbolic link at its end is kept
     busy = f"{out}: another import is writing it"
     with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
         artifact.save(model, out)
@@ -87,7 +87,7 @@ def import_state_dict(
 
 
 def _blocks_and_groups(convolutions: dict[str, Tensor]) -> dict[str, list[int]]:
-    """Return the blocks of each stage, and the groups of its convolutions, read off the tensors."""
+    """Return the number of blocks and of convolution groups of each stage, from the tensors' shapes."""
     blocks, groups = [], []
     for stage in ("stage1", "stage2", "stage3"):
         names = {n.split(".")[1] for n in convolutions if n.startswith(f"{stage}.")}
@@ -103,7 +103,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: no such file")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader fail in any way
+    except Exception as error:  # a damaged file can raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{file}: is not a plain state dict ({first[:120]}); save model.state_dict() and import that"
@@ -118,7 +118,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    """Strip what Lightning, DDP and torch.compile put before a network's own names."""
+    """Strip the prefixes that Lightning, DDP and torch.compile put before parameter names."""
     prefixes = ("module.", "model.", "net.", "network.", "_orig_mod.")
     while prefix := next((p for p in prefixes if name.startswith(p)), ""):
         name = name.removeprefix(prefix)

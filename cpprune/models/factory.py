@@ -1,8 +1,7 @@
-"""Networks of the user's own: "package.module:function", found on the import path.
+"""User-defined networks: "package.module:function", found on the import path.
 
-A model folder names its factory, so loading one calls it, where the user trusts its module (see
-`cpprune.models.trust`). Only what says of itself that it makes networks is called: subclasses of
-nn.Module, and functions annotated to return one.
+A model folder names its factory, and loading the model calls it if the user trusts its module (see
+`cpprune.models.trust`). Only subclasses of nn.Module and functions annotated to return one are called.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from shards.errors import InputError
 
 
 def is_factory(name: str) -> bool:
-    """Return whether a network's name is "package.module:function" rather than a family's."""
+    """Return whether a name has the form "package.module:function" rather than a family's."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
@@ -30,17 +29,17 @@ def make(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module
     """Call a factory: function(num_classes=K, **arguments).
 
     Args:
-        name: "package.module:function"; modules in the current folder are found, too.
+        name: "package.module:function"; the current folder is searched, too.
         num_classes: K.
-        arguments: keyword arguments of the user's.
+        arguments: the user's keyword arguments.
 
     Raises:
-        InputError: there is none of this name, it is not known to make networks, or it failed.
+        InputError: there is no such factory, it is not known to return a network, or it failed.
     """
     function = find(name)
     try:
         network = function(num_classes=num_classes, **arguments)
-    except Exception as error:  # code that is not ours fails in any way
+    except Exception as error:  # user code can raise anything
         raise InputError(
             f"model.factory={name}: failed with num_classes={num_classes} and model.arguments="
             f"{dict(arguments)} ({_one_line(error)})"
@@ -58,10 +57,10 @@ def find(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last, so that it hides nothing that is installed
+        sys.path.append(here)  # last, so that it shadows no installed module
     try:
         module = import_module(module_name)
-    except Exception as error:  # the import runs code that is not ours
+    except Exception as error:  # the import runs user code
         raise InputError(
             f"model.factory={name}: {module_name} cannot be imported ({_one_line(error)}); run where "
             "its file lies, or put its folder into PYTHONPATH"
@@ -85,7 +84,7 @@ def _makes_networks(function: object) -> bool:
 
 
 def _return_type(function: Callable[..., Any]) -> object:
-    """Return what a function is annotated to return; only that annotation is evaluated."""
+    """Return a function's return annotation, without evaluating its others."""
 
     def only_return() -> None: ...
 
@@ -93,7 +92,7 @@ def _return_type(function: Callable[..., Any]) -> object:
     only_return.__annotations__ = {"return": annotation}
     try:
         return typing.get_type_hints(only_return, getattr(function, "__globals__", {}))["return"]
-    except Exception:  # a name that is known to type checkers only, say
+    except Exception:  # such as a name imported under TYPE_CHECKING
         return None
 
 

@@ -1,4 +1,4 @@
-"""Parameters and buffers that are not finite."""
+"""Non-finite parameters and buffers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 def not_finite(network: nn.Module) -> list[str]:
     """Return the names of parameters that are not finite, and of buffers that hold NaN.
 
-    (A buffer may well hold an infinity, such as the mask of an attention.)
+    Buffers may hold infinities, such as an attention mask.
     """
     named = [(name, p.isfinite().all()) for name, p in network.named_parameters()]
     named += [(name, ~b.isnan().any()) for name, b in network.named_buffers()]

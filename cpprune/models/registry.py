@@ -1,31 +1,70 @@
-"""Networks by name."""
+"""Networks by name.
+
+To add a network, write `cpprune/models/networks/NAME.py` (and a test of it); nothing else names it:
+
+    @register("NAME")
+    class MyNet(nn.Module):
+        def __init__(self, num_classes: int, *, width: int = 16) -> None: ...
+
+        @property
+        def classifier(self) -> nn.Module: ...  # the layer whose outputs are the classes: never pruned
+
+        def forward(self, x_BCFT: Tensor) -> Tensor: ...  # [B, 1, F, T] → logits [B, num_classes]
+
+`model.name: NAME` selects it. The annotated keyword arguments of the class are its settings: keys of
+`model` where `ModelConfig` has them, entries of `model.arguments` otherwise. A pruned network is rebuilt
+by fitting a fresh one to the recorded tensors (`cpprune.models.resize.fit`).
+"""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from importlib import import_module
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from cpprune.models import factory
+from cpprune.models import factory, networks
 from cpprune.models.bounds import BoundedBuild
-from cpprune.models.cp_mobile import CPMobile
-from cpprune.models.cp_resnet import CPResNet, imported_widths
 from cpprune.models.resize import fit
+from cpprune.settings.choices import wrong_choice
 from shards.files.documents import DocumentError, typed
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"cp_resnet": CPResNet, "cp_mobile": CPMobile}
+Network = TypeVar("Network", bound=type[nn.Module])
+
+_registered: dict[str, type[nn.Module]] = {}
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError, with the nearest name, unless this network family is known."""
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"model.name={name!r}: choose one of {', '.join(FAMILIES)}{hint}")
+def register(name: str) -> Callable[[Network], Network]:
+    """Make a class the network family of its module, which has the same name."""
+
+    def add(network: Network) -> Network:
+        assert network.__module__ == f"{networks.__name__}.{name}", f"{name} is not in {name}.py"
+        _registered[name] = network
+        return network
+
+    return add
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """Return the class of a network family.
+
+    Raises:
+        ValueError: no such family; the message suggests the nearest.
+    """
+    if name not in networks.NAMES:
+        raise ValueError(wrong_choice("model.name", name, networks.NAMES))
+    import_module(f"{networks.__name__}.{name}")
+    return _registered[name]
+
+
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    """Return the settings of a network family: the keyword arguments of its class."""
+    parameters = dict(inspect.signature(network_class(name)).parameters)
+    del parameters["num_classes"]
+    return parameters
 
 
 def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module:
@@ -45,8 +84,7 @@ def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module
     """
     if factory.is_factory(name):
         return factory.make(name, num_classes, config)
-    check_name(name)
-    return FAMILIES[name](num_classes, **config)
+    return network_class(name)(num_classes, **config)
 
 
 def rebuild_model(
@@ -56,12 +94,12 @@ def rebuild_model(
     tensors: Mapping[str, Tensor],
     input_shape: Sequence[int],
 ) -> nn.Module:
-    """Build a network that was trained or pruned: its architecture, narrowed to its tensors.
+    """Rebuild a trained or pruned network: its architecture, narrowed to its tensors.
 
     Args:
         name: as for `build_model`.
         num_classes: as for `build_model`.
-        config: what the architecture was built with before anything was cut.
+        config: what the architecture was built with before pruning.
         tensors: its state dict.
         input_shape: shape of one input, without the batch.
 
@@ -69,17 +107,16 @@ def rebuild_model(
         ValueError: the tensors are not of this architecture, or do not fit together.
         RuntimeError: names are missing or unknown.
     """
-    if name == "cp_resnet" and not config.keys() & {"base_channels", "widths"}:
-        # Imported by a version that did not write down what the network was cut from.
-        groups = config.get("groups", [1])
-        config = {**config, "widths": imported_widths(tensors, groups)}
     own_code = factory.is_factory(name)
     if own_code:
         with BoundedBuild(tensors, allocates=True):
             network = build_model(name, num_classes=num_classes, **config)
     else:
-        _check_config(name, config)
-        # Without memory, so that however wide it was, only what is left of it is allocated.
+        complete = getattr(network_class(name), "complete_config", None)
+        if complete is not None:
+            config = complete(config, tensors)
+        check_config(name, config)
+        # On the meta device, so that only the pruned widths are ever allocated.
         with torch.device("meta"), BoundedBuild(tensors, allocates=False):
             network = build_model(name, num_classes=num_classes, **config)
     fitted = fit(network, tensors)
@@ -95,18 +132,17 @@ def rebuild_model(
     return network
 
 
-def _check_config(family: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a config holds settings of a family, of their kinds."""
-    check_name(family)
-    kinds = get_type_hints(FAMILIES[family].__init__)
-    settings = inspect.signature(FAMILIES[family]).parameters.keys() - {"num_classes"}
-    for key, value in config.items():
-        if key not in settings:
-            raise ValueError(f"config.{key}: {family} has no such setting")
+def check_config(family: str, config: Mapping[str, Any], key: str = "config") -> None:
+    """Raise ValueError, which names the key, for an unknown setting of a family or a wrong type."""
+    settings = settings_of(family)
+    types = get_type_hints(network_class(family).__init__)
+    for name, value in config.items():
+        if name not in settings:
+            raise ValueError(f"{key}.{name}: {family} has no such setting")
         try:
-            typed(value, kinds[key])
+            typed(value, types[name])
         except DocumentError as error:
-            raise ValueError(f"config.{key}: {error}") from None
+            raise ValueError(f"{key}.{name}: {error}") from None
 
 
 def _check_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -130,7 +166,7 @@ def check_logits(network: nn.Module, input_shape: Sequence[int], num_classes: in
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *input_shape, device=tensor.device))
-    except Exception as error:  # the network may be anyone's
+    except Exception as error:  # user code can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             f"the network cannot take inputs of shape {list(input_shape)} ({reason})"

@@ -1,7 +1,7 @@
-"""A network's widths: reading them, and giving a fresh network those of tensors that were recorded.
+"""Layer widths: reading them, and fitting a fresh network to a recorded state dict.
 
-A pruned network is the architecture it was built as, with narrower tensors. So it is rebuilt from its
-state dict alone: build the architecture, fit every module to the recorded shapes, load the tensors.
+A pruned network is its original architecture with narrower tensors. So it is rebuilt from its state
+dict alone: build the architecture, fit every module to the recorded shapes, load the tensors.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def output_width(layer: nn.Module) -> int:
 
 
 def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Give every module the shapes of the tensors of its name, in place; their values stay open.
+    """Resize every module in place to the recorded shapes; values are left uninitialised.
 
     Args:
-        network: of the architecture that the tensors' network was cut from. Parameters whose shape
-            changes are new objects, trainable or frozen as they were.
-        tensors: a state dict. Names that the network does not have are not looked at.
+        network: of the architecture that the recorded network was pruned from. Parameters whose shape
+            changes are new objects with the same `requires_grad`.
+        tensors: a state dict. Names that the network does not have are ignored.
 
     Returns:
         Whether anything changed.
@@ -71,13 +71,13 @@ def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
                 module._buffers[key] = new
             resized = True
         if resized:
-            _describe_anew(module)
+            _update_attributes(module)
         changed = changed or resized
     return changed
 
 
-def _describe_anew(module: nn.Module) -> None:
-    """Set the numbers by which a module knows its own shape to those of its tensors."""
+def _update_attributes(module: nn.Module) -> None:
+    """Update a module's attributes, such as `in_channels`, to the shapes of its tensors."""
     if isinstance(module, _ConvNd):
         first, second = module.weight.shape[:2]
         if module.groups == module.in_channels == module.out_channels > 1:

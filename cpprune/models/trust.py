@@ -1,6 +1,6 @@
-"""Whose code may be imported because a model folder names it: only what the user named, too.
+"""Trusted modules: only their code is imported when a model folder names it.
 
-A model folder is data, and may be a stranger's. Where its network is made by "package.module:function",
+A model folder is data, and may come from anyone. If it names "package.module:function" as its network,
 that is imported only if the user trusts the module: by `model.factory` in a configuration, by --trust,
 by CPPRUNE_TRUST in the environment, or by `cpprune.load(folder, trust=[…])`.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shards.errors import InputError
 
-VARIABLE = "CPPRUNE_TRUST"  # started processes inherit it
+VARIABLE = "CPPRUNE_TRUST"  # inherited by child processes
 OPTION = "--trust"
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
 
@@ -23,21 +23,21 @@ _named_by_settings: set[str] = set()
 
 
 class UntrustedCodeError(InputError):
-    """A model folder names code that the user does not trust; the message says how to."""
+    """A model folder names code that the user does not trust; the message says how to trust it."""
 
 
 @contextmanager
 def trusting(argv: Sequence[str]) -> Iterator[list[str]]:
-    """Trust the modules that --trust names, and forget it all at the end.
+    """Context that trusts the modules of --trust until it ends.
 
     Args:
-        argv: words of a command line; what comes after -- is left alone.
+        argv: words of a command line; those after -- are kept as they are.
 
     Yields:
         The words without --trust and its values.
 
     Raises:
-        InputError: --trust without a value, or with one that names no modules.
+        InputError: --trust without a value, or with a value that is not a list of modules.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     rest: list[str] = []
@@ -64,10 +64,10 @@ def trusting(argv: Sequence[str]) -> Iterator[list[str]]:
 
 
 def module_names(text: str, given_as: str) -> list[str]:
-    """Return the modules of a list with commas.
+    """Return the modules of a comma-separated list.
 
     Raises:
-        InputError: one of them is no module's name.
+        InputError: one of them is not a module's name.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -79,7 +79,7 @@ def module_names(text: str, given_as: str) -> list[str]:
 
 
 def trust_factory(name: str) -> None:
-    """Trust the module of a factory that the user's own settings name."""
+    """Trust the module of the factory in the user's own configuration."""
     _named_by_settings.add(name.partition(":")[0])
 
 
@@ -88,9 +88,9 @@ def require_trust(name: str, file: Path, also: Iterable[str] = ()) -> None:
 
     Args:
         name: "package.module:function".
-        file: that names it.
-        also: modules that are trusted beside those of the settings and the environment. What is below
-            a trusted package is trusted.
+        file: the file that names it.
+        also: trusted modules besides those of the configuration and the environment. A trusted package
+            includes its submodules.
     """
     module = name.partition(":")[0]
     environment = os.environ.get(VARIABLE, "")

@@ -117,7 +117,7 @@ def _entries(
         if run.result is None or run.model is None or not run.settings:
             notes.append(f"{label} is left out: it is no finished run with settings and a model.")
             continue
-        figures: dict[str, Any] = run.model.about["metrics"]["val"]
+        figures: dict[str, Any] = run.model.metadata["metrics"]["val"]
         if split != "val" or data is not None:
             measured = measure(run, data, split, 0)
             if isinstance(measured, str):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpprune.audio.frontend import LogMel
 from cpprune.data.loader import open_checked
 from cpprune.evaluation.metrics import Floats
 from cpprune.evaluation.predict import evaluate_model
@@ -105,7 +104,7 @@ def find_mistakes(model: Model, split: Split, log_prob_NK: Floats, most: int) ->
     found = []
     for place, position in enumerate(wrong.tolist()):
         image = inputs[place, 0]
-        upright = image[::-1] if isinstance(model.features, LogMel) else image
+        upright = image[::-1] if model.features.spec is not None else image
         found.append(
             Mistake(
                 key=split.dataset.key(int(split.ids[position])),

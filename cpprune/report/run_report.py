@@ -79,7 +79,7 @@ def _tiles(
     if isinstance(measured, Measured):
         figures, split = measured.figures, measured.split
     else:
-        figures, split = run.model.about["metrics"]["val"], "val"
+        figures, split = run.model.metadata["metrics"]["val"], "val"
     return [
         (f"macro accuracy, {split}", _figure(figures["macro_accuracy"])),
         (f"log loss, {split}", _figure(figures["log_loss"])),

@@ -149,7 +149,7 @@ class Run:
     @property
     def about(self) -> dict[str, Any]:
         """Where the model comes from; empty without a model."""
-        provenance: dict[str, Any] = self.model.about["provenance"] if self.model else {}
+        provenance: dict[str, Any] = self.model.metadata["provenance"] if self.model else {}
         return provenance
 
 

@@ -252,8 +252,8 @@ def write_result(folder: Path) -> dict[str, Any]:
         "model": str(folder / "model"),
         "parameters": count_parameters(best.network),
         "macs": count_macs(best.network, best.input_shape),
-        "epoch": best.about["provenance"]["epoch"],
-        "val": best.about["metrics"]["val"],
+        "epoch": best.metadata["provenance"]["epoch"],
+        "val": best.metadata["metrics"]["val"],
         "fingerprint": fingerprint(best.network),
     }
     text = to_json(result, indent=2) + "\n"

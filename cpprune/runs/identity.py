@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.audio.config import MelSpec
-from cpprune.audio.frontend import LogMel, spec_to_json
+from cpprune.audio.frontend import spec_to_json
 from cpprune.config import FILE_KEYS, FREE_KEYS, RunConfig, all_keys, flatten
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
@@ -35,12 +35,11 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
     for key in FILE_KEYS:
         settings[key] = settings[key] and f"sha256 {sha256_of(read_bytes(Path(settings[key])))}"
     init = settings.pop("init")
-    spec = model.features.spec if isinstance(model.features, LogMel) else None
     found = {
         "settings": settings,
         "init": init and artifact.read_description(Path(init))["weights"]["sha256"],
         "dataset": dataset.fingerprint,
-        "features": spec_to_json(spec),
+        "features": spec_to_json(model.features.spec),
         "draws": random_stream.VERSION,
     }
     as_read: dict[str, Any] = json.loads(json.dumps(found))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cpprune.audio.frontend import LogMel, compiled
 from cpprune.config import RunConfig
 from cpprune.distributed import collectives, deepspeed, process_group
 from cpprune.models.artifact import Model
@@ -239,9 +238,7 @@ class Engine:
         how = train.compile if self.device.type == "cuda" else "off"
         if how != "off":
             torch.compiler.reset()  # or code would be made for the first few prunings only
-        self.features = features = self.model.features
-        if how != "off" and type(features) is LogMel:  # DALI's is compiled as it is
-            self.features = compiled(features)
+        self.features = self.model.features if how == "off" else self.model.features.compiled()
         shell = Forward(network, how, train.precision)
         self._recorder = cuda_graph.recorder(train.compile, self.device)
         optimizer = build_optimizer(

@@ -266,7 +266,7 @@ class Trainer:
         if best:
             record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
         self.run.write_log(record)
-        self.model.about = provenance(config, self.identity, progress, epoch, summary)
+        self.model.metadata = provenance(config, self.identity, progress, epoch, summary)
         weights = self.engine.evaluated.state_dict()
         finite = value is not None and not wrong
         for name in ["model_last", "model"] if best else ["model_last"] * finite:

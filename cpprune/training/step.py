@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cpprune.audio.augment import augmented, draw
-from cpprune.audio.frontend import LogMel
+from cpprune.audio.augment import augmented, sample
 from cpprune.config import RunConfig
 from cpprune.data.loader import Batch
 from cpprune.distributed import collectives, process_group
@@ -62,19 +61,18 @@ class TrainingStep:
 
     def inputs(self, epoch: int, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return all that differs from step to step, on the host but for clips that are not."""
-        features, augment = self.engine.model.features, self.config.augment
-        spec = features.spec if isinstance(features, LogMel) else None
-        draws = draw(augment, spec, self.config.seed, epoch, batch.number, len(batch.ids))
+        config, spec = self.config, self.engine.model.features.spec
+        sampled = sample(config.augment, spec, config.seed, epoch, batch.number, len(batch.ids))
         rows = slice(batch.start, batch.stop)
         inputs = {
             "clips": batch.clips,
             "labels": torch.from_numpy(self.labels[batch.ids[rows]]),
             "epoch": torch.tensor(float(epoch), dtype=torch.float64),
             "number": torch.tensor(float(step), dtype=torch.float64),
-            **draws.of_rows(rows),
+            **sampled.of_rows(rows),
         }
-        if draws.mixup is not None:
-            partners = batch.ids[draws.mixup[1][rows]]
+        if sampled.mixup is not None:
+            partners = batch.ids[sampled.mixup[1][rows]]
             inputs["partner_labels"] = torch.from_numpy(self.labels[partners])
         return inputs
 

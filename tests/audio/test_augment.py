@@ -14,14 +14,13 @@ from torch import Tensor
 
 import cpprune
 from cpprune.audio.augment import (
-    NO_DRAWS,
+    NOTHING_SAMPLED,
     augmented,
-    draw,
     freq_mixstyle,
     mask_axis,
     mixup,
     roll_waves,
-    silence,
+    sample,
 )
 from cpprune.audio.config import PRESETS, AugmentConfig
 from cpprune.audio.frontend import ScaleImage
@@ -164,7 +163,7 @@ def test_masks_are_no_wider_than_asked_and_reach_everywhere() -> None:
 
 def test_draws_depend_on_seed_epoch_and_batch_alone() -> None:
     def of(seed: int, epoch: int, number: int) -> list[NDArray[Any]]:
-        return all_arrays(draw(EVERYTHING, SPEC, seed, epoch, number, 16))
+        return all_arrays(sample(EVERYTHING, SPEC, seed, epoch, number, 16))
 
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
@@ -182,7 +181,7 @@ def test_draws_depend_on_seed_epoch_and_batch_alone() -> None:
 
 def test_the_draws_of_a_batch_stay_what_they_are() -> None:
     """Where this fails, it needs a new `random_stream.VERSION`: runs that go on draw otherwise."""
-    drawn = draw(EVERYTHING, SPEC, 7, 1, 2, 3)
+    drawn = sample(EVERYTHING, SPEC, 7, 1, 2, 3)
     assert drawn.band_edges is not None
     assert drawn.roll is not None
     assert drawn.band_edges.tolist() == pytest.approx([2.0, 15404.0])
@@ -204,7 +203,7 @@ def test_the_draws_of_a_batch_stay_what_they_are() -> None:
 
 def test_draws_have_the_size_of_the_batch_and_their_ranges() -> None:
     for number in range(50):
-        drawn = draw(EVERYTHING, SPEC, 0, 0, number, 33)
+        drawn = sample(EVERYTHING, SPEC, 0, 0, number, 33)
         assert drawn.roll is not None
         assert drawn.roll.shape == (33,)
         assert abs(drawn.roll).max() <= 10_000
@@ -216,7 +215,7 @@ def test_draws_have_the_size_of_the_batch_and_their_ranges() -> None:
             assert mask is not None
             assert mask.shape == (33, 2)
             assert ((mask >= 0) & (mask < 1)).all()
-    shifts = draw(replace(EVERYTHING, roll=2), SPEC, 0, 0, 0, 500).roll
+    shifts = sample(replace(EVERYTHING, roll=2), SPEC, 0, 0, 0, 500).roll
     assert shifts is not None
     assert set(shifts.tolist()) == {-2, -1, 0, 1, 2}
 
@@ -236,8 +235,8 @@ def test_switching_one_off_leaves_the_others_alone(off: dict[str, Any]) -> None:
     gone = {"mixup_alpha": "mixup", "mixstyle_p": "mixstyle", "band_jitter": "band_edges"}
     (key,) = off
     for number in range(5):
-        full = draw(EVERYTHING, SPEC, 1, 2, number, 8)
-        less = draw(replace(EVERYTHING, **off), SPEC, 1, 2, number, 8)
+        full = sample(EVERYTHING, SPEC, 1, 2, number, 8)
+        less = sample(replace(EVERYTHING, **off), SPEC, 1, 2, number, 8)
         assert getattr(less, gone.get(key, key)) is None
         expected = all_arrays(replace(full, **{gone.get(key, key): None}))
         for a, b in zip(all_arrays(less), expected, strict=True):
@@ -246,14 +245,14 @@ def test_switching_one_off_leaves_the_others_alone(off: dict[str, Any]) -> None:
 
 def test_mixstyle_comes_with_its_probability_and_beta() -> None:
     config = AugmentConfig(mixstyle_p=0.3, mixstyle_alpha=0.3)
-    mixed = [draw(config, None, 0, 0, number, 64).mixstyle for number in range(1500)]
+    mixed = [sample(config, None, 0, 0, number, 64).mixstyle for number in range(1500)]
     some = [m for m in mixed if m is not None]
     assert abs(len(some) / 1500 - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 1500)
     lam = np.concatenate([m[0] for m in some]).astype(np.float64)
     # Beta(α, α): mean 1/2, variance 1/(4·(2α + 1)).
     assert abs(lam.mean() - 0.5) < 0.02
     assert abs(lam.var() - 1 / (4 * (2 * 0.3 + 1))) < 0.005
-    assert draw(AugmentConfig(mixstyle_p=0), None, 0, 0, 0, 4) == NO_DRAWS
+    assert sample(AugmentConfig(mixstyle_p=0), None, 0, 0, 0, 4) == NOTHING_SAMPLED
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -275,7 +274,7 @@ def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
     clips = torch.from_numpy(
         np.random.default_rng(0).integers(-9000, 9000, (5, 8000), dtype=np.int16)
     )
-    draws = draw(EVERYTHING, SPEC, 7, 1, 2, 5)
+    draws = sample(EVERYTHING, SPEC, 7, 1, 2, 5)
     whole = augmented(features, clips, draws.of_rows(slice(0, 5)), EVERYTHING)
 
     def of_rank(rank: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
@@ -289,7 +288,7 @@ def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
 def test_augmented_is_its_steps_in_order() -> None:
     features = cpprune.log_mel("passt_128")
     wave = np.random.default_rng(0).uniform(-0.3, 0.3, (4, 8000)).astype(np.float32)
-    drawn = draw(EVERYTHING, SPEC, 0, 0, 0, 4)
+    drawn = sample(EVERYTHING, SPEC, 0, 0, 0, 4)
     assert drawn.roll is not None
     assert drawn.mixstyle is not None
     assert drawn.mixup is not None
@@ -314,7 +313,7 @@ def test_augmented_is_its_steps_in_order() -> None:
 def test_without_draws_nothing_is_augmented() -> None:
     features = cpprune.log_mel("passt_128")
     wave = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 8000))).float()
-    x = augmented(features, wave, NO_DRAWS.of_rows(slice(0, 2)), AugmentConfig())
+    x = augmented(features, wave, NOTHING_SAMPLED.of_rows(slice(0, 2)), AugmentConfig())
     assert torch.equal(x, features(wave))
 
 
@@ -322,11 +321,11 @@ def test_images_are_not_rolled_and_masked_with_black() -> None:
     images = torch.randint(1, 256, (3, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
     config = AugmentConfig(mixstyle_p=0, roll=5)
-    drawn = draw(config, None, 0, 0, 0, 3)
+    drawn = sample(config, None, 0, 0, 0, 3)
     x = augmented(ScaleImage(), images, drawn.of_rows(slice(0, 3)), config)
     assert torch.equal(x, images / 255)
     config = AugmentConfig(mixstyle_p=0, time_mask=20)
-    drawn = draw(config, None, 0, 0, 0, 3)
+    drawn = sample(config, None, 0, 0, 0, 3)
     x = augmented(ScaleImage(), images, drawn.of_rows(slice(0, 3)), config)
     assert (x == 0).any()
     assert torch.equal(x[x > 0], (images / 255)[x > 0])
@@ -335,10 +334,10 @@ def test_images_are_not_rolled_and_masked_with_black() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_silence_is_what_the_front_end_makes_of_it(preset: str) -> None:
     features = cpprune.log_mel(preset)
-    value = torch.tensor(silence(features)).double()
+    value = torch.tensor(features.silence).double()
     expected = np.log(1e-5) if preset == "dcase24" else (np.log(1e-5) + 4.5) / 5
     assert float(value) == pytest.approx(expected, abs=1e-6)
-    assert silence(ScaleImage()) == 0
+    assert ScaleImage().silence == 0
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ import torchaudio
 from numpy.typing import NDArray
 
 import cpprune
-from cpprune.audio.augment import draw
+from cpprune.audio.augment import sample
 from cpprune.audio.config import PRESETS, AugmentConfig, FeaturesConfig, MelSpec
+from cpprune.audio.filterbank import bands, filter_bank
 from cpprune.audio.frontend import (
     LogMel,
     ScaleImage,
-    bands,
     build_features,
-    filter_bank,
     spec_from_json,
     spec_to_json,
 )
@@ -108,7 +107,7 @@ def test_a_preset_is_the_reference(preset: str) -> None:
     x = features(torch.from_numpy(signals()).float())
     assert x.dtype == torch.float32
     assert x.shape == (3, 1, mels, frames)
-    assert features.output_shape(RATE) == (1, mels, frames)
+    assert features.output_shape([RATE]) == (1, mels, frames)
     expected = reference(preset, signals().astype(np.float32).astype(np.float64))
     assert expected.shape == (3, mels, frames)
     np.testing.assert_allclose(x[:, 0].double().numpy(), expected, rtol=0, atol=1e-4)
@@ -158,7 +157,7 @@ def test_frames_of_other_lengths(preset: str, samples: int) -> None:
     features = cpprune.log_mel(preset)
     wave = torch.from_numpy(np.random.default_rng(samples).uniform(-0.2, 0.2, (1, samples)))
     x = features(wave.float())
-    assert tuple(x.shape[1:]) == features.output_shape(samples)
+    assert tuple(x.shape[1:]) == features.output_shape([samples])
     expected = reference(preset, wave.float().double().numpy())
     np.testing.assert_allclose(x[:, 0].numpy(), expected, rtol=0, atol=1e-4)
 
@@ -211,7 +210,9 @@ def test_band_edges_change_the_spectrogram_as_the_bank(preset: str) -> None:
 def test_band_edges_are_drawn_from_the_whole_range() -> None:
     edges = []
     for batch in range(2000):
-        drawn = draw(AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1)
+        drawn = sample(
+            AugmentConfig(), PRESETS["cpjku22_256"], seed=0, epoch=0, batch=batch, size=1
+        )
         assert drawn.band_edges is not None
         edges.append(drawn.band_edges)
     fmin, fmax = np.array(edges).T
@@ -227,7 +228,7 @@ def test_band_edges_are_drawn_from_the_whole_range() -> None:
     [("dcase24", AugmentConfig()), ("cpjku22_256", AugmentConfig(band_jitter=False))],
 )
 def test_band_edges_stand_still(preset: str, config: AugmentConfig) -> None:
-    assert draw(config, PRESETS[preset], seed=0, epoch=0, batch=0, size=1).band_edges is None
+    assert sample(config, PRESETS[preset], seed=0, epoch=0, batch=0, size=1).band_edges is None
 
 
 def test_autocast_changes_nothing() -> None:
@@ -332,3 +333,19 @@ def test_most_of_the_products_are_left_out():
     spec = PRESETS["cpjku22_256"]
     done = sum(len(range(256)[f]) * len(range(1025)[k]) for f, k in bands(spec))
     assert done < 256 * 1025 / 12
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_clip_has_at_least_so_many_samples(preset):
+    features = cpprune.log_mel(preset)
+    fewest = features.min_samples
+    assert features(torch.zeros(1, fewest)).shape[1:] == features.output_shape([fewest])
+    with pytest.raises(ValueError, match=f"must be .* at least {fewest} samples"):
+        features(torch.zeros(1, fewest - 1))
+
+
+def test_images_have_no_spec_and_keep_their_shape():
+    features = ScaleImage()
+    assert features.spec is features.sample_rate is None
+    assert features.output_shape([1, 28, 30]) == (1, 28, 30)
+    assert features.compiled() is features

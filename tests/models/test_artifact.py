@@ -39,7 +39,7 @@ def make_model(config: dict[str, Any] | None = None, spec: MelSpec | None = SPEC
         config=config,
         classes=CLASSES,
         clip_shape=(1, 28, 28) if spec is None else (spec.sample_rate,),
-        about={"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}},
+        metadata={"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}},
     ).eval()
 
 
@@ -86,7 +86,7 @@ def test_the_same_model_comes_back(config: dict[str, Any], tmp_path: Path) -> No
     assert again.config == config
     assert again.family == "cp_resnet"
     assert again.clip_shape == (8000,)
-    assert again.about == {"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}}
+    assert again.metadata == {"provenance": {"seed": 3}, "metrics": {"val": {"log_loss": 1.5}}}
     assert again.sample_rate == 8000
     # And a third time, from a folder and not from scratch.
     artifact.save(again, tmp_path / "third")
@@ -231,7 +231,7 @@ def test_weights_of_another_kind_are_noticed(payload: bytes, folder: Path) -> No
     (folder / "model.safetensors").write_bytes(payload)
     digest = hashlib.sha256(payload).hexdigest()
     edit(folder, lambda d: d["weights"].update(sha256=digest))
-    with pytest.raises(InputError, match=r"model\.safetensors: is no safetensors file"):
+    with pytest.raises(InputError, match=r"model\.safetensors: is not a safetensors file"):
         artifact.load(folder)
 
 
@@ -275,7 +275,7 @@ def test_a_missing_key_is_noticed(key: str, folder: Path) -> None:
     ("path", "value", "message"),
     [
         (("format",), 2, "has format 2, this version reads format 1"),
-        (("architecture",), "resnet50", "'resnet50': choose one of cp_resnet"),
+        (("architecture",), "resnet50", "'resnet50': choose one of cp_mobile, cp_resnet"),
         (("widths", "in_c.0"), 9, "does not describe the weights"),
         (("widths", "stage2.block1.conv1"), 6, "does not describe the weights"),
         (("widths", "stage2.block1.conv1"), 0, "widths are not those of the weights"),

@@ -71,7 +71,7 @@ def test_names_of_lightning_and_ddp(prefix: str, nested: bool, tmp_path: Path) -
     assert torch.equal(again(wave), expected)
     assert again.features.spec == PRESETS["passt_128"]
     assert again.classes == LABELS
-    assert again.about["provenance"] == {"imported": "weights.pth"}
+    assert again.metadata["provenance"] == {"imported": "weights.pth"}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
         config={"widths": [4, 5, 6], "rho": 4, "blocks": [2, 2, 2]},
         classes=["bus", "park", "tram"],
         clip_shape=(8000,),
-        about={"provenance": {"seed": 3}, "metrics": {}},
+        metadata={"provenance": {"seed": 3}, "metrics": {}},
     )
     artifact.save(model, tmp_path / "model")
     return tmp_path / "model"

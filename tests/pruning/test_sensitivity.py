@@ -13,7 +13,7 @@ import torch
 import cpprune
 import shards
 from cpprune.evaluation.plots import COLOURS
-from cpprune.evaluation.predict import evaluate_split
+from cpprune.evaluation.predict import evaluate_model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.sensitivity import measure_sensitivity
@@ -48,7 +48,7 @@ def test_what_it_is_of(found: dict[str, Any], tiny_run: Path, scenes: Path) -> N
     order = list(layer_widths(model.network))
     assert [order.index(layer) for layer in layers] == sorted(map(order.index, layers))
     split = shards.open_dataset(scenes).split("val")
-    expected = evaluate_split(model.network, model.features, split, torch.device("cpu"))
+    expected, _ = evaluate_model(model, split, torch.device("cpu"))
     for key in ("macro_accuracy", "log_loss"):
         assert found["baseline"][key] == pytest.approx(expected[key], abs=1e-5)
     assert (found["split"], found["clips"], found["criterion"]) == ("val", 22, "magnitude")
@@ -89,7 +89,7 @@ def test_the_figures_are_those_of_a_network_silenced_by_hand(
             norm = model.network.get_submodule(name)
             norm.weight.data[cut] = 0
             norm.bias.data[cut] = 0
-        expected = evaluate_split(model.network, model.features, split, torch.device("cpu"))
+        expected, _ = evaluate_model(model, split, torch.device("cpu"))
         (row,) = [row for row in found["layers"] if row["layer"] == entry["layer"]]
         assert row["widths"][number] == len(entry["keep"])
         for key in ("macro_accuracy", "log_loss"):

@@ -66,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config={"widths": [4, 5, 6]},
         classes=["bus", "park", "tram"],
         clip_shape=(32_000,),
-        about={
+        metadata={
             "provenance": {
                 "epoch": 0,
                 "seed": 0,

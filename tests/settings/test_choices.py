@@ -41,11 +41,11 @@ def test_a_value_that_is_none_of_the_choices(key):
 
 
 def test_choices_are_what_there_is():
-    from cpprune.models.registry import FAMILIES
+    from cpprune.models.networks import NAMES
     from cpprune.pruning.criteria import CRITERIA, NORMALISERS, REDUCTIONS
     from cpprune.runs.tracking import PACKAGES
 
-    assert set(CHOICES["model.name"]) == set(FAMILIES)
+    assert set(CHOICES["model.name"]) == set(NAMES)
     assert set(CHOICES["prune.criterion"]) == set(CRITERIA)
     assert set(CHOICES["prune.reduction"]) == set(REDUCTIONS)
     assert set(CHOICES["prune.normaliser"]) == set(NORMALISERS)

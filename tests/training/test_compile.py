@@ -5,7 +5,7 @@ import torch
 
 import cpprune
 from cpprune.audio.config import PRESETS
-from cpprune.audio.frontend import LogMel, compiled
+from cpprune.audio.frontend import LogMel
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
@@ -20,7 +20,7 @@ SHAPE = (1, 64, 44)
 def test_a_compiled_front_end_computes_the_same(preset):
     features = LogMel(PRESETS[preset])
     generator = torch.Generator().manual_seed(0)
-    fused = compiled(features)
+    fused = features.compiled()
     for rows in (5, 2):
         clips = torch.randint(-8000, 8000, (rows, 32_000), generator=generator).to(torch.int16)
         for edges in (None, torch.tensor([3.0, 15_200.0])):

@@ -55,7 +55,7 @@ def test_the_best_model_is_that_of_the_best_epoch(cli, tiny, scenes, tmp_path, m
             break
     assert best in (1, 2)
     assert result["epoch"] == best
-    assert cpprune.load(run / "model").about["provenance"]["epoch"] == best
+    assert cpprune.load(run / "model").metadata["provenance"]["epoch"] == best
     report = cli("evaluate", run / "model", "--data", scenes, "--split", "val", "--json").json
     assert report["log_loss"] == pytest.approx(epochs_of(run)[best]["val_log_loss"], abs=1e-6)
     assert report["log_loss"] != pytest.approx(epochs_of(run)[-1]["val_log_loss"], abs=1e-6)

@@ -44,7 +44,7 @@ def test_big_is_pruned_to_44784_parameters(cli, big_model, scenes, tmp_path, cri
     # Only a model of the final size can be the best.
     model = cpprune.load(run / "model")
     assert parameters(model.network) == 44_784
-    assert model.about["provenance"]["epoch"] == steps - 1
+    assert model.metadata["provenance"]["epoch"] == steps - 1
     widths = json.loads((run / "model/model.json").read_text())["widths"]
     assert set(widths.values()) == {18, 37, 75}
     start = cpprune.load(big_model)

@@ -42,7 +42,7 @@ def test_the_average_is_what_is_saved_and_it_is_cut_along(run):
     assert any(not torch.equal(network[name], average[name]) for name in network)
     # The average of the epochs' accuracies is that of the averaged network.
     loaded = cpprune.load(folder / "model_last")
-    assert loaded.about["metrics"]["val"]["log_loss"] == epochs_of(folder)[-1]["val_log_loss"]
+    assert loaded.metadata["metrics"]["val"]["log_loss"] == epochs_of(folder)[-1]["val_log_loss"]
 
 
 def test_the_average_keeps_what_it_knew_of_the_channels_that_stay(run):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import cpprune
 from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models.config import ModelConfig
-from cpprune.models.cp_mobile import make_divisible
+from cpprune.models.networks.cp_mobile import make_divisible
 
 
 def randomised(network: nn.Module) -> nn.Module:

@@ -12,10 +12,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cpprune.models.registry import register
 
 STAGES = ("stage1", "stage2", "stage3")
 
@@ -80,6 +83,7 @@ class Block(nn.Module):
         return functional.relu(y + self.shortcut(x_BCFT))
 
 
+@register("cp_resnet")
 class CPResNet(nn.Module):
     """CP-ResNet with any width in every stage.
 
@@ -142,6 +146,13 @@ class CPResNet(nn.Module):
         )
         self._initialise()
 
+    @staticmethod
+    def complete_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the config with stage widths; older imported models have none in `model.json`."""
+        if config.keys() & {"base_channels", "widths"}:
+            return dict(config)
+        return {**config, "widths": imported_widths(tensors, config.get("groups", [1]))}
+
     @property
     def classifier(self) -> nn.Module:
         """The layer whose outputs are the classes: never pruned."""
@@ -196,9 +207,9 @@ def _stage_widths(
 
 
 def imported_widths(tensors: Mapping[str, Tensor], groups: Sequence[int]) -> list[int]:
-    """Return stage widths of a CP-ResNet with just the shortcuts that a state dict has.
+    """Return stage widths of a CP-ResNet that has the same shortcuts as a state dict.
 
-    They are those of the tensors, unless a cut made both sides of a shortcut equally wide: then one
+    They are those of the tensors, unless pruning made both sides of a shortcut equally wide: then one
     side is wider here, and `cpprune.models.resize.fit` narrows it.
 
     Args:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpprune.models.registry import register
+
 BLOCKS = (3, 2, 1)
 STRIDES = {3: (1, 2), 4: (2, 1)}  # by number of the block; 1 elsewhere
 
@@ -45,7 +47,7 @@ def _convolution(
 
 
 class InvertedBottleneck(nn.Module):
-    """1×1 wider – depthwise 3×3 – 1×1 narrower; the shortcut, where widths are equal; ReLU."""
+    """1×1 expansion – depthwise 3×3 – 1×1 projection, plus the shortcut if widths are equal; ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: tuple[int, int], expansion: float
@@ -69,6 +71,7 @@ class InvertedBottleneck(nn.Module):
         return functional.relu(y)
 
 
+@register("cp_mobile")
 class CPMobile(nn.Module):
     """CP-Mobile of three stages with three, two and one blocks.
 

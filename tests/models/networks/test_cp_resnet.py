@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import cpprune
 from cpprune.evaluation.complexity import count_parameters, receptive_field
 from cpprune.models.config import ModelConfig
-from cpprune.models.cp_resnet import CPResNet
+from cpprune.models.networks.cp_resnet import CPResNet
 
 GAIN = nn.init.calculate_gain("relu")  # so that activations stay as large from layer to layer
 
