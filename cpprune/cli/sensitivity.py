@@ -53,7 +53,7 @@ def sensitivity(argv: list[str]) -> int:
 
     from cpprune.data.loader import open_checked
     from cpprune.models import artifact
-    from cpprune.pruning.calibration import measure_saliency
+    from cpprune.pruning.importance import measure_saliency
     from cpprune.pruning.sensitivity import SENSITIVITY, measure_sensitivity, write_sensitivity
     from shards.files.ownership import claim
 
