@@ -25,7 +25,9 @@ from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models import artifact
 from cpprune.models.registry import build_model
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import make_plan, preview
+from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.planner import make_plan
+from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -93,7 +95,7 @@ class Row:
         parameters: before and after.
         macs: before and after.
         cut: groups that lost channels.
-        left_alone: by layer, why its group lost none.
+        not_prunable: by layer, why its group is not pruned.
         difference: largest between the outputs of the pruned network and of the one loaded.
         trains: whether a step had a finite loss, and just the parameters that had a gradient before
             the cut have one after it.
@@ -102,12 +104,12 @@ class Row:
     parameters: tuple[int, int]
     macs: tuple[int, int]
     cut: int
-    left_alone: dict[str, str]
+    not_prunable: dict[str, str]
     difference: float
     trains: bool
 
 
-def examine(entry: Entry, folder: Path) -> Row:
+def prune_and_load(entry: Entry, folder: Path) -> Row:
     """Prune a network by 0.3, write it to the folder, load it, train it.
 
     Raises:
@@ -120,15 +122,8 @@ def examine(entry: Entry, folder: Path) -> Row:
     before = count_parameters(network), count_macs(network, shape)
     trained_before = _step(network, shape)
     network = build_model(family, num_classes=len(CLASSES), **arguments)
-    plan = make_plan(
-        network,
-        shape,
-        criterion="magnitude",
-        scope="local",
-        ratio=0.3,
-        original_widths=layer_widths(network),
-    )
-    left_alone = preview(network, shape, [plan])["left_alone"]
+    plan = make_plan(network, shape, PruneConfig(ratio=0.3), original_widths=layer_widths(network))
+    not_prunable = preview(network, shape, [plan])["left_alone"]
     apply_plan(network, shape, plan)
     model = artifact.Model(
         network,
@@ -147,8 +142,8 @@ def examine(entry: Entry, folder: Path) -> Row:
     return Row(
         parameters=(before[0], after[0]),
         macs=(before[1], after[1]),
-        cut=sum(len(group["keep"]) < group["width"] for group in plan["groups"]),
-        left_alone=left_alone,
+        cut=sum(bool(group.removed) for group in plan.groups),
+        not_prunable=not_prunable,
         difference=difference,
         trains=trained_before is not None and _step(again.network, shape) == trained_before,
     )
@@ -181,7 +176,7 @@ def main(names: list[str]) -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                row = examine(entry, Path(folder) / "model")
+                row = prune_and_load(entry, Path(folder) / "model")
             except InputError as error:
                 failures += name not in REFUSED
                 print(f"{name:<25} {error}", flush=True)
@@ -189,7 +184,7 @@ def main(names: list[str]) -> int:
         failures += row.difference > 0 or not row.trains or name in REFUSED
         arrows = [f"{a:,} → {b:,}" for a, b in (row.parameters, row.macs)]
         print(
-            f"{name:<25} {arrows[0]:>25} {arrows[1]:>29} {row.cut:>4} {len(row.left_alone):>4} "
+            f"{name:<25} {arrows[0]:>25} {arrows[1]:>29} {row.cut:>4} {len(row.not_prunable):>4} "
             f"{row.difference:>10g} {'ok' if row.trains else 'FAILED'}",
             flush=True,
         )

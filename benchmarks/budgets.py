@@ -29,8 +29,8 @@ from cpprune import build_model
 from cpprune.evaluation.complexity import count_macs, count_parameters, latency
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.allocation import parse_budget
-from cpprune.pruning.curves import read_sensitivity
-from cpprune.pruning.plan import make_plan
+from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.planner import make_plan
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -45,11 +45,11 @@ RATIOS = (0.2, 0.4, 0.6, 0.8)
 SENSITIVITY_CLIPS = 120
 
 
-def cut_to(network: torch.nn.Module, **how: Any) -> torch.nn.Module:
+def cut_to(network: torch.nn.Module, **prune: Any) -> torch.nn.Module:
     """Return a copy cut to a budget in a scope."""
     twin = copy.deepcopy(network)
-    settings = {"criterion": "magnitude", "original_widths": layer_widths(twin), **how}
-    apply_plan(twin, INPUT_SHAPE, make_plan(twin, INPUT_SHAPE, **settings))
+    config, widths = PruneConfig(**prune), layer_widths(twin)
+    apply_plan(twin, INPUT_SHAPE, make_plan(twin, INPUT_SHAPE, config, original_widths=widths))
     return twin
 
 
@@ -123,7 +123,7 @@ def scopes(folder: Path) -> None:
             model, split, criterion="magnitude", ratios=RATIOS, clips=SENSITIVITY_CLIPS
         )
         write_sensitivity(found, folder)
-    curves = read_sensitivity(folder / "sensitivity.json")
+    curves = str(folder / "sensitivity.json")
     network = model.network
     rows = {
         "whole": network,

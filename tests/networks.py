@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpprune.distributed.collectives import structure
+from cpprune.models.fingerprint import structure
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import make_plan
+from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.plan import GroupPlan, Plan
+from cpprune.pruning.planner import make_plan
 from cpprune.pruning.surgery import apply_plan
 
 # Of one input: small, so that nothing takes long.
@@ -36,8 +38,8 @@ PRUNED = {
 def keep_first(network: nn.Module, widths: dict[str, int]) -> None:
     """Cut the network to the first channels of each of these layers."""
     now = layer_widths(network)
-    groups = [{"layer": n, "width": now[n], "keep": list(range(w))} for n, w in widths.items()]
-    apply_plan(network, SHAPE, {"structure": structure(network), "groups": groups})
+    groups = [GroupPlan(layer, now[layer], list(range(w))) for layer, w in widths.items()]
+    apply_plan(network, SHAPE, Plan(structure=structure(network), weights="", groups=groups))
 
 
 def randomised(network: nn.Module, seed: int = 0, gain: float = 1) -> nn.Module:
@@ -65,15 +67,16 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def plan_for(network: nn.Module, shape: tuple[int, ...] = SHAPE, **changes: Any) -> dict[str, Any]:
-    """Plan the cut of the recipe, but for what `changes` says otherwise."""
-    settings: dict[str, Any] = {
-        "criterion": "magnitude",
-        "scope": "local",
-        "ratio": 0.41,
-        "original_widths": layer_widths(network),
-    }
-    return make_plan(network, shape, **(settings | changes))
+def plan_for(network: nn.Module, shape: tuple[int, ...] = SHAPE, **changes: Any) -> Plan:
+    """Plan the cut of the recipe; `changes` are keys of PruneConfig or arguments of `make_plan`."""
+    own = ("original_widths", "fraction", "seed", "saliency", "measure")
+    arguments = {key: changes.pop(key) for key in own if key in changes}
+    if not {"ratio", "budget"} & changes.keys():
+        changes["ratio"] = 0.41
+    config = PruneConfig(**changes)
+    return make_plan(
+        network, shape, config, **{"original_widths": layer_widths(network), **arguments}
+    )
 
 
 class Smooth(nn.Module):

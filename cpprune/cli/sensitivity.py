@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cpprune.cli.arguments import OneLineParser
 from shards.cli.arguments import whole_number
@@ -53,7 +53,7 @@ def sensitivity(argv: list[str]) -> int:
 
     from cpprune.data.loader import open_checked
     from cpprune.models import artifact
-    from cpprune.pruning.calibration import measure_saliency
+    from cpprune.pruning.importance import measure_saliency
     from cpprune.pruning.sensitivity import SENSITIVITY, measure_sensitivity, write_sensitivity
     from shards.files.ownership import claim
 
@@ -95,10 +95,10 @@ def _ratios(text: str) -> list[float]:
 
 
 def _pruning(criterion: str) -> PruneConfig:
-    from cpprune.pruning.config import Criterion, PruneConfig
+    from cpprune.pruning.config import PruneConfig
 
     try:
-        return PruneConfig(criterion=cast(Criterion, criterion))
+        return PruneConfig(criterion=criterion)
     except ValueError as error:
         raise InputError(str(error).replace("prune.criterion=", "--criterion ")) from None
 

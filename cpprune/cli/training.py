@@ -74,17 +74,20 @@ def _dry_run(parsed: ParsedRun) -> int:
     from cpprune.evaluation.complexity import latency
     from cpprune.models.resize import layer_widths
     from cpprune.pruning.allocation import parse_budget
-    from cpprune.pruning.calibration import measure_saliency
-    from cpprune.pruning.plan import Plan, make_plan, preview, read_plan, write_plan
-    from cpprune.pruning.saliency import MEASURES
-    from cpprune.pruning.schedule import events, plan_arguments
+    from cpprune.pruning.criteria import CRITERIA
+    from cpprune.pruning.importance import measure_saliency
+    from cpprune.pruning.plan import Plan, read_plan, write_plan
+    from cpprune.pruning.planner import make_plan
+    from cpprune.pruning.preview import preview
+    from cpprune.pruning.schedule import events
     from cpprune.pruning.surgery import apply_plan
     from cpprune.training.create_model import planned_model
 
     config: RunConfig = parsed.config
     if config.prune.save_plan:
         check_output(Path(config.prune.save_plan), "--prune.save_plan")
-    if config.prune.criterion in MEASURES and config.init is None:
+    needs_data = CRITERIA[config.prune.criterion].needs_data
+    if needs_data and config.init is None:
         raise InputError(
             f"prune.criterion={config.prune.criterion} looks at a trained network and its data: give "
             "--init MODEL and --data.path"
@@ -97,7 +100,7 @@ def _dry_run(parsed: ParsedRun) -> int:
     plans: list[Plan] = []
     for event in events(config.prune):
         saliency = None
-        if config.prune.criterion in MEASURES:
+        if needs_data:
             data = config.data
             dataset = open_checked(data.path, model, data.cache, data.cache_bytes)
             train = dataset.split("train")
@@ -108,8 +111,10 @@ def _dry_run(parsed: ParsedRun) -> int:
             plan = make_plan(
                 network,
                 model.input_shape,
+                config.prune,
                 original_widths=original,
-                **plan_arguments(config.prune, event, config.seed),
+                fraction=event.fraction,
+                seed=config.seed,
                 saliency=saliency,
             )
         apply_plan(network, model.input_shape, plan)

@@ -20,6 +20,7 @@ from torch import Tensor
 from cpprune.data.config import DataConfig
 from cpprune.data.memory import Resident, load_resident, torch_dtype
 from cpprune.data.prefetch import Feed, Fetch
+from cpprune.models.example import example_input
 from shards.errors import InputError
 from shards.files.atomic import writing
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
@@ -101,7 +102,7 @@ def check_fits(dataset: Dataset, model: Model) -> None:
         )
     try:
         with torch.no_grad():
-            example = torch.zeros(1, *model.input_shape, device=next(model.parameters()).device)
+            example = example_input(model.network, model.input_shape)
             was_training = model.network.training
             model.network.eval()(example)
             model.network.train(was_training)

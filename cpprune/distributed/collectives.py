@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpprune.distributed.process_group import rank, world_size
+from cpprune.models.fingerprint import fingerprint
 from shards.errors import InputError
 
 
@@ -96,21 +96,6 @@ def share_buffers(network: nn.Module) -> None:
     if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Return the sha256 of every name, shape, dtype and byte of parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def structure(network: nn.Module) -> str:
-    """Return the sha256 of every name and shape of parameters and buffers."""
-    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in network.state_dict().items())
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> str:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cpprune.models.networks import NAMES
 from cpprune.settings.choices import check_choices
-
-if TYPE_CHECKING:
-    Family = str
-else:
-    Family = Literal[NAMES]
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """Network architecture."""
 
-    name: Family = "cp_resnet"
+    name: Literal[NAMES] = "cp_resnet"  # type: ignore[valid-type]
     """network family: a module of cpprune.models.networks"""
     factory: str | None = None
     """a network of your own instead of a family: package.module:function, a subclass of

@@ -1,4 +1,4 @@
-"""How much is cut: from a ratio, or from limits on what the network may cost.
+"""How many channels each group keeps: from a ratio, or from limits on the cost of the network.
 
 Shapes: G channel groups, P parameters of the network, D dimensions of a parameter, N candidates.
 """
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cpprune.evaluation.complexity import BYTES_PER_PARAMETER, macs_per_parameter
+from cpprune.models.example import example_input
 from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
 from shards.errors import InputError
 from shards.random_stream import RandomStream
@@ -102,9 +102,9 @@ class CostModel:
 def cost_model(
     network: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]
 ) -> CostModel:
-    """Learn the cost model by cutting one unit of each group from a twin and looking.
+    """Fit the cost model by removing one pruning unit of each group from a copy.
 
-    So it holds for any architecture whose parameters have dimensions linear in the widths.
+    It is exact for any architecture whose parameter dimensions are linear in the widths.
     """
     before = {name: tuple(p.shape) for name, p in network.named_parameters()}
     depth = max(len(shape) for shape in before.values())
@@ -116,8 +116,7 @@ def cost_model(
         if group.width == group.blocks:
             continue  # it cannot get narrower
         twin = copy.deepcopy(network)
-        example = torch.zeros(1, *input_shape, device=next(twin.parameters()).device)
-        with dependency_graph(twin, example) as graph:
+        with dependency_graph(twin, example_input(twin, input_shape)) as graph:
             remove_channels(graph, twin, group.layer, group.channels([0]))
         for number, (name, parameter) in enumerate(twin.named_parameters()):
             for axis, size in enumerate(parameter.shape):
@@ -137,8 +136,10 @@ def feasible(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> ND
     return met
 
 
-def used(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArray[np.float64]:
-    """Return how far each candidate uses its tightest limit up, [N]; 1 is all."""
+def utilisation(
+    model: CostModel, limits: Sequence[Limit], widths_NG: Widths
+) -> NDArray[np.float64]:
+    """Return the share of its tightest limit that each candidate uses, [N]."""
     cost = model.cost(widths_NG)
     shares = np.array([cost[limit.quantity] / limit.bound for limit in limits])
     tightest: NDArray[np.float64] = shares.max(axis=0)
@@ -147,12 +148,12 @@ def used(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArra
 
 @dataclass(frozen=True)
 class Bounds:
-    """What widths may be, [G] each.
+    """Bounds of the widths, [G] each.
 
     Attributes:
-        narrowest: at least this.
-        widest: at most this: the widths as they are.
-        multiple: and a multiple of this, unless as wide as it is.
+        narrowest: smallest allowed widths.
+        widest: largest allowed widths: the current ones.
+        multiple: widths are multiples of this, or the largest.
     """
 
     narrowest: Widths
@@ -175,7 +176,7 @@ def bounds(groups: Sequence[ChannelGroup], min_width: int, round_to: int) -> Bou
 
 
 def uniform(original: Sequence[int], ratio: float) -> Widths:
-    """Return the widths after cutting the same part of every group, rounded down."""
+    """Return the widths after removing the same fraction of every group, rounded down."""
     return np.floor(np.array(original) * (1 - ratio) + 1e-9).astype(np.int64)
 
 
@@ -216,7 +217,7 @@ def allocate(
         model: what widths cost.
         limits: all have to be met.
         allowed: what widths may be.
-        narrowing: widths for the part that is cut, from 0 to 1.
+        narrowing: widths for the fraction that is removed, from 0 to 1.
 
     Raises:
         InputError: no widths meet all limits; it names the limit and the least that is possible.
@@ -246,7 +247,7 @@ def allocate(
     steps *= allowed.multiple
     candidates = np.concatenate((base[None], allowed.fit(base + steps)))
     candidates = candidates[feasible(model, limits, candidates)]
-    share = np.round(used(model, limits, candidates), 9)
+    share = np.round(utilisation(model, limits, candidates), 9)
     distance = (((candidates - base) / model.widths) ** 2).sum(1)
     chosen: Widths = candidates[np.lexsort((distance, -share))[0]]
     return chosen
@@ -268,7 +269,7 @@ def meet_latency(
         limit: on latency.
         start: no group gets wider than this.
         allowed: what widths may be.
-        narrowing: widths for the part that is cut, from 0 to 1.
+        narrowing: widths for the fraction that is removed, from 0 to 1.
         measure: the milliseconds that the network takes when it is cut to widths.
 
     Raises:
@@ -277,8 +278,8 @@ def meet_latency(
     if measure(start) <= limit.bound:
         return start
     path = [start]
-    for part in np.linspace(0, 1, 1 + int(allowed.widest.sum())):
-        widths = np.minimum(start, allowed.fit(narrowing(float(part))))
+    for fraction in np.linspace(0, 1, 1 + int(allowed.widest.sum())):
+        widths = np.minimum(start, allowed.fit(narrowing(float(fraction))))
         if (widths != path[-1]).any():
             path.append(widths)
     slow, fast = 0, len(path) - 1

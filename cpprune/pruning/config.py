@@ -6,19 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from cpprune.pruning.criteria import CRITERIA, check_options
 from cpprune.settings.choices import check_choices
-
-Criterion = Literal[
-    "magnitude",
-    "magnitude_l2",
-    "bn_scale",
-    "group_norm",
-    "lamp",
-    "fpgm",
-    "taylor",
-    "hessian",
-    "random",
-]
 
 
 @dataclass(kw_only=True)
@@ -34,9 +23,8 @@ class PruneConfig:
     """file of a pruning plan to apply as it is, instead of a ratio or a budget"""
     save_plan: str | None = None
     """with --dry-run: write the plan to this file, for prune.plan"""
-    criterion: Criterion = "magnitude"
-    """importance criterion: magnitude, magnitude_l2, bn_scale, group_norm, lamp, fpgm, taylor, hessian
-    or random"""
+    criterion: Literal[tuple(CRITERIA)] = "magnitude"  # type: ignore[valid-type]
+    """importance criterion"""
     reduction: Literal["mean", "sum", "max", "prod"] | None = None
     """how the scores of a channel in the coupled layers of its group are combined: mean, sum, max or
     prod (default: the criterion's own)"""
@@ -101,8 +89,6 @@ class PruneConfig:
             )
         check_choices(self, "prune")
         if self.reduction is not None or self.normaliser is not None:
-            from cpprune.pruning.criteria import check_options
-
             check_options(self.criterion, self.reduction, self.normaliser)
         if (self.scope == "sensitivity") != (self.sensitivity is not None):
             raise ValueError(

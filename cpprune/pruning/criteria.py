@@ -1,82 +1,164 @@
-"""How important each channel is, by Torch-Pruning's importance functions."""
+"""Pruning criteria: how important a channel is. Importable without torch.
+
+A criterion is one decorated function in this file; configuration, help and tests find it in `CRITERIA`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from cpprune.pruning.groups import ChannelGroup
-from shards.errors import InputError
-from shards.random_stream import RandomStream
-
-
-def _norm(p: int, reduction: str, normaliser: str) -> Callable[[int], Any]:
-    def make(seed: int) -> Any:
-        import torch_pruning as tp
-
-        return tp.importance.MagnitudeImportance(
-            p=p, group_reduction=reduction, normalizer=normaliser
-        )
-
-    return make
-
-
-def _library(name: str) -> Callable[[int], Any]:
-    def make(seed: int) -> Any:
-        import torch_pruning as tp
-
-        return getattr(tp.importance, name)()
-
-    return make
-
-
-def _random(seed: int) -> Any:
-    def number(group: Any) -> Tensor:
-        # Every machine draws the same for a group of this name and width.
-        layer, width = group[0].dep.target.name, len(group[0].idxs)
-        words = RandomStream(seed, width, *layer.encode()).words(width)
-        return torch.from_numpy(words.astype(np.float64))
-
-    return number
-
-
-# What scores the channels of a group, made for a seed.
-CRITERIA: dict[str, Callable[[int], Any]] = {
-    # mean L1 norm over the tensors of the group (Li et al., ICLR 2017)
-    "magnitude": _norm(1, "mean", "mean"),
-    # the same with L2 (squared)
-    "magnitude_l2": _norm(2, "mean", "mean"),
-    # BatchNorm's scaling factors (Liu et al., "Network Slimming", ICCV 2017)
-    "bn_scale": _library("BNScaleImportance"),
-    # L2 norm over the whole group (Fang et al., CVPR 2023)
-    "group_norm": _norm(2, "sum", "max"),
-    # layer-adaptive magnitude (Lee et al., ICLR 2021)
-    "lamp": _library("LAMPImportance"),
-    # distance from the geometric median (He et al., CVPR 2019)
-    "fpgm": _library("FPGMImportance"),
-    # first- and second-order effect on the loss: see `cpprune.pruning.saliency`
-    "taylor": _norm(1, "mean", "mean"),
-    "hessian": _norm(1, "mean", "mean"),
-    # the control of all criteria
-    "random": _random,
-}
-
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "max", "prod")
 NORMALISERS = ("mean", "max", "sum", "none")
 
+Needs = Literal["weights", "gradients", "squared_gradients"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How the channels of a group are scored.
+
+    Attributes:
+        name: its word in the configuration.
+        source: the paper.
+        needs: what it looks at: the weights alone, or also the mean over a slice of the training clips
+            of the loss's gradients, or of their squares.
+        options: which of `reduction` and `normaliser` can be set.
+        function: for "weights": seed → Torch-Pruning importance, which maps a coupled group to scores
+            (None: nothing to score); else: (weights, mean) → the saliency of each weight, which then
+            takes the weight's place in `magnitude`.
+    """
+
+    name: str
+    source: str
+    needs: Needs
+    options: tuple[str, ...]
+    function: Callable[..., Any]
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether scores depend on training clips."""
+        return self.needs != "weights"
+
+    def importance(self, seed: int) -> Any:
+        """Return what maps a coupled group to scores; `seed` is that of the criterion random."""
+        return magnitude(seed) if self.needs_data else self.function(seed)
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+_Function = Callable[..., Any]
+
+
+def criterion(
+    *,
+    source: str,
+    needs: Needs = "weights",
+    options: tuple[str, ...] = ("reduction", "normaliser"),
+) -> Callable[[_Function], _Function]:
+    """Register a function under its name as a criterion; see `Criterion`."""
+
+    def register(function: _Function) -> _Function:
+        name = function.__name__
+        CRITERIA[name] = Criterion(name, source, needs, options, function)
+        return function
+
+    return register
+
+
+@criterion(source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017")
+def magnitude(seed: int) -> Any:
+    """Mean L1 norm over the tensors of the group."""
+    return _norm(1, "mean", "mean")
+
+
+@criterion(source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017")
+def magnitude_l2(seed: int) -> Any:
+    """Mean squared L2 norm over the tensors of the group."""
+    return _norm(2, "mean", "mean")
+
+
+@criterion(source="Liu et al., Network Slimming, ICCV 2017")
+def bn_scale(seed: int) -> Any:
+    """Scaling factors of batch normalisation."""
+    return _torch_pruning().BNScaleImportance()
+
+
+@criterion(source="Fang et al., DepGraph, CVPR 2023")
+def group_norm(seed: int) -> Any:
+    """Squared L2 norm over the whole group."""
+    return _norm(2, "sum", "max")
+
+
+@criterion(source="Lee et al., LAMP, ICLR 2021", options=("reduction",))
+def lamp(seed: int) -> Any:
+    """Layer-adaptive magnitude, which is a normaliser itself."""
+    return _torch_pruning().LAMPImportance()
+
+
+@criterion(source="He et al., FPGM, CVPR 2019")
+def fpgm(seed: int) -> Any:
+    """Distance from the geometric median of the filters."""
+    return _torch_pruning().FPGMImportance()
+
+
+@criterion(
+    source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
+    needs="gradients",
+)
+def taylor(weights: Tensor, gradient: Tensor) -> Tensor:
+    """First-order effect on the loss: |w · ∂L/∂w|."""
+    return (weights * gradient).abs()
+
+
+@criterion(
+    source="LeCun et al., Optimal Brain Damage, NeurIPS 1989; Theis et al., 2018",
+    needs="squared_gradients",
+)
+def hessian(weights: Tensor, squared_gradient: Tensor) -> Tensor:
+    """Second-order effect on the loss: ½ · w² · E[(∂l/∂w)²], with the empirical Fisher information."""
+    return 0.5 * weights.square() * squared_gradient
+
+
+@criterion(source="control for the other criteria", options=())
+def random(seed: int) -> Any:
+    """Pseudo-random numbers, the same on every machine for a group of this name and width."""
+    import numpy as np
+    import torch
+
+    from shards.random_stream import RandomStream
+
+    def scores(group: Any) -> Tensor:
+        layer, width = group[0].dep.target.name, len(group[0].idxs)
+        words = RandomStream(seed, width, *layer.encode()).words(width)
+        return torch.from_numpy(words.astype(np.float64))
+
+    return scores
+
+
+def _norm(p: int, reduction: str, normaliser: str) -> Any:
+    return _torch_pruning().MagnitudeImportance(
+        p=p, group_reduction=reduction, normalizer=normaliser
+    )
+
+
+def _torch_pruning() -> Any:
+    import torch_pruning
+
+    return torch_pruning.importance
+
 
 def check_options(criterion: str, reduction: str | None, normaliser: str | None) -> None:
-    """Raise ValueError unless a criterion can be scored in this way; None is its own way.
+    """Raise ValueError unless the criterion takes these options; None is the criterion's own choice.
 
     Args:
         criterion: see `CRITERIA`.
-        reduction: how the scores that a channel has in the layers of its group become one.
-        normaliser: what the scores of a group are divided by.
+        reduction: how the scores of a channel in the layers of its group are combined.
+        normaliser: statistic that a group's scores are divided by.
     """
     for name, value, choices in (
         ("reduction", reduction, REDUCTIONS),
@@ -84,57 +166,5 @@ def check_options(criterion: str, reduction: str | None, normaliser: str | None)
     ):
         if value is not None and value not in choices:
             raise ValueError(f"prune.{name}={value!r}: choose one of {', '.join(choices)}")
-        if value is not None and (criterion == "random" or (criterion, name) == FIXED):
+        if value is not None and name not in CRITERIA[criterion].options:
             raise ValueError(f"prune.criterion={criterion} has no prune.{name}: leave it out")
-
-
-# LAMP is a normaliser.
-FIXED = ("lamp", "normaliser")
-
-
-def score(
-    criterion: str,
-    groups: list[ChannelGroup],
-    seed: int = 0,
-    reduction: str | None = None,
-    normaliser: str | None = None,
-) -> list[Tensor]:
-    """Return the scores of each group: one a unit, [width / blocks] float64 on the host.
-
-    Args:
-        criterion: see `CRITERIA`.
-        groups: from `channel_groups`.
-        seed: of the criterion random.
-        reduction: see `check_options`.
-        normaliser: see `check_options`.
-
-    Raises:
-        InputError: the criterion cannot tell the channels of a group apart on this network.
-    """
-    importance = CRITERIA[criterion](seed)
-    if reduction is not None:
-        importance.group_reduction = reduction
-    if normaliser is not None:
-        importance.normalizer = None if normaliser == "none" else normaliser
-    scores = []
-    for group in groups:
-        found = importance(group.coupled)
-        if found is None:
-            raise InputError(
-                f"prune.criterion={criterion}: finds nothing to score in {group.layer}, which has no "
-                "such layers: use another, such as magnitude"
-            )
-        values = found.detach().double().cpu()
-        values = values.view(group.blocks, -1).mean(0)
-        if not torch.isfinite(values).all():
-            raise InputError(
-                f"prune.criterion={criterion}: gives scores that are not finite in {group.layer}; "
-                "this network cannot be scored by it (untrained?): use another, such as magnitude"
-            )
-        if len(values) > 1 and (values == values[0]).all():
-            raise InputError(
-                f"prune.criterion={criterion}: gives every channel of {group.layer} the same score, "
-                "as it does on an untrained network: train first (--init), or use magnitude"
-            )
-        scores.append(values)
-    return scores

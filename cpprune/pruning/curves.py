@@ -1,4 +1,4 @@
-"""What each cut costs: the file of `cpprune sensitivity`, and the order of cuts that follows from it."""
+"""Sensitivity curves: the file of `cpprune sensitivity`, and the cost of each pruning unit."""
 
 from __future__ import annotations
 
@@ -141,9 +141,8 @@ def unit_costs(
     costs = []
     for group in groups:
         curve = sensitivity.curves[group.layer]
-        units = curve.width // group.blocks
-        part = np.arange(1, units + 1) / units
-        cost = np.interp(part, curve.cut, curve.increase)
-        cost = np.where(part > curve.cut[-1] + 1e-9, beyond + part - curve.cut[-1], cost)
-        costs.append(torch.from_numpy(cost + 1e-9 * part))
+        fraction = np.arange(1, group.units + 1) / group.units
+        cost = np.interp(fraction, curve.cut, curve.increase)
+        cost = np.where(fraction > curve.cut[-1] + 1e-9, beyond + fraction - curve.cut[-1], cost)
+        costs.append(torch.from_numpy(cost + 1e-9 * fraction))
     return costs

@@ -1,4 +1,4 @@
-"""Which channels hang together, and cutting them.
+"""Coupled channel groups and their removal.
 
 Channels are grouped by Torch-Pruning's dependency graph (Fang et al., "DepGraph: Towards Any
 Structural Pruning", CVPR 2023).
@@ -22,14 +22,14 @@ from shards.errors import InputError
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Layers whose output channels can only be cut together.
+    """Layers whose output channels can only be removed together.
 
     Attributes:
-        layer: name of the convolution or linear layer that stands for the group.
+        layer: name of a convolution or linear layer of the group, which names the group.
         width: its number of output channels.
-        blocks: into how many equal blocks grouped convolutions and norms, or gates, divide them; every
-            block loses the same of its channels, so a unit of cutting is this many channels.
-        coupled: the group as Torch-Pruning holds it; None where it finds none.
+        blocks: number of equal blocks into which grouped convolutions, norms or gates divide them. A
+            pruning unit is the channels at one position of every block: they are removed together.
+        coupled: Torch-Pruning's group; None where it finds none.
     """
 
     layer: str
@@ -37,10 +37,14 @@ class ChannelGroup:
     blocks: int
     coupled: Any
 
+    @property
+    def units(self) -> int:
+        """Number of pruning units: channels per block."""
+        return self.width // self.blocks
+
     def channels(self, units: Iterable[int]) -> list[int]:
-        """Return the channels of these units: the same place in every block."""
-        length = self.width // self.blocks
-        return sorted(b * length + unit for unit in units for b in range(self.blocks))
+        """Return the channels of these pruning units, sorted."""
+        return sorted(b * self.units + unit for unit in units for b in range(self.blocks))
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Graph:
 def dependency_graph(network: nn.Module, example: Tensor) -> Iterator[Graph]:
     """Trace the network and yield its graph.
 
-    Modes and requires_grad are afterwards what they were, also for layers that were cut.
+    Modes and requires_grad are restored afterwards, also of layers that were pruned.
 
     Args:
         network: unwrapped module.
@@ -90,7 +94,7 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
 
     try:
         # With a function of its own, so that the network is not tried on anything but the example.
-        with _unsaid():
+        with _without_warnings():
             return tp.DependencyGraph().build_dependency(
                 network, example, forward_fn=lambda whole, x: whole(x), verbose=False
             )
@@ -103,7 +107,7 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
 
 
 def coupled_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
-    """Return all groups, whether they can be cut or not: see `cpprune.pruning.prunable`."""
+    """Return all groups, prunable or not; see `cpprune.pruning.prunable`."""
     names = {module: name for name, module in network.named_modules()}
     groups: list[ChannelGroup] = []
     seen: set[nn.Module] = set()
@@ -113,8 +117,8 @@ def coupled_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
         layer, width = names[module], output_width(module)
         try:
             group = _coupled(graph, network, layer, list(range(width)))
-            together = cut_together(graph, network, layer, [0])
-        except Exception:  # the library fails in many ways on what it does not know: not to be cut
+            together = coupled_outputs(graph, network, layer, [0])
+        except Exception:  # Torch-Pruning fails in many ways on unknown operations: not prunable
             groups.append(ChannelGroup(layer, width, 1, None))
             continue
         pruned_outputs = graph.dependencies.is_out_channel_pruning_fn
@@ -125,7 +129,7 @@ def coupled_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
 
 
 def _divisions(group: Any) -> list[int]:
-    """Return into how many equal blocks grouped layers divide the channels, each of them."""
+    """Return the number of blocks of each grouped convolution and norm of the group."""
     numbers = [1]
     for item in group:
         layer = item.dep.target.module
@@ -142,15 +146,15 @@ def _equal_parts(channels: list[int], width: int) -> int:
     return number if channels == list(range(0, width, max(1, width // number))) else 1
 
 
-def cut_together(graph: Graph, network: nn.Module, layer: str, channels: list[int]) -> list[int]:
-    """Return the output channels of the layer that go when these are cut, sorted."""
+def coupled_outputs(graph: Graph, network: nn.Module, layer: str, channels: list[int]) -> list[int]:
+    """Return the output channels of the layer that are removed with these, sorted."""
     return sorted(_coupled(graph, network, layer, channels)[0].idxs)
 
 
-def goes_too_far(graph: Graph, group: ChannelGroup) -> bool:
-    """Return whether the group names channels that a layer does not have.
+def exceeds_width(graph: Graph, group: ChannelGroup) -> bool:
+    """Return whether the group contains channel indices beyond the width of a layer.
 
-    So it is where the graph takes another axis for the channels, such as the tokens of a mixer.
+    It does where the graph takes another axis, such as the tokens of a mixer, for the channels.
     """
     dependencies = graph.dependencies
     for dependency, channels in group.coupled or []:
@@ -163,13 +167,13 @@ def goes_too_far(graph: Graph, group: ChannelGroup) -> bool:
 
 
 def remove_channels(graph: Graph, network: nn.Module, layer: str, channels: list[int]) -> None:
-    """Cut output channels of a layer, and all that hangs together with them, in place.
+    """Remove output channels of a layer, and all that is coupled with them, in place.
 
     Args:
         graph: the network's, from `dependency_graph`.
         network: unwrapped module.
         layer: name of a convolution or linear layer.
-        channels: numbers of its output channels.
+        channels: indices of its output channels.
     """
     _coupled(graph, network, layer, channels).prune()
 
@@ -180,13 +184,13 @@ def _coupled(graph: Graph, network: nn.Module, layer: str, channels: list[int]) 
     module = network.get_submodule(layer)
     linear = isinstance(module, nn.Linear)
     prune = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
-    with _unsaid():
+    with _without_warnings():
         return graph.dependencies.get_pruning_group(module, prune, idxs=channels)
 
 
 @contextmanager
-def _unsaid() -> Iterator[None]:
-    """Keep Torch-Pruning's warnings to itself: what it gets wrong, the probe finds out."""
+def _without_warnings() -> Iterator[None]:
+    """Silence Torch-Pruning's warnings: `cpprune.pruning.prunable` finds what it gets wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
-"""Which groups of channels can be cut: one unit of each is cut from a twin, to see what becomes of it.
+"""Which channel groups are prunable: one unit of each is removed from a copy, and the outputs compared.
 
-No layer is known by its name or kind. The classifier shows itself by outputs that get fewer, heads of
-an attention by a reshape that fails; and a cut is right only if it does what silence does: the twin
-that lost channels must say the same as one whose cut entries are zero.
+No layer is recognised by name or kind. The classifier is found because the number of outputs falls,
+attention heads because a reshape fails. A group is prunable only if removing channels is the same as
+zeroing them: the pruned copy must give the outputs of one whose removed entries are zero.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from cpprune.pruning.groups import (
     ChannelGroup,
     Graph,
     coupled_groups,
-    cut_together,
+    coupled_outputs,
     dependency_graph,
-    goes_too_far,
+    exceeds_width,
     remove_channels,
 )
 from shards.errors import InputError
 
 
-def channel_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
-    """Return the groups that may be cut.
+def prunable_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
+    """Return the prunable groups.
 
     Raises:
         InputError: there is none.
     """
-    groups, left_alone = examine(graph, network)
+    groups, not_prunable = classify_groups(graph, network)
     if not groups:
-        reasons = "; ".join(f"{layer} {reason}" for layer, reason in left_alone.items())
+        reasons = "; ".join(f"{layer} {reason}" for layer, reason in not_prunable.items())
         raise InputError(f"nothing in this network can be cut: {reasons or 'it has no layers'}")
     return groups
 
 
-def examine(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Return the groups that may be cut, and for each of the others why not, by its layer.
+def classify_groups(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Return the prunable groups, and for each of the others, by its layer, why it is not pruned.
 
-    Groups that are as narrow as they can be count among the first.
+    Groups that are already as narrow as possible count as prunable.
     """
-    trial = _Trial(network, graph.example)
-    groups, left_alone = [], {}
+    trial = _TrialPruning(network, graph.example)
+    groups, not_prunable = [], {}
     for group in coupled_groups(graph, network):
         narrowest = group.coupled is not None and group.width == group.blocks
-        if goes_too_far(graph, group):
+        if exceeds_width(graph, group):
             reason: str | None = "is taken for another axis than that of the channels"
         else:
-            reason = None if narrowest else trial.cut(group)
+            reason = None if narrowest else trial.remove_unit(group)
         if reason is None:
             groups.append(group)
         else:
-            left_alone[group.layer] = reason
-    return groups, left_alone
+            not_prunable[group.layer] = reason
+    return groups, not_prunable
 
 
-class _Trial:
-    """A twin of the network on the host, in float64 with random weights, that is cut ever more.
+class _TrialPruning:
+    """A copy of the network on the host, in float64 with random weights, that is pruned group by group.
 
-    The parameters of the twin that is cut hold the numbers of their own entries, so what was cut is
-    read off it.
+    Each entry of the pruned copy's parameters holds its own index in the whole network, so what was
+    removed can be read off.
     """
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
@@ -89,7 +89,7 @@ class _Trial:
                 f"the network must return its logits as one tensor, not {type(logits).__name__}"
             )
         self.shape = logits.shape
-        self.done: list[tuple[str, list[int]]] = []
+        self.removed: list[tuple[str, list[int]]] = []
         self._start()
 
     def _start(self) -> None:
@@ -100,17 +100,17 @@ class _Trial:
             for parameter in self.twin.parameters():
                 numbers = torch.arange(parameter.numel(), dtype=torch.float64)
                 parameter.copy_(numbers.view_as(parameter))
-        for layer, channels in self.done:
+        for layer, channels in self.removed:
             remove_channels(self.graph, self.twin, layer, channels)
 
-    def cut(self, group: ChannelGroup) -> str | None:
-        """Cut a unit of the group; return why that cannot be done, or None."""
+    def remove_unit(self, group: ChannelGroup) -> str | None:
+        """Remove a unit of the group; return why it is not prunable, or None."""
         channels = group.channels([group.width // group.blocks // 2])
         layer = self.twin.get_submodule(group.layer)
         if output_width(layer) != group.width:
             return "is cut already with another group"
         try:
-            if cut_together(self.graph, self.twin, group.layer, channels) != channels:
+            if coupled_outputs(self.graph, self.twin, group.layer, channels) != channels:
                 return "loses more of its channels than those that are cut"
             remove_channels(self.graph, self.twin, group.layer, channels)
             reason = self._fault()
@@ -118,13 +118,13 @@ class _Trial:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             reason = f"cannot lose a channel ({text})"
         if reason is None:
-            self.done.append((group.layer, channels))
+            self.removed.append((group.layer, channels))
         else:
             self._start()
         return reason
 
     def _fault(self) -> str | None:
-        """Return what is wrong with the twin as it is cut now, or None."""
+        """Return what is wrong with the pruned copy, or None."""
         kept = {name: p.detach().long() for name, p in self.twin.named_parameters()}
         values = {name: p.detach().flatten() for name, p in self.whole.named_parameters()}
         fit(self.rebuilt, self.twin.state_dict())
@@ -132,24 +132,24 @@ class _Trial:
         outputs = self._outputs(self.rebuilt, {name: values[name][kept[name]] for name in kept})
         if outputs.shape != self.shape:
             return "makes the outputs of the network"
-        silent = {}
+        zeroed = {}
         for name, value in values.items():
-            silent[name] = torch.zeros_like(value)
-            silent[name][kept[name]] = value[kept[name]]
-            silent[name] = silent[name].view_as(self.whole.get_parameter(name))
-        expected = self._outputs(self.whole, silent)
+            zeroed[name] = torch.zeros_like(value)
+            zeroed[name][kept[name]] = value[kept[name]]
+            zeroed[name] = zeroed[name].view_as(self.whole.get_parameter(name))
+        expected = self._outputs(self.whole, zeroed)
         if not (outputs - expected).abs().max() <= 1e-6 * expected.abs().max():
             return "is mixed with other channels in a way that a cut does not follow"
         return None
 
     def _outputs(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad(), _Tame():
+        with torch.no_grad(), _BoundedNorms():
             outputs: Tensor = functional_call(network, dict(parameters), (self.x,))
         return outputs
 
 
 def _randomised(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Give every parameter and statistic a random value: of fresh weights, many are zero."""
+    """Give every parameter and statistic a random value: many initial ones are zero."""
     with torch.no_grad():
         for tensor in network.parameters():
             if tensor.ndim > 1:
@@ -163,11 +163,11 @@ def _randomised(network: nn.Module, generator: torch.Generator) -> nn.Module:
     return network
 
 
-class _Tame(TorchFunctionMode):
-    """Norms keep values small, and those over channels do not feel that a channel has gone.
+class _BoundedNorms(TorchFunctionMode):
+    """Replaces norms by a bounded function of each value, which does not depend on other channels.
 
-    They are called nonetheless, so that what they refuse is refused. Without bounds, random weights
-    make a deep network chaotic: rounding alone would tell its twins apart.
+    The norms are called nonetheless, for the errors that they raise. Without bounds, random weights make
+    a deep network chaotic: rounding alone would make the outputs differ.
     """
 
     def __torch_function__(
@@ -178,10 +178,10 @@ class _Tame(TorchFunctionMode):
             return result.tanh()
         if func not in (functional.layer_norm, functional.rms_norm, functional.group_norm):
             return result
-        given = inspect.signature(func).bind(*args, **(kwargs or {})).arguments
-        x: Tensor = given["input"].tanh()
+        bound = inspect.signature(func).bind(*args, **(kwargs or {})).arguments
+        x: Tensor = bound["input"].tanh()
         ones = (1,) * (x.ndim - 2) if func is functional.group_norm else ()
-        weight, bias = given.get("weight"), given.get("bias")
+        weight, bias = bound.get("weight"), bound.get("bias")
         if weight is not None:
             x = x * weight.view(*weight.shape, *ones)
         return x if bias is None else x + bias.view(*bias.shape, *ones)

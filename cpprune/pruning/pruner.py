@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from cpprune.distributed.collectives import check_ranks_equal, share_json
 from cpprune.distributed.process_group import rank
 from cpprune.models.artifact import Model
-from cpprune.pruning.calibration import measure_saliency
 from cpprune.pruning.config import PruneConfig
-from cpprune.pruning.plan import Plan, make_plan, read_plan
+from cpprune.pruning.importance import measure_saliency
+from cpprune.pruning.plan import Plan, read_plan
+from cpprune.pruning.planner import make_plan
 from cpprune.pruning.regularizers import Penalty
-from cpprune.pruning.schedule import Event, events, plan_arguments
+from cpprune.pruning.schedule import Event, events
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
 from shards.errors import InputError
 from shards.reader import Split
@@ -96,8 +97,10 @@ class Pruner:
         return lambda: make_plan(
             network,
             input_shape,
+            config,
             original_widths=original_widths,
-            **plan_arguments(config, event, self.seed),
+            fraction=event.fraction,
+            seed=self.seed,
             saliency=saliency,
         )
 
@@ -137,14 +140,13 @@ def prune_on_all_ranks(
     message: dict[str, object] = {}
     if rank() == 0:
         try:
-            message = {"plan": make()}
+            message = {"plan": make().to_json()}
         except InputError as error:
             message = {"error": str(error)}
     message = share_json(message, device)
     if "error" in message:
         raise InputError(str(message["error"]))
-    plan = message["plan"]
-    assert isinstance(plan, dict)
+    plan = Plan.from_json(message["plan"])
     if optimizer_state:
         optimizer_state = carry(optimizer_state, kept_entries(network, input_shape, plan))
     apply_plan(network, input_shape, plan)

@@ -1,7 +1,7 @@
-"""Penalties that drive whole channels towards zero before they are cut.
+"""Regularizers that drive whole channels towards zero before they are pruned.
 
-A penalty is a part of the loss, the same on every rank, so averaging gradients leaves it as it is: it
-works on any number of ranks and under any wrapper, also where no rank holds the whole gradient.
+A regularizer is a term of the loss that is equal on every rank, so averaging gradients over ranks does
+not change it: it works under any wrapper, also where no rank holds the whole gradient.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cpprune.models.example import example_input
 from cpprune.pruning.groups import ChannelGroup, Graph, dependency_graph
-from cpprune.pruning.prunable import channel_groups
+from cpprune.pruning.prunable import prunable_groups
 
 # DepGraph's exponent: the weakest channel of a group is pulled 2^4 times as much as the strongest.
 ALPHA = 4.0
@@ -57,10 +58,9 @@ class Penalty:
     ) -> None:
         self.kind, self.strength, self.until = kind, strength, until
         self.parameters = dict(network.named_parameters())
-        device = next(network.parameters()).device
-        with dependency_graph(network, torch.zeros(1, *input_shape, device=device)) as graph:
-            groups = channel_groups(graph, network)
-            self.slices = [(g.width // g.blocks, _slices(graph, network, g)) for g in groups]
+        with dependency_graph(network, example_input(network, input_shape)) as graph:
+            groups = prunable_groups(graph, network)
+            self.slices = [(g.units, _slices(graph, network, g)) for g in groups]
         norms = {
             f"{name}.weight"
             for name, module in network.named_modules()
@@ -101,7 +101,6 @@ def _slices(graph: Graph, network: nn.Module, group: ChannelGroup) -> list[Slice
     """Return where the channels of a group lie in the network's parameters."""
     modules = {module: name for name, module in network.named_modules()}
     bare = {id(parameter): name for name, parameter in network.named_parameters()}
-    length = group.width // group.blocks
     found = []
     for item in group.coupled:
         target = item.dep.target
@@ -122,9 +121,9 @@ def _slices(graph: Graph, network: nn.Module, group: ChannelGroup) -> list[Slice
             # Every block of a grouped convolution reads its own channels by the same columns.
             size = parameter.shape[axis]
             places = zip(item.idxs, item.root_idxs, strict=True)
-            pairs = sorted({(place % size, root % length) for place, root in places})
+            pairs = sorted({(place % size, root % group.units) for place, root in places})
             entries, units = torch.tensor(pairs).T
-            of_unit = torch.zeros(length, size)
+            of_unit = torch.zeros(group.units, size)
             of_unit[units, entries] = 1
             found.append(Slice(name, axis, of_unit.to(parameter.device)))
     return found

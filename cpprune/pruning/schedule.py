@@ -1,31 +1,28 @@
-"""When the network shrinks, and to what part of its widths."""
+"""When the network is pruned, and how far."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from cpprune.pruning.config import PruneConfig
-from cpprune.pruning.curves import read_sensitivity
 
 
 @dataclass(frozen=True)
 class Event:
-    """At the beginning of `epoch`, cut until this part of the way to the end is gone."""
+    """A pruning step: at the start of `epoch`, after which `fraction` of the schedule is done."""
 
     epoch: int
-    part: float
+    fraction: float
 
 
 def events(config: PruneConfig) -> list[Event]:
-    """Return the schedule's events in order; what their parts mean is the ramp's."""
+    """Return the schedule's events in order; the ramp says what their fractions mean."""
     if not config.prunes:
         return []
     return [
         Event(
             epoch=config.start_epoch + step * config.every_epochs,
-            part=(step + 1) / config.steps,
+            fraction=(step + 1) / config.steps,
         )
         for step in range(config.steps)
     ]
@@ -46,25 +43,3 @@ def lr_span(config: PruneConfig, epoch: int, epochs: int) -> tuple[int, int]:
         max((start for start in starts if start <= epoch), default=0),
         min((start for start in starts if start > epoch), default=epochs),
     )
-
-
-def plan_arguments(config: PruneConfig, event: Event, seed: int = 0) -> dict[str, Any]:
-    """Return what `make_plan` takes from the configuration for an event.
-
-    Raises:
-        InputError: the file of `prune.sensitivity` cannot be read.
-    """
-    return {
-        "criterion": config.criterion,
-        "scope": config.scope,
-        "ratio": config.ratio,
-        "budget": config.budget,
-        "part": event.part,
-        "ramp": config.ramp,
-        "seed": seed,
-        "reduction": config.reduction,
-        "normaliser": config.normaliser,
-        "min_width": config.min_width,
-        "round_to": config.round_to,
-        "sensitivity": config.sensitivity and read_sensitivity(Path(config.sensitivity)),
-    }

@@ -1,4 +1,4 @@
-"""How much each channel group matters: cut alone, by rising parts, and measured on a split.
+"""Sensitivity of each channel group: pruned alone, by rising fractions, and evaluated on a split.
 
 Shapes: N clips of the slice, G groups.
 """
@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cpprune.distributed.collectives import fingerprint, structure
 from cpprune.evaluation import metrics
 from cpprune.evaluation.predict import CHUNK, DIVERGED
 from cpprune.models.artifact import Model
+from cpprune.models.fingerprint import fingerprint, structure
 from cpprune.pruning.allocation import bounds, uniform
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.curves import FORMAT
-from cpprune.pruning.plan import scored_groups, widths_plan
-from cpprune.pruning.saliency import Saliency
+from cpprune.pruning.importance import Saliency
+from cpprune.pruning.plan import Plan
+from cpprune.pruning.planner import keep_best, scored_groups
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 from shards.files.atomic import replace_file
@@ -56,15 +58,15 @@ def measure_sensitivity(
     clips: int,
     saliency: Saliency | None = None,
 ) -> dict[str, Any]:
-    """Cut each group of the model's network alone, in a twin, and measure what is left.
+    """Prune each group of the model's network alone, in a copy, and evaluate the copy.
 
     Args:
         model: is not changed; its device is used.
         split: whose clips are looked at: a slice that depends on their number alone.
         criterion: by which channels are chosen; see `CRITERIA`.
-        ratios: parts of the channels to cut, rising.
+        ratios: fractions of the channels to remove, rising.
         clips: N at most.
-        saliency: for taylor and hessian, what `cpprune.pruning.saliency` measured.
+        saliency: for criteria that need gradients, from `measure_saliency`.
 
     Returns:
         What sensitivity.json holds: the network's `structure` and `weights` (fingerprints), what it was
@@ -77,13 +79,16 @@ def measure_sensitivity(
     network, input_shape = model.network, model.input_shape
     positions = np.sort(permutation(len(split), 0)[:clips])
     x_NCFT, label_N = _inputs(model, split, positions), split.labels[positions]
-    groups, scores = scored_groups(network, input_shape, criterion, saliency)
+    groups, scores = scored_groups(network, input_shape, PruneConfig(criterion=criterion), saliency)
     allowed = bounds(groups, min_width=1, round_to=1)
     widths_at = [allowed.fit(uniform(allowed.widest.tolist(), ratio)) for ratio in ratios]
 
+    hashes = {"structure": structure(network), "weights": fingerprint(network)}
+
     def figures(widths: Mapping[str, int]) -> dict[str, float]:
         twin = copy.deepcopy(network).eval()
-        apply_plan(twin, input_shape, widths_plan(network, groups, scores, widths))
+        plan = Plan(**hashes, groups=keep_best(groups, scores, widths))
+        apply_plan(twin, input_shape, plan)
         return _figures(twin, x_NCFT, label_N)
 
     baseline = figures({})
@@ -109,8 +114,7 @@ def measure_sensitivity(
     layers.sort(key=lambda row: order.index(row["layer"]))
     return {
         "format": FORMAT,
-        "structure": structure(network),
-        "weights": fingerprint(network),
+        **hashes,
         "criterion": criterion,
         "dataset": split.dataset.fingerprint,
         "split": split.name,

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpprune.distributed.collectives import structure
+from cpprune.models.example import example_input
+from cpprune.models.fingerprint import structure
 from cpprune.pruning.groups import dependency_graph, remove_channels
+from cpprune.pruning.plan import Plan
 from shards.errors import InputError
 
 
-def kept_entries(
-    network: nn.Module, input_shape: Sequence[int], plan: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def kept_entries(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> dict[str, Tensor]:
     """Return, for each parameter, which of its entries the plan keeps.
 
-    The plan is applied to a twin whose parameters hold the numbers of their own entries, so whatever
-    the cut does to a parameter is read off it, in any architecture.
+    The plan is applied to a copy in which each entry of a parameter holds its own index, so the result
+    is right for any architecture.
 
     Returns:
-        By name, int64 numbers into the flattened old parameter, in the shape of the new one.
+        By name, int64 indices into the flattened old parameter, in the shape of the new one.
     """
     twin = copy.deepcopy(network).double()
     with torch.no_grad():
@@ -35,7 +34,7 @@ def kept_entries(
 
 
 def carry(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return per-parameter tensors, such as Adam's moments, as they are after the cut.
+    """Return per-parameter tensors, such as Adam's moments, of the kept entries.
 
     Args:
         values: by "parameter/name"; tensors without dimensions, such as step counts, stay.
@@ -49,29 +48,24 @@ def carry(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str,
     }
 
 
-def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Mapping[str, Any]) -> None:
-    """Cut from the network, in place, every channel that the plan does not keep.
+def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> None:
+    """Remove from the network, in place, every channel that the plan does not keep.
 
     Args:
-        network: unwrapped module. Its parameters are new objects afterwards where they were cut;
+        network: unwrapped module. Pruned parameters are new objects afterwards;
             names, modes and requires_grad stay.
         input_shape: shape of one input, without the batch.
-        plan: made by `cpprune.pruning.plan.make_plan` for a network of this structure.
+        plan: made by `cpprune.pruning.planner.make_plan` for a network of this structure.
 
     Raises:
         InputError: the plan was made for another structure, or was applied already.
     """
-    if plan["structure"] != structure(network):
+    if plan.structure != structure(network):
         raise InputError(
             "the pruning plan was made for a network of another structure (or is applied already): "
             "make a plan for this one"
         )
-    parameter = next(network.parameters())
-    example = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    with dependency_graph(network, example) as graph:
-        for entry in plan["groups"]:
-            keep = set(entry["keep"])
-            cut = [channel for channel in range(entry["width"]) if channel not in keep]
-            if not cut:
-                continue
-            remove_channels(graph, network, entry["layer"], cut)
+    with dependency_graph(network, example_input(network, input_shape)) as graph:
+        for group in plan.groups:
+            if group.removed:
+                remove_channels(graph, network, group.layer, group.removed)

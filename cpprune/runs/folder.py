@@ -17,9 +17,10 @@ from torch import Tensor
 import cpprune
 from cpprune.config import RunConfig
 from cpprune.distributed import process_group
-from cpprune.distributed.collectives import fingerprint, on_rank_0, share_json
+from cpprune.distributed.collectives import on_rank_0, share_json
 from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models import artifact
+from cpprune.models.fingerprint import fingerprint
 from cpprune.pruning.plan import Plan, plan_bytes
 from cpprune.runs import checkpoint, divergence
 from cpprune.runs.contents import claim_run, clear_run, hold_run

@@ -173,7 +173,7 @@ class Trainer:
                 "epoch": epoch,
                 "step": progress.step,
                 "criterion": prune.criterion,
-                "part": event.part,
+                "part": event.fraction,
                 "parameters_before": before,
                 "parameters": after,
                 "widths": progress.widths,

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from networks import plan_for
 from torch import nn
 
 import cpprune
 from cpprune.distributed import collectives, process_group
+from cpprune.models.fingerprint import fingerprint
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import make_plan
 from cpprune.pruning.pruner import prune_on_all_ranks
 from cpprune.training.batch_norm import use_global_batch_norm
 from shards.errors import InputError
@@ -89,7 +90,7 @@ def compared(rank, name):
 
 def test_equal_ranks_agree_on_one_fingerprint(ranks):
     prints = ranks.call(compared, -1, "")
-    assert prints == [collectives.fingerprint(network())] * ranks.world
+    assert prints == [fingerprint(network())] * ranks.world
 
 
 @pytest.mark.parametrize("name", ["stage2.block1.conv1.weight", "in_c.1.running_var"])
@@ -116,21 +117,14 @@ def pruned(criterion, rank_to_change):
 
     def plan():
         assert dist.get_rank() == 0, "only rank 0 plans"
-        return make_plan(
-            own,
-            SHAPE,
-            criterion=criterion,
-            scope="local",
-            ratio=0.5,
-            original_widths=layer_widths(own),
-        )
+        return plan_for(own, SHAPE, criterion=criterion, ratio=0.5)
 
     try:
         cut = prune_on_all_ranks(own, SHAPE, plan, {}, CPU)
     except InputError as error:
         whole = all(torch.equal(t, before[name]) for name, t in own.state_dict().items())
         return [type(error).__name__, str(error), whole]
-    return [cut.fingerprint, cut.plan, layer_widths(own)]
+    return [cut.fingerprint, cut.plan.to_json(), layer_widths(own)]
 
 
 def test_every_rank_applies_the_plan_of_rank_0(ranks):

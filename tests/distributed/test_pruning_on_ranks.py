@@ -1,7 +1,6 @@
 """Every criterion gives the same plan on any number of processes, and penalties pull alike."""
 
 import hashlib
-import json
 
 import pytest
 import torch
@@ -9,15 +8,15 @@ from marks import slow
 from run_folder import tensors
 
 from cpprune.data.loader import open_checked
-from cpprune.distributed import collectives
 from cpprune.models import artifact
+from cpprune.models.fingerprint import fingerprint
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.calibration import measure_saliency
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.criteria import CRITERIA
-from cpprune.pruning.plan import make_plan
+from cpprune.pruning.importance import measure_saliency
+from cpprune.pruning.plan import plan_bytes
+from cpprune.pruning.planner import make_plan
 from cpprune.pruning.pruner import prune_on_all_ranks
-from cpprune.pruning.schedule import events, plan_arguments
 
 CPU = torch.device("cpu")
 
@@ -29,26 +28,24 @@ def plans(model_folder, dataset):
         model = artifact.load(model_folder)
         train = open_checked(dataset, model).split("train")
         config = PruneConfig(ratio=0.4, criterion=criterion, calibration_clips=13)
-        (event,) = events(config)
         saliency = measure_saliency(config, model, train, 7, CPU)
         network, shape = model.network, model.input_shape
         cut = prune_on_all_ranks(
             network,
             shape,
-            lambda network=network, shape=shape, config=config, event=event, saliency=saliency: (
-                make_plan(
-                    network,
-                    shape,
-                    original_widths=layer_widths(network),
-                    **plan_arguments(config, event, seed=7),
-                    saliency=saliency,
-                )
+            lambda network=network, shape=shape, config=config, saliency=saliency: make_plan(
+                network,
+                shape,
+                config,
+                original_widths=layer_widths(network),
+                seed=7,
+                saliency=saliency,
             ),
             {},
             CPU,
         )
-        text = json.dumps(cut.plan, indent=2).encode()
-        found[criterion] = [hashlib.sha256(text).hexdigest(), collectives.fingerprint(network)]
+        text = plan_bytes(cut.plan)
+        found[criterion] = [hashlib.sha256(text).hexdigest(), fingerprint(network)]
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,14 @@ def test_a_pruned_model_comes_back(pruned: str, tmp_path: Path) -> None:
     model = make_model({"base_channels": 6, "channels_multiplier": 2})
     shape = model.input_shape
     plan = plan_for(model.network, shape, ratio=0.3)
-    for entry in plan["groups"]:
-        if entry["layer"] == "stage2.block2.conv1":
-            entry["keep"] = [3]
-        if entry["layer"].startswith("stage2.block1.shortcut") and pruned != "inner":
-            entry["keep"] = [0, 2, 5, 11]
-    apply_plan(model.network, shape, plan)
+    cut = []
+    for entry in plan.groups:
+        if entry.layer == "stage2.block2.conv1":
+            entry = replace(entry, keep=[3])
+        if entry.layer.startswith("stage2.block1.shortcut") and pruned != "inner":
+            entry = replace(entry, keep=[0, 2, 5, 11])
+        cut.append(entry)
+    apply_plan(model.network, shape, replace(plan, groups=cut))
     widths = layer_widths(model.network)
     assert widths["stage2.block2.conv1"] == 1
     assert (widths["stage2.block2.conv2"] == widths["in_c.0"]) == (pruned != "inner")

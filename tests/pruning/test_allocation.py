@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from cpprune.evaluation.complexity import count_macs
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.allocation import Limit, cost_model, parse_budget
 from cpprune.pruning.groups import dependency_graph
-from cpprune.pruning.prunable import channel_groups
+from cpprune.pruning.plan import GroupPlan
+from cpprune.pruning.prunable import prunable_groups
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -72,16 +74,16 @@ def test_what_is_no_limit_is_named(text: str) -> None:
 def test_the_cost_model_is_what_networks_cost(make_network: Make) -> None:
     network = make_network()
     with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
-        groups = channel_groups(graph, network)
+        groups = prunable_groups(graph, network)
     model = cost_model(network, SHAPE, groups)
     rng = np.random.default_rng(0)
     for _ in range(3):
         widths = np.array([int(rng.integers(1, group.width + 1)) for group in groups])
         plan = plan_for(network, SHAPE, ratio=0.5)
-        for entry, width in zip(plan["groups"], widths.tolist(), strict=True):
-            entry["keep"] = list(range(width))
+        entries = zip(plan.groups, widths.tolist(), strict=True)
+        cut = [GroupPlan(entry.layer, entry.width, list(range(width))) for entry, width in entries]
         twin = copy.deepcopy(network)
-        apply_plan(twin, SHAPE, plan)
+        apply_plan(twin, SHAPE, replace(plan, groups=cut))
         cost = model.cost(widths[None])
         assert cost["params"].tolist() == [parameters(twin)]
         assert cost["macs"][0] == pytest.approx(count_macs(twin, SHAPE), rel=1e-9)
@@ -149,8 +151,10 @@ def test_steps_lead_to_the_budget(scope: str, make_network: Make) -> None:
     network = make_network()
     original = layer_widths(network)
     counts = [parameters(network)]
-    for part in (1 / 3, 2 / 3, 1.0):
-        network = cut_to(network, "params<=47028", scope=scope, part=part, original_widths=original)
+    for fraction in (1 / 3, 2 / 3, 1.0):
+        network = cut_to(
+            network, "params<=47028", scope=scope, fraction=fraction, original_widths=original
+        )
         counts.append(parameters(network))
     assert counts == sorted(set(counts), reverse=True)
     assert 0.99 * 47_028 < counts[-1] <= 47_028

@@ -9,10 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 from marks import slow
+from networks import plan_for
 
 import cpprune
-from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan, kept_entries
 from shards.errors import InputError
 
@@ -61,13 +60,13 @@ ARCHITECTURES = load_script()
 )
 def test_it_is_pruned_and_comes_back_and_trains(name: str, tmp_path: Path) -> None:
     entry = {**ARCHITECTURES.SMALL, **ARCHITECTURES.WHOLE}[name]
-    row = ARCHITECTURES.examine(entry, tmp_path / "model")
+    row = ARCHITECTURES.prune_and_load(entry, tmp_path / "model")
     assert row.difference == 0
     assert row.trains
     assert row.parameters[1] < 0.9 * row.parameters[0]
     assert row.macs[1] < 0.9 * row.macs[0]
-    (head,) = [k for k, v in row.left_alone.items() if v == "makes the outputs of the network"]
-    others = [layer for layer in row.left_alone if layer != head]
+    (head,) = [k for k, v in row.not_prunable.items() if v == "makes the outputs of the network"]
+    others = [layer for layer in row.not_prunable if layer != head]
     assert bool(others) == (name in LEFT_ALONE)
     assert all(LEFT_ALONE.get(name, "") in layer for layer in others)
 
@@ -77,7 +76,7 @@ def test_it_is_pruned_and_comes_back_and_trains(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ARCHITECTURES.REFUSED)
 def test_what_cannot_be_pruned_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be copied once it was run") as caught:
-        ARCHITECTURES.examine(ARCHITECTURES.REFUSED[name], tmp_path / "model")
+        ARCHITECTURES.prune_and_load(ARCHITECTURES.REFUSED[name], tmp_path / "model")
     assert "\n" not in str(caught.value)
 
 
@@ -91,14 +90,7 @@ def test_what_is_kept_is_wired_as_before(name: str) -> None:
     for tensor in network.state_dict().values():
         if tensor.is_floating_point() and tensor.ndim == 1:
             tensor.uniform_(0.5, 1.5)
-    plan = make_plan(
-        network.float(),
-        shape,
-        criterion="magnitude",
-        scope="local",
-        ratio=0.4,
-        original_widths=layer_widths(network),
-    )
+    plan = plan_for(network.float(), shape, ratio=0.4)
     kept = kept_entries(network, shape, plan)
     silent = copy.deepcopy(network).double()
     for key, parameter in silent.named_parameters():

@@ -1,6 +1,8 @@
 """Groups and scores against sums over the tensors, made here in float64."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +11,10 @@ from networks import SHAPE, plan_for
 from torch import Tensor, nn
 
 import cpprune
-from cpprune.pruning.criteria import score
+from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.groups import dependency_graph
-from cpprune.pruning.prunable import channel_groups
+from cpprune.pruning.importance import saliency, score
+from cpprune.pruning.prunable import prunable_groups
 from shards.errors import InputError
 
 Groups = list[tuple[list[str], list[str], list[str]]]
@@ -47,7 +50,7 @@ def test_scores_are_sums_over_the_group(
     network = make_network(base_channels=8)
     state = network.state_dict()
     with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
-        found = channel_groups(graph, network)
+        found = prunable_groups(graph, network)
         scores = score(criterion, found)
     assert len(found) == len(groups)
     for group, actual in zip(found, scores, strict=True):
@@ -63,13 +66,13 @@ def test_grouped_convolutions_lose_the_same_place_of_every_group(
 ) -> None:
     network = make_network(widths=[9, 12, 16], groups=[1, 3, 1])
     made = plan_for(network, criterion="bn_scale", ratio=0.5)
-    (entry,) = [e for e in made["groups"] if e["layer"] == "stage2.block2.conv1"]
+    (entry,) = [e for e in made.groups if e.layer == "stage2.block2.conv1"]
     gamma = network.get_submodule("stage2.block2.bn1").weight.detach().double()
     # Channels 0 to 3, 4 to 7 and 8 to 11 are read by a group each.
     place = torch.stack([gamma[[u, u + 4, u + 8]].mean() for u in range(4)])
     best = sorted(place.argsort(descending=True)[:2].tolist())
-    assert entry["keep"] == [u + first for first in (0, 4, 8) for u in best]
-    assert entry["score_kept"][0] == pytest.approx(float(place[best].min() / gamma.mean()))
+    assert entry.keep == [u + first for first in (0, 4, 8) for u in best]
+    assert entry.score_kept[0] == pytest.approx(float(place[best].min() / gamma.mean()))
 
 
 def test_random_scores_are_the_same_everywhere(make_network: Callable[..., nn.Module]) -> None:
@@ -78,7 +81,7 @@ def test_random_scores_are_the_same_everywhere(make_network: Callable[..., nn.Mo
         torch.manual_seed(seed)
         network = make_network(seed=seed, base_channels=8)
         with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
-            found.append(score("random", channel_groups(graph, network)))
+            found.append(score("random", prunable_groups(graph, network)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     widest = [scores.argsort().tolist() for scores in found[0] if len(scores) == 32]
     assert len({tuple(order) for order in widest}) == len(widest)
@@ -89,7 +92,7 @@ def test_every_group_is_found_once_and_the_classifier_never(
 ) -> None:
     network = make_network()
     with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
-        layers = [group.layer for group in channel_groups(graph, network)]
+        layers = [group.layer for group in prunable_groups(graph, network)]
     assert "feed_forward.0" not in layers
     for convs, _, _ in groups:
         assert len(set(convs) & set(layers)) == 1
@@ -119,7 +122,7 @@ def test_tracing_leaves_no_trace(fails: bool, make_network: Callable[..., nn.Mod
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
     with torch.no_grad(), dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
-        assert len(channel_groups(graph, network)) == 9
+        assert len(prunable_groups(graph, network)) == 9
 
 
 def test_an_untrained_network_has_no_bn_scales(make_network: Callable[..., nn.Module]) -> None:
@@ -159,7 +162,7 @@ def test_reduction_and_normaliser(
 ) -> None:
     network = make_network(widths=[4, 5, 6])
     with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
-        found = channel_groups(graph, network)
+        found = prunable_groups(graph, network)
         scores = score("bn_scale", found, reduction=reduction, normaliser=normaliser)
     for group, values in zip(found, scores, strict=True):
         ((_, norms, _),) = [g for g in groups if group.layer in g[0]]
@@ -169,3 +172,26 @@ def test_reduction_and_normaliser(
         raw = getattr(scales, {"max": "amax"}.get(reduction, reduction))(0)
         divisor = {"none": 1.0, "mean": raw.mean(), "max": raw.max(), "sum": raw.sum()}[normaliser]
         torch.testing.assert_close(values, raw / divisor, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_is_described_and_ranks_channels(
+    criterion: str, make_network: Callable[..., nn.Module]
+) -> None:
+    rule = CRITERIA[criterion]
+    assert rule.name == criterion
+    assert rule.source
+    assert rule.function.__doc__
+    network = make_network(widths=[4, 5, 6])
+    measured = None
+    if rule.needs_data:
+        clips = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+        measured = saliency(criterion, network, clips, torch.tensor([0, 1]), total=2)
+    plan = plan_for(network, criterion=criterion, ratio=0.5, saliency=measured)
+    assert plan.criterion == criterion
+    assert {len(group.keep) for group in plan.groups} == {2, 3}
+
+
+def test_criteria_are_known_without_torch() -> None:
+    code = "import sys; from cpprune.pruning.criteria import CRITERIA; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

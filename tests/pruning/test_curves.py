@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 from torch import nn
@@ -17,7 +18,8 @@ from cpprune.pruning.allocation import lowest_first
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.curves import read_sensitivity, unit_costs
 from cpprune.pruning.groups import ChannelGroup
-from cpprune.pruning.plan import make_plan, scored_groups
+from cpprune.pruning.plan import Plan
+from cpprune.pruning.planner import scored_groups
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -116,7 +118,7 @@ def test_blocks_lose_the_same(tmp_path: Path) -> None:
 
 def file_for(network: nn.Module, path: Path, **changes: Any) -> Path:
     """Curves on which the first groups of the network cost little and the last ones much."""
-    groups, _ = scored_groups(network, SHAPE, "magnitude")
+    groups, _ = scored_groups(network, SHAPE, PruneConfig())
     rows = [
         row(group.layer, group.width, [BASELINE + ratio * 2**number for ratio in RATIOS])
         for number, group in enumerate(groups)
@@ -124,34 +126,28 @@ def file_for(network: nn.Module, path: Path, **changes: Any) -> Path:
     return write(path, rows, **changes)
 
 
-def plan_for(network: nn.Module, path: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "criterion": "magnitude",
-        "scope": "sensitivity",
-        "original_widths": layer_widths(network),
-        "sensitivity": read_sensitivity(path),
-    }
-    return make_plan(network, SHAPE, **(settings | changes))
+def plan_for(network: nn.Module, path: Path, **changes: Any) -> Plan:
+    return networks.plan_for(network, scope="sensitivity", sensitivity=str(path), **changes)
 
 
 def test_a_ratio_cuts_as_much_in_all(make_network: Make, tmp_path: Path) -> None:
     network = make_network(base_channels=8)
     path = file_for(network, tmp_path / "sensitivity.json")
     plan = plan_for(network, path, ratio=0.41)
-    widths = [entry["width"] for entry in plan["groups"]]
-    parts = [1 - len(entry["keep"]) / entry["width"] for entry in plan["groups"]]
-    assert sum(len(entry["keep"]) for entry in plan["groups"]) == math.floor(sum(widths) * 0.59)
-    assert plan["scope"] == "sensitivity"
+    widths = [entry.width for entry in plan.groups]
+    parts = [1 - len(entry.keep) / entry.width for entry in plan.groups]
+    assert sum(len(entry.keep) for entry in plan.groups) == math.floor(sum(widths) * 0.59)
+    assert plan.scope == "sensitivity"
     # The cheaper a group is, the more of it goes: twice the cost for each group after it.
     assert all(a >= b - 1 / 8 for a, b in pairwise(parts))  # the narrowest have 8 channels
     assert parts[0] > 0.75
     assert parts[-1] < 0.1
     # In two steps the same comes out, with the widths of the start in the file.
-    first = plan_for(network, path, ratio=0.41, part=0.5)
+    first = plan_for(network, path, ratio=0.41, fraction=0.5)
     original = layer_widths(network)
     apply_plan(network, SHAPE, first)
     second = plan_for(network, path, ratio=0.41, original_widths=original)
-    assert [len(e["keep"]) for e in second["groups"]] == [len(e["keep"]) for e in plan["groups"]]
+    assert [len(e.keep) for e in second.groups] == [len(e.keep) for e in plan.groups]
 
 
 @pytest.mark.parametrize("budget", ["params<=4000", "macs<=100e3", "latency<=0.1ms,params<=6000"])

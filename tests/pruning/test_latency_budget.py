@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import SHAPE, plan_for
 from torch import nn
 
 import cpprune
 from cpprune.evaluation.complexity import count_macs, count_parameters, latency
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.allocation import Bounds, Limit, meet_latency, parse_budget
-from cpprune.pruning.plan import make_plan, preview
+from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
-SHAPE = (1, 64, 32)
 Make = Callable[..., nn.Module]
 
 
@@ -29,13 +29,7 @@ def per_mac(network: nn.Module, input_shape: Sequence[int], device: torch.device
 
 def cut_to(network: nn.Module, budget: str | None, **changes: Any) -> nn.Module:
     twin = copy.deepcopy(network)
-    settings: dict[str, Any] = {
-        "criterion": "magnitude",
-        "scope": "local",
-        "original_widths": layer_widths(network),
-        "measure": per_mac,
-    }
-    apply_plan(twin, SHAPE, make_plan(twin, SHAPE, budget=budget, **(settings | changes)))
+    apply_plan(twin, SHAPE, plan_for(twin, budget=budget, **{"measure": per_mac, **changes}))
     return twin
 
 
@@ -140,8 +134,8 @@ def test_steps_lead_to_the_limit(make_network: Make) -> None:
     original = layer_widths(network)
     once = cut_to(network, "latency<=0.1ms")
     macs = [count_macs(network, SHAPE)]
-    for part in (0.5, 1.0):
-        network = cut_to(network, "latency<=0.1ms", part=part, original_widths=original)
+    for fraction in (0.5, 1.0):
+        network = cut_to(network, "latency<=0.1ms", fraction=fraction, original_widths=original)
         macs.append(count_macs(network, SHAPE))
     assert layer_widths(network) == layer_widths(once)
     assert macs[0] > macs[1] > 0.15e6 > 0.1e6 >= macs[2]
@@ -194,14 +188,7 @@ def test_a_measurement_that_was_off_is_made_up_for() -> None:
 
 def test_the_preview_measures_before_and_after(make_network: Make) -> None:
     network = make_network(base_channels=4)
-    plan = make_plan(
-        network,
-        SHAPE,
-        criterion="magnitude",
-        scope="local",
-        ratio=0.5,
-        original_widths=layer_widths(network),
-    )
+    plan = plan_for(network, ratio=0.5)
     shown = preview(network, SHAPE, [plan], per_mac)
     for key in ("before", "after"):
         assert shown[key]["latency_ms"] == shown[key]["macs"] / 1e6
@@ -217,9 +204,7 @@ def test_a_real_clock(make_network: Make) -> None:
     def half_way() -> bool:
         limit = (latency(network, shape, device) + latency(narrow, shape, device)) / 2
         twin = copy.deepcopy(network)
-        settings: dict[str, Any] = {"criterion": "magnitude", "scope": "local"}
-        settings |= {"budget": f"latency<={limit}ms", "original_widths": layer_widths(network)}
-        apply_plan(twin, shape, make_plan(network, shape, **settings))
+        apply_plan(twin, shape, plan_for(network, shape, budget=f"latency<={limit}ms"))
         cut = 1_000 < count_parameters(twin) < count_parameters(network)
         return cut and latency(twin, shape, device) < 1.2 * limit
 

@@ -9,10 +9,10 @@ from networks import SHAPE, parameters, plan_for
 from torch import nn
 
 import cpprune
-from cpprune.distributed.collectives import fingerprint
+from cpprune.models.fingerprint import fingerprint
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.config import PruneConfig
-from cpprune.pruning.schedule import events, plan_arguments
+from cpprune.pruning.schedule import events
 from cpprune.pruning.surgery import apply_plan
 
 ALL = ["magnitude", "bn_scale", "group_norm"]
@@ -37,7 +37,13 @@ def test_parameters_of_the_recipe(
     found = []
     config = PruneConfig(ratio=0.41, steps=steps, criterion=criterion)
     for event in events(config):
-        plan = plan_for(network, original_widths=original, **plan_arguments(config, event))
+        plan = plan_for(
+            network,
+            original_widths=original,
+            ratio=0.41,
+            criterion=criterion,
+            fraction=event.fraction,
+        )
         apply_plan(network, SHAPE, plan)
         found.append(parameters(network))
     assert found == counts
@@ -67,14 +73,14 @@ def test_the_highest_scores_are_kept(criterion: str, make_network: Make, groups:
         for _, norms, _ in groups:
             weights = [network.get_submodule(name).weight for name in norms]
             gammas[norms[0]] = torch.stack(weights).double().mean(0)
-    for entry in plan_for(network, criterion=criterion)["groups"]:
-        assert entry["score_kept"][0] > entry["score_cut"][1]
-        assert entry["score_kept"][0] <= entry["score_kept"][1]
-        assert entry["score_cut"][0] <= entry["score_cut"][1]
+    for entry in plan_for(network, criterion=criterion).groups:
+        assert entry.score_kept[0] > entry.score_cut[1]
+        assert entry.score_kept[0] <= entry.score_kept[1]
+        assert entry.score_cut[0] <= entry.score_cut[1]
         for convs, norms, _ in groups:
-            if entry["layer"] in convs and gammas:
-                best = gammas[norms[0]].argsort(descending=True)[: len(entry["keep"])]
-                assert entry["keep"] == sorted(best.tolist())
+            if entry.layer in convs and gammas:
+                best = gammas[norms[0]].argsort(descending=True)[: len(entry.keep)]
+                assert entry.keep == sorted(best.tolist())
 
 
 def test_of_equal_channels_the_earlier_are_kept(make_network: Make, groups: Groups) -> None:
@@ -83,7 +89,7 @@ def test_of_equal_channels_the_earlier_are_kept(make_network: Make, groups: Grou
     norm.weight.data.fill_(1)
     norm.weight.data[[5, 60]] = 2
     plan = plan_for(network, criterion="bn_scale")
-    (keep,) = [e["keep"] for e in plan["groups"] if e["layer"] == "stage2.block2.conv1"]
+    (keep,) = [e.keep for e in plan.groups if e.layer == "stage2.block2.conv1"]
     assert keep == [*range(36), 60]
 
 
@@ -92,14 +98,14 @@ def test_of_equal_channels_the_earlier_are_kept(make_network: Make, groups: Grou
 def test_global_scope_meets_the_total(criterion: str, ratio: float, make_network: Make) -> None:
     network = make_network()
     plan = plan_for(network, criterion=criterion, scope="global", ratio=ratio)
-    kept = [len(entry["keep"]) for entry in plan["groups"]]
+    kept = [len(entry.keep) for entry in plan.groups]
     total = 3 * 32 + 3 * 64 + 3 * 128
-    assert sum(entry["width"] for entry in plan["groups"]) == total
+    assert sum(entry.width for entry in plan.groups) == total
     assert min(kept) >= 1
     assert sum(kept) == max(9, math.floor(total * (1 - ratio) + 1e-9))
     # Nothing that is cut scores above what is kept, but for the one that each group keeps anyway.
-    free = [e["score_kept"][0] for e in plan["groups"] if len(e["keep"]) > 1]
-    cut = [e["score_cut"][1] for e in plan["groups"] if e["score_cut"]]
+    free = [e.score_kept[0] for e in plan.groups if len(e.keep) > 1]
+    cut = [e.score_cut[1] for e in plan.groups if e.score_cut]
     if free:
         assert max(cut) <= min(free)
     apply_plan(network, SHAPE, plan)
@@ -111,7 +117,7 @@ def test_global_scope_in_steps_meets_the_total_of_the_start(make_network: Make) 
     original = layer_widths(network)
     for ratio, total in ((0.25, 504), (0.5, 336), (0.75, 168)):
         plan = plan_for(network, scope="global", ratio=ratio, original_widths=original)
-        assert sum(len(entry["keep"]) for entry in plan["groups"]) == total
+        assert sum(len(entry.keep) for entry in plan.groups) == total
         apply_plan(network, SHAPE, plan)
 
 
@@ -123,7 +129,7 @@ def test_global_scope_cuts_the_weakest_layer_most(make_network: Make) -> None:
     norm.weight.data += 1e-5 * torch.arange(64)
     norm.weight.data[11] = 100
     plan = plan_for(network, criterion="bn_scale", scope="global", ratio=0.2)
-    keep = {entry["layer"]: entry["keep"] for entry in plan["groups"]}
+    keep = {entry.layer: entry.keep for entry in plan.groups}
     assert keep["stage2.block2.conv1"] == [11]
     assert min(len(channels) for channels in keep.values()) == 1
     assert sum(len(channels) for channels in keep.values()) == 537
@@ -133,7 +139,7 @@ def test_nothing_to_cut_is_cut(make_network: Make) -> None:
     network = make_network()
     before = fingerprint(network)
     plan = plan_for(network, ratio=0.001)  # less than a channel, but rounded down
-    assert [len(e["keep"]) for e in plan["groups"]] == [e["width"] - 1 for e in plan["groups"]]
+    assert [len(e.keep) for e in plan.groups] == [e.width - 1 for e in plan.groups]
     tiny = make_network(widths=[1, 1, 1])
     apply_plan(tiny, SHAPE, plan_for(tiny, ratio=0.9))
     assert set(layer_widths(tiny).values()) == {1}
@@ -144,15 +150,15 @@ def test_a_least_width_and_a_multiple(make_network: Make) -> None:
     network = make_network()
     for scope in ("local", "global"):
         plan = plan_for(network, scope=scope, ratio=0.9, min_width=7, round_to=4)
-        kept = [len(entry["keep"]) for entry in plan["groups"]]
+        kept = [len(entry.keep) for entry in plan.groups]
         assert min(kept) == 8
         assert all(width % 4 == 0 for width in kept)
     plan = plan_for(network, ratio=0.41, round_to=8)
-    kept = {entry["layer"]: len(entry["keep"]) for entry in plan["groups"]}
+    kept = {entry.layer: len(entry.keep) for entry in plan.groups}
     assert kept["in_c.0"] == 16
     assert kept["stage2.block1.conv1"] == 32
     assert kept["stage3.block1.conv1"] == 72
     # A layer that is narrower already stays as it is.
     narrow = make_network(widths=[3, 5, 9])
     plan = plan_for(narrow, ratio=0.5, min_width=6)
-    assert {len(entry["keep"]) for entry in plan["groups"]} == {3, 5, 6}
+    assert {len(entry.keep) for entry in plan.groups} == {3, 5, 6}

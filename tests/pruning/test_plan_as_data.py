@@ -10,9 +10,10 @@ import pytest
 from networks import SHAPE, parameters, plan_for
 from torch import nn
 
-from cpprune.distributed.collectives import fingerprint, structure
+from cpprune.models.fingerprint import fingerprint, structure
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import preview, read_plan, write_plan
+from cpprune.pruning.plan import Plan, plan_bytes, read_plan, write_plan
+from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -23,15 +24,16 @@ def test_a_plan_is_json_and_the_same_twice(make_network: Make) -> None:
     network = make_network()
     for scope in ("local", "global"):
         plan = plan_for(network, scope=scope)
-        assert json.loads(json.dumps(plan)) == plan
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        assert json.loads(plan_bytes(plan)) == json.loads(json.dumps(plan.to_json()))
         assert plan_for(network, scope=scope) == plan
         assert plan_for(copy.deepcopy(network), scope=scope) == plan
-        assert plan["criterion"] == "magnitude"
-        assert plan["scope"] == scope
-        assert plan["structure"] == structure(network)
+        assert plan.criterion == "magnitude"
+        assert plan.scope == scope
+        assert plan.structure == structure(network)
     twins = [copy.deepcopy(network) for _ in range(2)]
     apply_plan(twins[0], SHAPE, plan)
-    apply_plan(twins[1], SHAPE, json.loads(json.dumps(plan)))
+    apply_plan(twins[1], SHAPE, Plan.from_json(json.loads(json.dumps(plan.to_json()))))
     assert fingerprint(twins[0]) == fingerprint(twins[1]) != fingerprint(network)
 
 
@@ -87,8 +89,9 @@ def test_an_edited_plan_is_checked(
     network = make_network(base_channels=4)
     before = fingerprint(network)
     plan = plan_for(network)
-    plan["groups"][1][key] = value
-    write_plan(tmp_path / "plan.json", plan)
+    document = plan.to_json()
+    document["groups"][1][key] = value
+    (tmp_path / "plan.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"plan\.json: "):
         apply_plan(network, SHAPE, read_plan(tmp_path / "plan.json", network, SHAPE))
     assert fingerprint(network) == before
@@ -126,8 +129,8 @@ def test_preview_of_several_steps(make_network: Make) -> None:
     network = make_network()
     twin = copy.deepcopy(network)
     plans = []
-    for part in (1 / 3, 2 / 3, 1.0):
-        plans.append(plan_for(twin, part=part, original_widths=layer_widths(network)))
+    for fraction in (1 / 3, 2 / 3, 1.0):
+        plans.append(plan_for(twin, fraction=fraction, original_widths=layer_widths(network)))
         apply_plan(twin, SHAPE, plans[-1])
     assert preview(network, SHAPE, plans)["after"]["parameters"] == 44_784
     assert parameters(network) == 131_316

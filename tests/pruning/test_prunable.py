@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from networks import plan_for
 from torch import Tensor, nn
 
 from cpprune.models.resize import fit, layer_widths
 from cpprune.pruning.groups import dependency_graph
-from cpprune.pruning.plan import make_plan, preview
-from cpprune.pruning.prunable import channel_groups, examine
+from cpprune.pruning.preview import preview
+from cpprune.pruning.prunable import classify_groups, prunable_groups
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import InputError
 
@@ -65,13 +66,13 @@ def crossed(net: Any, x: Tensor) -> Tensor:
     return net.last(y + y.flip(1))
 
 
-def examined(
+def classified(
     network: nn.Module, shape: tuple[int, ...] = SHAPE
 ) -> tuple[dict[str, int], dict[str, str]]:
     with dependency_graph(network, torch.zeros(1, *shape)) as graph:
-        groups, left_alone = examine(graph, network)
-        assert [g.layer for g in channel_groups(graph, network)] == [g.layer for g in groups]
-    return {group.layer: group.blocks for group in groups}, left_alone
+        groups, not_prunable = classify_groups(graph, network)
+        assert [g.layer for g in prunable_groups(graph, network)] == [g.layer for g in groups]
+    return {group.layer: group.blocks for group in groups}, not_prunable
 
 
 def conv(a: int, b: int, **settings: Any) -> nn.Conv2d:
@@ -82,7 +83,7 @@ OUTPUTS = "makes the outputs of the network"
 
 
 @pytest.mark.parametrize(
-    ("network", "cut", "left_alone"),
+    ("network", "cut", "not_prunable"),
     [
         pytest.param(Net(same), {"stem": 1}, {"head": OUTPUTS}, id="plain"),
         pytest.param(
@@ -115,22 +116,20 @@ OUTPUTS = "makes the outputs of the network"
     ],
 )
 def test_what_can_be_cut(
-    network: nn.Module, cut: dict[str, int], left_alone: dict[str, str]
+    network: nn.Module, cut: dict[str, int], not_prunable: dict[str, str]
 ) -> None:
-    found, reasons = examined(network)
+    found, reasons = classified(network)
     assert found == cut
-    assert reasons.keys() == left_alone.keys()
-    assert all(reason in reasons[layer] for layer, reason in left_alone.items())
+    assert reasons.keys() == not_prunable.keys()
+    assert all(reason in reasons[layer] for layer, reason in not_prunable.items())
     before = layer_widths(network)
-    plan = make_plan(
-        network, SHAPE, criterion="magnitude", scope="local", ratio=0.5, original_widths=before
-    )
+    plan = plan_for(network, SHAPE, ratio=0.5)
     assert preview(network, SHAPE, [plan])["left_alone"] == reasons
     fresh = copy.deepcopy(network)
     apply_plan(network, SHAPE, plan)
     after = layer_widths(network)
     assert all(after[layer] == before[layer] / 2 for layer in cut)
-    assert all(after[layer] == before[layer] for layer in left_alone)
+    assert all(after[layer] == before[layer] for layer in not_prunable)
     assert fit(fresh, network.state_dict())
     fresh.load_state_dict(network.state_dict())
     x = torch.randn(2, *SHAPE)
@@ -151,7 +150,7 @@ def test_what_can_be_cut(
 )
 def test_where_nothing_can_be_cut(network: nn.Module, message: str) -> None:
     with pytest.raises(InputError, match=r"^nothing in this network can be cut: ") as caught:
-        examined(network)
+        classified(network)
     assert re.search(message, str(caught.value))
     assert "\n" not in str(caught.value)
 
@@ -183,14 +182,12 @@ class Attending(nn.Module):
     ("make", "cut", "kept"),
     [(Recurrent, {"first": 4}, ["second", "out"]), (Attending, {"block.linear1": 12}, ["patches"])],
 )
-def test_the_neighbours_of_what_the_graph_does_not_know_are_left_alone(
+def test_the_neighbours_of_what_the_graph_does_not_know_are_not_pruned(
     make: Callable[[], nn.Module], cut: dict[str, int], kept: list[str]
 ) -> None:
     network = make()
     before = layer_widths(network)
-    plan = make_plan(
-        network, SHAPE, criterion="magnitude", scope="local", ratio=0.5, original_widths=before
-    )
+    plan = plan_for(network, SHAPE, ratio=0.5)
     apply_plan(network, SHAPE, plan)
     after = layer_widths(network)
     assert after == before | cut
@@ -206,21 +203,21 @@ def test_outputs_that_are_no_tensor_are_named() -> None:
     network = Net(same)
     network.register_forward_hook(lambda module, inputs, output: {"logits": output})
     with pytest.raises(InputError, match="must return its logits as one tensor, not dict"):
-        examined(network)
+        classified(network)
 
 
 def test_a_network_that_cannot_be_traced_is_named() -> None:
     with pytest.raises(
         InputError, match=r"cannot be traced for pruning \(RuntimeError.*\[1, 1, 8, 8\]"
     ):
-        examined(Net(same), (1, 8, 8))
+        classified(Net(same), (1, 8, 8))
 
 
 def test_the_network_is_not_changed() -> None:
     network = Net(normed, wide=conv(12, 16), norm=nn.GroupNorm(4, 16), last=conv(16, 12)).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.stem.requires_grad_(False)
-    examined(network)
+    classified(network)
     assert all(module.training for module in network.modules())
     assert not network.stem.weight.requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -228,11 +225,4 @@ def test_the_network_is_not_changed() -> None:
 
 def test_a_criterion_with_nothing_to_look_at_is_named() -> None:
     with pytest.raises(InputError, match="criterion=bn_scale: finds nothing to score in stem"):
-        make_plan(
-            Net(same),
-            SHAPE,
-            criterion="bn_scale",
-            scope="local",
-            ratio=0.5,
-            original_widths={"stem": 12},
-        )
+        plan_for(Net(same), SHAPE, criterion="bn_scale")

@@ -9,9 +9,9 @@ from torch import nn
 
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.config import PruneConfig
-from cpprune.pruning.plan import make_plan
+from cpprune.pruning.planner import make_plan
 from cpprune.pruning.ramp import parameters_at
-from cpprune.pruning.schedule import events, plan_arguments
+from cpprune.pruning.schedule import events
 from cpprune.pruning.surgery import apply_plan
 
 SHAPE = (1, 64, 32)
@@ -46,14 +46,14 @@ def test_every_step_is_just_under_the_curve(
     config = PruneConfig(**how, steps=3, ramp=ramp, scope=scope)  # type: ignore[arg-type]
     counts = []
     for event in events(config):
-        plan = make_plan(network, SHAPE, original_widths=original, **plan_arguments(config, event))
+        plan = make_plan(network, SHAPE, config, original_widths=original, fraction=event.fraction)
         apply_plan(network, SHAPE, plan)
         counts.append(sum(p.numel() for p in network.parameters()))
     end = counts[-1]
     if scope == "local" or "budget" in how:
         assert end <= END
         assert end > 0.99 * END
-    curve = [parameters_at(ramp, event.part, START, end) for event in events(config)]
+    curve = [parameters_at(ramp, event.fraction, START, end) for event in events(config)]
     assert all(count <= most for count, most in zip(counts, curve, strict=True))
     # One more channel somewhere would be too many: a channel costs less than two per cent.
     assert np.array(counts) == pytest.approx(np.array(curve), rel=0.06)
@@ -63,8 +63,7 @@ def test_every_step_is_just_under_the_curve(
 def test_widths_are_as_they_were(make_network: Make) -> None:
     network = make_network()
     config = PruneConfig(ratio=0.41, steps=3)
-    event = events(config)[0]
-    plan = make_plan(
-        network, SHAPE, original_widths=layer_widths(network), **plan_arguments(config, event)
-    )
-    assert {len(entry["keep"]) for entry in plan["groups"]} == {27, 55, 110}
+    fraction = events(config)[0].fraction
+    widths = layer_widths(network)
+    plan = make_plan(network, SHAPE, config, original_widths=widths, fraction=fraction)
+    assert {len(entry.keep) for entry in plan.groups} == {27, 55, 110}

@@ -6,7 +6,7 @@ import pytest
 
 from cpprune.pruning.allocation import uniform
 from cpprune.pruning.config import PruneConfig
-from cpprune.pruning.schedule import Event, events, lr_span, plan_arguments
+from cpprune.pruning.schedule import Event, events, lr_span
 
 
 def test_without_a_ratio_or_a_budget_nothing_is_pruned() -> None:
@@ -17,33 +17,15 @@ def test_without_a_ratio_or_a_budget_nothing_is_pruned() -> None:
 @pytest.mark.parametrize("how_much", [{"ratio": 0.41}, {"budget": "params<=47028"}])
 def test_one_event(how_much: dict[str, Any]) -> None:
     assert PruneConfig(**how_much).prunes
-    assert events(PruneConfig(**how_much)) == [Event(epoch=0, part=1.0)]
-    assert events(PruneConfig(**how_much, start_epoch=7)) == [Event(epoch=7, part=1.0)]
+    assert events(PruneConfig(**how_much)) == [Event(epoch=0, fraction=1.0)]
+    assert events(PruneConfig(**how_much, start_epoch=7)) == [Event(epoch=7, fraction=1.0)]
 
 
-def test_the_part_grows_linearly() -> None:
+def test_the_fraction_grows_linearly() -> None:
     schedule = events(PruneConfig(ratio=0.6, steps=4, start_epoch=2, every_epochs=3))
     assert [event.epoch for event in schedule] == [2, 5, 8, 11]
-    assert [event.part for event in schedule] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert schedule[-1].part == 1
-
-
-def test_what_a_plan_is_told() -> None:
-    config = PruneConfig(ratio=0.3, criterion="bn_scale", scope="global", min_width=2, round_to=4)
-    assert plan_arguments(config, Event(epoch=5, part=0.5), seed=7) == {
-        "criterion": "bn_scale",
-        "scope": "global",
-        "ratio": 0.3,
-        "budget": None,
-        "part": 0.5,
-        "ramp": "widths",
-        "seed": 7,
-        "reduction": None,
-        "normaliser": None,
-        "min_width": 2,
-        "round_to": 4,
-        "sensitivity": None,
-    }
+    assert [event.fraction for event in schedule] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert schedule[-1].fraction == 1
 
 
 def test_the_learning_rate_continues_or_begins_anew() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from networks import plan_for
 
 import cpprune
 import shards
 from cpprune.evaluation.plots import COLOURS
 from cpprune.evaluation.predict import evaluate_model
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import make_plan
 from cpprune.pruning.sensitivity import measure_sensitivity
 
 RATIOS = [0.25, 0.6, 0.9]
@@ -71,27 +71,20 @@ def test_the_figures_are_those_of_a_network_silenced_by_hand(
     inner = layer.endswith("conv1")
     for number, ratio in enumerate(RATIOS):
         model = cpprune.load(tiny_run / "model")
-        plan = make_plan(
-            model.network,
-            model.input_shape,
-            criterion="magnitude",
-            scope="local",
-            ratio=ratio,
-            original_widths=layer_widths(model.network),
-        )
+        plan = plan_for(model.network, model.input_shape, ratio=ratio)
         (entry,) = [
             entry
-            for entry in plan["groups"]
-            if entry["layer"].startswith(layer) and entry["layer"].endswith("conv1") == inner
+            for entry in plan.groups
+            if entry.layer.startswith(layer) and entry.layer.endswith("conv1") == inner
         ]
-        cut = [c for c in range(entry["width"]) if c not in entry["keep"]]
+        cut = [c for c in range(entry.width) if c not in entry.keep]
         for name in norms:  # a channel that is always zero after them is as good as gone
             norm = model.network.get_submodule(name)
             norm.weight.data[cut] = 0
             norm.bias.data[cut] = 0
         expected, _ = evaluate_model(model, split, torch.device("cpu"))
-        (row,) = [row for row in found["layers"] if row["layer"] == entry["layer"]]
-        assert row["widths"][number] == len(entry["keep"])
+        (row,) = [row for row in found["layers"] if row["layer"] == entry.layer]
+        assert row["widths"][number] == len(entry.keep)
         for key in ("macro_accuracy", "log_loss"):
             assert row[key][number] == pytest.approx(expected[key], abs=1e-5)
         assert row["log_loss"][number] != pytest.approx(found["baseline"]["log_loss"], abs=1e-5)
@@ -138,7 +131,7 @@ def test_what_is_printed(tiny_run: Path, scenes: Path, tmp_path: Path, cli: Cli)
     command += ["--ratios", "0.5", "--split", "test", "--criterion", "taylor", "--out", tmp_path]
     first = cli(*command, "--json").json
     assert first == json.loads((tmp_path / "sensitivity.json").read_text())
-    assert (first["clips"], first["split"], first["criterion"]) == (5, "test", "taylor")
+    assert (first["clips"], first["split"], first.criterion) == (5, "test", "taylor")
     shown = cli(*command)
     assert shown.status == 0
     assert json.loads((tmp_path / "sensitivity.json").read_text()) == first

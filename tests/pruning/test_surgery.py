@@ -10,7 +10,7 @@ import torch
 from networks import SHAPE, TEACHER, parameters, plan_for
 from torch import nn
 
-from cpprune.distributed.collectives import fingerprint
+from cpprune.models.fingerprint import fingerprint
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.pruner import prune_on_all_ranks
@@ -31,15 +31,15 @@ def test_what_is_kept_is_kept_exactly(
     before = copy.deepcopy(network.state_dict())
     plan = plan_for(network, criterion=criterion, scope=scope)
     apply_plan(network, SHAPE, plan)
-    assert len(plan["groups"]) == len(groups)
+    assert len(plan.groups) == len(groups)
     rows: dict[str, list[int]] = {}
     columns: dict[str, list[int]] = {}
-    for entry in plan["groups"]:
-        ((convs, norms, readers),) = [group for group in groups if entry["layer"] in group[0]]
-        assert entry["keep"] == sorted(set(entry["keep"]))
-        assert len(entry["keep"]) < entry["width"] or scope == "global"
-        rows |= dict.fromkeys(convs + norms, entry["keep"])
-        columns |= dict.fromkeys(readers, entry["keep"])
+    for entry in plan.groups:
+        ((convs, norms, readers),) = [group for group in groups if entry.layer in group[0]]
+        assert entry.keep == sorted(set(entry.keep))
+        assert len(entry.keep) < entry.width or scope == "global"
+        rows |= dict.fromkeys(convs + norms, entry.keep)
+        columns |= dict.fromkeys(readers, entry.keep)
     expected = {}
     for name, tensor in before.items():
         layer = name.rpartition(".")[0]
@@ -76,9 +76,9 @@ def test_cutting_silent_channels_changes_no_output(
     expected = network(x)
     assert expected.std() > 0.1
     plan = plan_for(network, criterion=criterion)
-    for entry in plan["groups"]:
-        ((convs, _, _),) = [group for group in groups if entry["layer"] in group[0]]
-        assert entry["keep"] == silent[convs[0]]
+    for entry in plan.groups:
+        ((convs, _, _),) = [group for group in groups if entry.layer in group[0]]
+        assert entry.keep == silent[convs[0]]
     apply_plan(network, SHAPE, plan)
     assert parameters(network) == 44_784
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-5)
@@ -103,7 +103,7 @@ def silenced(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
             return stage
         return group_of({"stage2": "stage1", "stage3": "stage2"}[stage])  # added, so as wide
 
-    keep = {group_of(entry["layer"]): entry["keep"] for entry in plan["groups"]}
+    keep = {group_of(entry.layer): entry.keep for entry in plan.groups}
     twin = copy.deepcopy(network)
     for layer in layers:
         name = "in_c.1" if layer == "in_c.0" else layer.replace("conv", "bn")
@@ -203,7 +203,7 @@ def test_pruning_with_one_process(make_network: Make) -> None:
     device = torch.device("cpu")
     cut = prune_on_all_ranks(network, SHAPE, lambda: plan_for(network), {}, device)
     assert parameters(network) == 44_784
-    assert len(cut.plan["groups"]) == 9
+    assert len(cut.plan.groups) == 9
     assert cut.fingerprint == fingerprint(network) == fingerprint(expected)
 
     def refuse() -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from networks import plan_for
 
 import cpprune
 from cpprune.audio.config import PRESETS
 from cpprune.audio.frontend import LogMel
-from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import make_plan
 from cpprune.pruning.surgery import apply_plan
 from cpprune.training.engine import Forward
 
@@ -52,7 +51,6 @@ def test_a_compiled_network_computes_the_same_before_and_after_a_cut():
                 torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-4)
         assert [name for name, _ in network.named_parameters()] == [*expected_gradients]
         sizes.add(sum(p.numel() for p in network.parameters()))
-        settings = {"criterion": "magnitude", "scope": "global", "ratio": 0.4}
-        plan = make_plan(network, SHAPE, **settings, original_widths=layer_widths(network))
+        plan = plan_for(network, SHAPE, scope="global", ratio=0.4)
         apply_plan(network, SHAPE, plan)
     assert len(sizes) == 2

@@ -9,8 +9,8 @@ from networks import SHAPE, plan_for
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpprune.distributed.collectives import fingerprint
-from cpprune.pruning.saliency import hessian, taylor
+from cpprune.models.fingerprint import fingerprint
+from cpprune.pruning.importance import ExactSum, saliency
 
 Make = Callable[..., nn.Module]
 
@@ -26,7 +26,7 @@ def test_taylor_is_weight_times_gradient(make_network: Make, clips: tuple[Tensor
     twin = copy.deepcopy(network).double().eval()
     functional.cross_entropy(twin(clips[0].double()), clips[1]).backward()
     before = fingerprint(network)
-    measured = taylor(network, *clips, total=6)
+    measured = saliency("taylor", network, *clips, total=6)
     assert fingerprint(network) == before
     assert network.training
     assert all(p.grad is None for p in network.parameters())
@@ -40,7 +40,7 @@ def test_taylor_is_weight_times_gradient(make_network: Make, clips: tuple[Tensor
 def test_hessian_is_half_the_squares(make_network: Make, clips: tuple[Tensor, Tensor]) -> None:
     network = make_network(widths=[4, 5, 6])
     twin = copy.deepcopy(network).double().eval()
-    measured = hessian(network, *clips, total=6)
+    measured = saliency("hessian", network, *clips, total=6)
     sums = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
     for x, label in zip(*clips, strict=True):
         twin.zero_grad()
@@ -59,21 +59,20 @@ def test_channels_are_scored_by_their_saliency(
 ) -> None:
     network = make_network(base_channels=8)
     network.requires_grad_(False)  # also a frozen network is measured
-    measure = taylor if criterion == "taylor" else hessian
-    saliency = measure(network, *clips, total=6)
+    measured = saliency(criterion, network, *clips, total=6)
     before = fingerprint(network)
-    plan = plan_for(network, criterion=criterion, ratio=0.5, saliency=saliency)
+    plan = plan_for(network, criterion=criterion, ratio=0.5, saliency=measured)
     assert fingerprint(network) == before
     assert not any(p.requires_grad for p in network.parameters())
-    for entry in plan["groups"]:
-        block = entry["layer"].removesuffix(".conv1")
-        if block == entry["layer"]:
+    for entry in plan.groups:
+        block = entry.layer.removesuffix(".conv1")
+        if block == entry.layer:
             continue
-        score = saliency[f"{block}.conv1.weight"].double().sum((1, 2, 3))
-        score += saliency[f"{block}.bn1.weight"].double()
-        score += saliency[f"{block}.conv2.weight"].double().sum((0, 2, 3))
-        best = score.argsort(descending=True)[: entry["width"] // 2]
-        assert entry["keep"] == sorted(best.tolist())
+        score = measured[f"{block}.conv1.weight"].double().sum((1, 2, 3))
+        score += measured[f"{block}.bn1.weight"].double()
+        score += measured[f"{block}.conv2.weight"].double().sum((0, 2, 3))
+        best = score.argsort(descending=True)[: entry.width // 2]
+        assert entry.keep == sorted(best.tolist())
 
 
 class Idle(nn.Module):
@@ -89,14 +88,12 @@ class Idle(nn.Module):
 
 
 def test_what_the_loss_does_not_depend_on_matters_nothing() -> None:
-    measured = taylor(Idle(), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), total=5)
+    measured = saliency("taylor", Idle(), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), total=5)
     assert not measured["idle.weight"].any()
     assert measured["used.weight"].any()
 
 
 def test_sums_do_not_depend_on_their_order() -> None:
-    from cpprune.pruning.saliency import ExactSum
-
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(300, 7, generator=generator, dtype=torch.float64)
     numbers *= 10.0 ** torch.randint(-12, 3, numbers.shape, generator=generator)
