@@ -58,6 +58,7 @@ def open_alone(file: AudioFile) -> int:
             end = start + size
             while start < end and (count := os.sendfile(copy.fileno(), handle, start, end - start)):
                 start += count
+            copy.seek(0)
             return os.dup(copy.fileno())
     finally:
         os.close(handle)

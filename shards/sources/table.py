@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shards.audio.file_range import AudioFile
 from shards.errors import InputError
@@ -88,7 +88,11 @@ def read(path: Path, columns: Columns, audio_root: Path | None) -> Source:
 
 
 def from_rows(
-    rows: Sequence[Row], columns: Columns, where: str, file_of: Callable[[str], AudioFile]
+    rows: Sequence[Row],
+    columns: Columns,
+    where: str,
+    file_of: Callable[[str], AudioFile],
+    class_order: Callable[[str], Any] = str,
 ) -> Source:
     """Returns the source that rows of cells describe, whatever they were read from.
 
@@ -97,6 +101,7 @@ def from_rows(
         columns: which of them to use.
         where: they were read from, for messages.
         file_of: the file that a cell of the filename column names.
+        class_order: the key by which class names are sorted.
 
     Raises:
         InputError: if a row cannot be used.
@@ -132,7 +137,7 @@ def from_rows(
             )
         )
     labels = [printable(cells[columns.label]) for _, cells in rows]
-    classes = sorted(set(labels))
+    classes = sorted(set(labels), key=class_order)
     number = {name: index for index, name in enumerate(classes)}
     return Source(
         kind="audio",
