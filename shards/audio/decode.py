@@ -11,12 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from shards.audio import mpeg, ogg
 from shards.audio.containers import Piece, extent_of
 from shards.audio.ffmpeg import opened_by_ffmpeg
+from shards.audio.file_range import AudioFile, FileRange, open_alone
 from shards.audio.formats import decoder_of
 from shards.audio.sound import BadFile, Sound, Wave
 
@@ -27,8 +27,10 @@ _one_at_a_time = threading.RLock()
 
 
 @contextmanager
-def opened(file: str | Path) -> Iterator[Sound]:
+def opened(file: AudioFile) -> Iterator[Sound]:
     """Opens a file of any format that libsndfile knows by its content, or ffmpeg by its ending.
+
+    A range of a file is opened by libsndfile alone.
 
     Raises:
         BadFile: if it is no audio, or is cut short.
@@ -39,16 +41,15 @@ def opened(file: str | Path) -> Iterator[Sound]:
         try:
             sound = _open(handle, stack)
         except _errors() as error:
-            if decoder_of(Path(file).name) != "ffmpeg":
+            if isinstance(file, FileRange) or decoder_of(os.fspath(file)) != "ffmpeg":
                 raise BadFile(_reason(error)) from error
             sound = stack.enter_context(opened_by_ffmpeg(file))
         yield sound
 
 
-def _open_regular(file: str | Path) -> int:
+def _open_regular(file: AudioFile) -> int:
     try:
-        # Not blocking: a named pipe would be waited for.
-        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        handle = open_alone(file)
     except FileNotFoundError as error:
         raise BadFile("no such file") from error
     except (OSError, ValueError) as error:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio.decode import opened
+from shards.audio.file_range import AudioFile
 from shards.audio.sound import BadFile, Wave
 
 Clips = NDArray[np.int16]
@@ -66,7 +66,7 @@ def output_length(frames: int, rate: int, sample_rate: int) -> int:
     return (2 * frames * sample_rate + rate) // (2 * rate)
 
 
-def measure(file: str | Path, sample_rate: int) -> int:
+def measure(file: AudioFile, sample_rate: int) -> int:
     """Returns the length of a file in samples at `sample_rate`.
 
     The header is believed where the file bears it out; otherwise the file is decoded.
@@ -82,7 +82,7 @@ def measure(file: str | Path, sample_rate: int) -> int:
         return output_length(_some(frames), sound.rate, sample_rate)
 
 
-def load(file: str | Path, sample_rate: int) -> Recording:
+def load(file: AudioFile, sample_rate: int) -> Recording:
     """Decodes a file to mono at `sample_rate`: the mean of the channels, resampled.
 
     Raises:
@@ -97,7 +97,7 @@ def load(file: str | Path, sample_rate: int) -> Recording:
     return Recording(np.frombuffer(data, dtype=np.int16), clipped)
 
 
-def blocks(file: str | Path, sample_rate: int) -> Iterator[Recording]:
+def blocks(file: AudioFile, sample_rate: int) -> Iterator[Recording]:
     """Yields what `load` returns bit by bit, in memory that does not grow with the file.
 
     Raises:

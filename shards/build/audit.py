@@ -69,7 +69,7 @@ def plan_audit(plan: Plan) -> Audit:
 def _left_aside(plan: Plan, bad: Sequence[Bad], used: int) -> tuple[int, dict[str, int]]:
     """Returns how many files were found, and reason to number of those that were not used."""
     aside = Counter(plan.source.aside)
-    found = len(plan.source.items) + aside.total()
+    found = len(plan.source.items) + len(plan.source.bad) + aside.total()
     aside.update(f"bad: {_kind(reason)}" for _, reason in bad)
     aside["shorter than a clip"] += len(plan.short)
     aside["nothing to cut a clip from"] += found - used - aside.total()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from shards.audio.file_range import AudioFile, FileRange, open_range
 from shards.progress import progress
 from shards.workers import run_jobs
 
@@ -19,10 +20,11 @@ Key = TypeVar("Key")
 FILES_PER_JOB = 64
 # What is read of each file first: most files of one size differ here.
 PEEK = 16384
+READ_BYTES = 1 << 20
 
 
 def same_files(
-    files: Sequence[str], sizes: Sequence[int], workers: int, *, show: bool
+    files: Sequence[AudioFile], sizes: Sequence[int], workers: int, *, show: bool
 ) -> list[list[int]]:
     """Returns the places of files with the same bytes: sets of two or more, in a fixed order."""
     sets = _sets(enumerate(sizes))
@@ -58,7 +60,11 @@ def _digests(
 
 
 def _split(
-    sets: list[list[int]], files: Sequence[str], most: int | None, workers: int, what: str | None
+    sets: list[list[int]],
+    files: Sequence[AudioFile],
+    most: int | None,
+    workers: int,
+    what: str | None,
 ) -> list[list[int]]:
     places = [place for of_set in sets for place in of_set]
     jobs = [places[i : i + FILES_PER_JOB] for i in range(0, len(places), FILES_PER_JOB)]
@@ -73,22 +79,31 @@ def _split(
     ]
 
 
-def _hash(files: Sequence[str], most: int | None) -> list[bytes]:
+def _hash(files: Sequence[AudioFile], most: int | None) -> list[bytes]:
     digests = []
-    for path in files:
+    for file in files:
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 (many of them)
-                if most is not None:
-                    size = os.fstat(file.fileno()).st_size
-                    file.seek(max(0, size - most) // 2)
-                    digests.append(hashlib.sha256(file.read(most)).digest())
-                else:
-                    digests.append(hashlib.file_digest(file, "sha256").digest())
+            handle, start, size = open_range(file)
         except OSError:
-            digests.append(
-                path.encode(errors="surrogateescape")
-            )  # like no other; the build says why
+            path = file.path if isinstance(file, FileRange) else os.fspath(file)
+            # Like no other; the build says why.
+            digests.append(path.encode(errors="surrogateescape"))
+            continue
+        try:
+            digests.append(_digest(handle, start, size, most))
+        finally:
+            os.close(handle)
     return digests
+
+
+def _digest(handle: int, start: int, size: int, most: int | None) -> bytes:
+    if most is not None:
+        return hashlib.sha256(os.pread(handle, most, start + max(0, size - most) // 2)).digest()
+    digest, end = hashlib.sha256(), start + size
+    while start < end and (block := os.pread(handle, min(READ_BYTES, end - start), start)):
+        digest.update(block)
+        start += len(block)
+    return digest.digest()
 
 
 def _sets(marked: Iterable[tuple[int, Key]]) -> list[list[int]]:

@@ -182,7 +182,7 @@ def _planned(
     claim_dataset(folder)
     # The next build would take the dataset for a class.
     source = Path(options.source).resolve()
-    if options.kind == "folder" and source in (folder.resolve(), *folder.resolve().parents):
+    if options.source_kind.walks_folder and source in (folder.resolve(), *folder.resolve().parents):
         raise InputError(f"--out {folder}: lies in --source {options.source}; name a place outside")
     return folder, workers, make_plan(options, workers, show=show)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shards.audio.file_range import AudioFile
 from shards.build.options import BuildOptions
 from shards.build.tar import LONGEST_KEY
 from shards.manifest import SPLITS
@@ -18,7 +19,7 @@ class Clip(NamedTuple):
 
     key: str
     name: str
-    file: str
+    file: AudioFile
     start: int
     label: int
     split: str

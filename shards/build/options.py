@@ -1,7 +1,6 @@
-"""What a build is told: the options, checked before anything is read."""
+"""The options of a build, checked before anything is read."""
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,19 @@ from typing import Any
 from shards.audio.clips import MIN_SOUND, count_clips
 from shards.errors import InputError
 from shards.manifest import MAX_VALUES, SPLITS
+from shards.sources.registry import SourceKind, source_kinds
 
-KINDS = ("tau2022", "folder", "table", "mnist")
 LAYOUTS = ("auto", "classes", "splits")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What is built from what. Everything here but the paths is part of the dataset's identity.
+    """Source and settings of a build. All but the paths are part of the dataset's fingerprint.
 
     Attributes:
-        kind: one of `KINDS`.
-        source: a folder, or the table.
-        split_csv: for tau2022, a training subset such as split5.csv.
+        kind: a name in `shards.sources.registry.source_kinds()`.
+        source: a folder, a table, or a pattern of tars.
+        split_csv: a list of clips that replaces the source's own training list.
         fractions: of train, val and test where the source has no splits.
         val_fraction: of training, where the source has no validation split.
         seconds: length of a clip.
@@ -32,11 +31,11 @@ class BuildOptions:
         shard_size: clips a shard, about.
         seed: of the splits and of the shuffle.
         on_error: "stop" at the first bad file or "skip" bad files.
-        keep_together: what never parts, beside the clips of one file: a column of a table, or a regular
-            expression over the paths of a folder.
+        keep_together: what is never divided among splits, beside the clips of one file: a column, or a
+            regular expression over the paths in a folder.
         layout: of a folder: "classes", "splits", or "auto" to tell them by their names.
-        filename_column, label_column, split_column, group_columns, audio_root: for tables.
-        folds: (split, value of the split column) for tables; other values are training.
+        filename_column, label_column, split_column, group_columns, audio_root: of a table.
+        folds: (split, value of the split column); other values are training.
     """
 
     kind: str
@@ -62,8 +61,9 @@ class BuildOptions:
     folds: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        kinds = source_kinds()
         checks = {
-            "kind": (self.kind in KINDS, ", ".join(KINDS)),
+            "kind": (self.kind in kinds, ", ".join(kinds)),
             "fractions": (
                 len(self.fractions) == 3
                 and min(self.fractions) >= 0
@@ -95,30 +95,22 @@ class BuildOptions:
                 f"--seconds {self.seconds:g} at --sample-rate {self.sample_rate}: a clip has at most "
                 f"{MAX_VALUES:,} samples; use fewer of either"
             )
-        self._refuse_idle()
-        if self.kind == "tau2022" and self.seconds != 1.0:
-            raise InputError("--seconds: the clips of tau2022 last one second; leave it at 1.0")
+        self._refuse_unused()
+        if self.source_kind.check is not None:
+            self.source_kind.check(self)
 
-    def _refuse_idle(self) -> None:
-        """Refuses what would do nothing, and what cannot be read."""
-        if self.split_csv is not None and self.kind != "tau2022":
-            raise InputError("--split-csv is for tau2022; a table names its splits in a column")
-        if self.layout != "auto" and self.kind != "folder":
-            raise InputError(f"--layout is for folders, not for {self.kind}")
-        if self.folds and self.kind != "table":
-            raise InputError(f"--folds is for tables, not for {self.kind}")
-        if self.keep_together is None:
-            return
-        if self.kind not in ("folder", "table"):
-            raise InputError(f"--keep-together is for folders and tables, not for {self.kind}")
-        if self.kind == "folder":
-            try:
-                re.compile(self.keep_together)
-                self.keep_together.encode()
-            except (re.error, RecursionError, OverflowError, UnicodeEncodeError) as error:
-                raise InputError(
-                    f"--keep-together {self.keep_together!r} is no regular expression: {error}"
-                ) from error
+    def _refuse_unused(self) -> None:
+        """Refuses options that the kind of source does not read."""
+        mine, kinds = self.source_kind.options, source_kinds().values()
+        for name in sorted(frozenset().union(*(kind.options for kind in kinds)) - mine):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                those = ", ".join(kind.name for kind in kinds if name in kind.options)
+                raise InputError(f"--{name.replace('_', '-')} is for {those}, not for {self.kind}")
+
+    @property
+    def source_kind(self) -> SourceKind:
+        """What the registry has under `kind`."""
+        return source_kinds()[self.kind]
 
     @property
     def length(self) -> int:
@@ -130,7 +122,7 @@ class BuildOptions:
         return count_clips(samples, self.length, self.short, self.min_sound)
 
     def arguments(self) -> dict[str, Any]:
-        """Returns what decides the bytes of the dataset, beside its inputs."""
+        """Returns the settings that decide the bytes of the dataset, beside its inputs."""
         document = asdict(self)
         for name in ("source", "split_csv", "audio_root"):
             del document[name]

@@ -70,7 +70,7 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
         InputError: if the source cannot be used, or with `on_error` "stop" at a bad file or a class
             without a clip.
     """
-    source = read_source(options)
+    source = options.source_kind.read(options)
     if options.on_error == "stop":
         for folder, content in source.empty.items():
             raise InputError(
@@ -111,33 +111,6 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         inputs=hashlib.sha256(json.dumps([text, found.stats]).encode()).hexdigest(),
     )
-
-
-def read_source(options: BuildOptions) -> Source:
-    """Reads the lists of the source.
-
-    Raises:
-        InputError: if they cannot be used.
-    """
-    from shards.sources import folder, mnist, table, tau2022
-
-    if options.kind == "table":
-        columns = table.Columns(
-            filename=options.filename_column,
-            label=options.label_column,
-            split=options.split_column,
-            folds=options.folds,
-            groups=options.group_columns,
-            together=options.keep_together,
-        )
-        return table.read(options.source, columns, options.audio_root)
-    if not options.source.is_dir():
-        raise InputError(f"--source {options.source} does not exist or is not a folder")
-    if options.kind == "tau2022":
-        return tau2022.read(options.source, options.split_csv)
-    if options.kind == "mnist":
-        return mnist.read(options.source)
-    return folder.read(options.source, options.layout, options.keep_together)
 
 
 def bad_file_error(bad: Bad, options: BuildOptions) -> InputError:

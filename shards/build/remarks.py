@@ -1,6 +1,5 @@
 """What a user should know of a plan before anything is decoded: how it was read, and what is wrong."""
 
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,14 +9,12 @@ from shards.build.options import BuildOptions
 from shards.build.scan import Scan
 from shards.manifest import SPLITS
 from shards.sources.source import Item, Source
-from shards.sources.split_names import is_split_name
 from shards.sources.walk import NEEDS_FFMPEG, NO_CLASS, NO_SPLIT
 
 # Shares that are further from those asked for than this are told.
 FAR = 0.05
 DIGITS = "0123456789"
 MOST_NAMES = 5
-PIECES = r"(.+)[-_. ]\d+\.\w+$"
 
 
 class Remarks(NamedTuple):
@@ -53,7 +50,7 @@ def remarks(
     if lost:
         warnings.append(f"left out, with no file that can be used: {_names(lost, 'class')}")
     warnings += _unused(source)
-    warnings += _splits_below(items) if drawn and options.kind == "folder" else []
+    warnings += source.split_warnings if drawn else ()
     clips = Counter[tuple[str, int]]()
     for item, count in zip(items, found.clips_of, strict=True):
         clips[item.split, item.label] += count
@@ -78,7 +75,7 @@ def remarks(
     warnings += _missing(clips, splits, source, options, drawn=drawn)
     warnings += _copies(items, found.copies, source)
     if alone:
-        warnings += _pieces(items, options) if options.kind in ("folder", "table") else []
+        warnings += _pieces(items, source.together_hint) if source.together_hint else []
     else:
         unknown = sum(not item.together for item in items)
         if unknown:
@@ -97,18 +94,6 @@ def _unused(source: Source) -> list[str]:
         if source.aside.get(reason):
             lines.append(f"{_count(source.aside[reason], 'audio file')} not used: {reason}")
     return lines
-
-
-def _splits_below(items: Sequence[Item]) -> list[str]:
-    """Returns a warning if splits lie below the classes, where they are not looked for."""
-    below = {name[1] for name in (item.name.split("/") for item in items) if len(name) > 2}
-    called = sorted(name for name in below if is_split_name(name))
-    if len(called) < 2:
-        return []
-    return [
-        f"the classes have folders called {', '.join(called)}, which are not used as splits: "
-        "put them above the classes, as in train/CLASS/FILE"
-    ]
 
 
 def _shares(splits: Sequence[str], clips_of: Sequence[int]) -> list[float]:
@@ -198,7 +183,7 @@ def _differ(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], tuple[st
     return pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
 
 
-def _pieces(items: Sequence[Item], options: BuildOptions) -> list[str]:
+def _pieces(items: Sequence[Item], remedy: str) -> list[str]:
     """Returns a warning if many names look like pieces of recordings that were cut up before."""
     of_stem: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -214,14 +199,9 @@ def _pieces(items: Sequence[Item], options: BuildOptions) -> list[str]:
     example = (parted or several)[0]
     one = example[0]
     other = next((item for item in example if item.split != one.split), example[1])
-    how = (
-        f"--keep-together {shlex.quote(PIECES)}"
-        if options.kind == "folder"
-        else "--keep-together and a column that names the recording"
-    )
     return [
         f"{pieces:,} names look like pieces of recordings, such as {one.name} (in {one.split}) and "
-        f"{other.name} (in {other.split}), and nothing keeps those of one together; use {how}"
+        f"{other.name} (in {other.split}), and nothing keeps those of one together; use {remedy}"
     ]
 
 

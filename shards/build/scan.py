@@ -1,11 +1,11 @@
 """A look at every source file: its size, from its header its length, and which are copies."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from shards.audio.file_range import AudioFile, size_and_time
 from shards.audio.load import BadFile, measure
 from shards.build.copies import same_files
 from shards.build.options import BuildOptions
@@ -65,7 +65,7 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
     sizes: list[int] = []
     clips_of = []
     stats: list[tuple[int, int]] = []
-    bad: list[Bad] = []
+    bad = [Bad(*pair) for pair in source.bad]
     short: list[Item] = []
     rests = 0
     looks = [look for number in range(len(jobs)) for look in found[number]]
@@ -95,16 +95,15 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
     )
 
 
-def _look(files: Sequence[str], sample_rate: int | None) -> list[tuple[int, int, int | str]]:
+def _look(files: Sequence[AudioFile], sample_rate: int | None) -> list[tuple[int, int, int | str]]:
     """Returns (bytes, time in ns, samples or the reason why it is bad) of each file."""
     looks: list[tuple[int, int, int | str]] = []
     for file in files:
         try:
-            status = os.stat(file)  # noqa: PTH116 (230,000 of them)
+            size, time = size_and_time(file)
         except OSError:
             looks.append((0, 0, "no such file"))
             continue
-        size, time = status.st_size, status.st_mtime_ns
         try:
             looks.append((size, time, measure(file, sample_rate) if sample_rate else 0))
         except BadFile as reason:

@@ -8,12 +8,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from shards.audio.clips import cut
+from shards.audio.file_range import AudioFile
 from shards.audio.load import BadFile, Clips, Heard, blocks
 from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error
 from shards.errors import InputError
@@ -33,7 +35,7 @@ class SpoolJob:
     """Some recordings: (name, file) of each, and where their samples go."""
 
     number: int
-    recordings: list[tuple[str, str]]
+    recordings: list[tuple[str, AudioFile]]
     work: Path
     sample_rate: int
     stop: bool
@@ -65,12 +67,12 @@ def spool(
     Raises:
         InputError: at the first bad file, if the build is to stop there.
     """
-    clips = Counter[tuple[str, str]]()
+    clips = Counter[tuple[str, AudioFile]]()
     for _, _, of_shard in plan.shards:
         clips.update((clip.name, clip.file) for clip in of_shard)
-    parts: list[list[tuple[str, str]]] = [[]]
+    parts: list[list[tuple[str, AudioFile]]] = [[]]
     count = 0
-    for recording in sorted(clips):
+    for recording in sorted(clips, key=itemgetter(0)):
         if count >= CLIPS_PER_PART:
             parts.append([])
             count = 0

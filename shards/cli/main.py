@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from shards.cli.arguments import OneLineParser, number, text, whole_number
 from shards.credentials import without_credentials
 from shards.errors import InputError
+from shards.sources.registry import source_kinds
 
 if TYPE_CHECKING:
     from shards.build.plan import BuildOptions
-
-KINDS = ("tau2022", "folder", "table", "mnist")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,12 +108,11 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "kind",
-        choices=KINDS,
+        choices=tuple(source_kinds()),
         metavar="KIND",
-        help="tau2022: a folder in TAU's layout; folder: CLASS/FILE or SPLIT/CLASS/FILE; "
-        "table: a CSV or TSV; mnist: a folder of IDX files",
+        help="; ".join(f"{kind.name}: {kind.help}" for kind in source_kinds().values()),
     )
-    add("--source", type=Path, required=True, help="the folder or table")
+    add("--source", type=Path, required=True, help="the folder, table or pattern of tars")
     add("--out", type=Path, required=True, help="the dataset's folder")
     add("--split-csv", type=Path, help="tau2022: a training subset such as split5.csv")
     add(

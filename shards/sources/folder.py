@@ -2,12 +2,16 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
 
 from shards.errors import InputError
 from shards.sources.names import printable
+from shards.sources.registry import source
 from shards.sources.source import Item, Source
-from shards.sources.split_names import meaning, split_names
+from shards.sources.split_names import is_split_name, meaning, split_names
 from shards.sources.walk import (
     FOLLOWED,
     NO_SPLIT,
@@ -18,7 +22,35 @@ from shards.sources.walk import (
     walk,
 )
 
+if TYPE_CHECKING:
+    from shards.build.options import BuildOptions
+
 __all__ = ["endings", "read"]
+
+# The path of a piece of a recording; its first group is that of the recording.
+PIECES = r"(.+)[-_. ]\d+\.\w+$"
+
+
+def _check(options: "BuildOptions") -> None:
+    pattern = options.keep_together
+    try:
+        re.compile(pattern or "")
+        (pattern or "").encode()
+    except (re.error, RecursionError, OverflowError, UnicodeEncodeError) as error:
+        raise InputError(
+            f"--keep-together {pattern!r} is no regular expression: {error}"
+        ) from error
+
+
+@source(
+    "folder",
+    help="CLASS/FILE or SPLIT/CLASS/FILE",
+    options=("layout", "keep_together"),
+    check=_check,
+    walks_folder=True,
+)
+def _from_options(options: "BuildOptions") -> Source:
+    return read(options.source, options.layout, options.keep_together)
 
 
 def read(root: Path, layout: str = "auto", together: str | None = None) -> Source:
@@ -77,6 +109,8 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
         folders=all_found.folders + Counter({"empty classes": len(empty)}),
         empty=empty,
         notes=meaning("folders", splits),
+        split_warnings=_splits_below(items),
+        together_hint=f"--keep-together {quote(PIECES)}",
     )
 
 
@@ -102,6 +136,18 @@ def _splits(root: Path, layout: str, known: frozenset[str], all_found: Found) ->
         if found.files:
             all_found.aside[NO_SPLIT] += len(found.files)
     return splits
+
+
+def _splits_below(items: Sequence[Item]) -> tuple[str, ...]:
+    """Returns a warning if there are splits below the classes, where they are not looked for."""
+    below = {name[1] for name in (item.name.split("/") for item in items) if len(name) > 2}
+    called = sorted(name for name in below if is_split_name(name))
+    if len(called) < 2:
+        return ()
+    return (
+        f"the classes have folders called {', '.join(called)}, which are not used as splits: "
+        "put them above the classes, as in train/CLASS/FILE",
+    )
 
 
 def _together(items: list[Item], pattern: str) -> list[Item]:

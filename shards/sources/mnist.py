@@ -4,13 +4,18 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.manifest import sha256_of_file
-from shards.sources.source import Item, Source
+from shards.sources.registry import source
+from shards.sources.source import Item, Source, folder_of
+
+if TYPE_CHECKING:
+    from shards.build.options import BuildOptions
 
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -21,6 +26,11 @@ SPLIT_SEED = 1
 # .gz unpacks to.
 MOST_BYTES = 1 << 30
 MOST_PACKED = 1100
+
+
+@source("mnist", help="a folder of IDX files")
+def _from_options(options: "BuildOptions") -> Source:
+    return read(folder_of(options))
 
 
 def read(root: Path) -> Source:

@@ -5,14 +5,18 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.audio.file_range import AudioFile
 from shards.errors import InputError
 from shards.manifest import sha256_of
 from shards.sources.names import printable
+
+if TYPE_CHECKING:
+    from shards.build.options import BuildOptions
 
 
 class Item(NamedTuple):
@@ -20,7 +24,7 @@ class Item(NamedTuple):
 
     Attributes:
         name: how the user's list or folder calls it, printable; unique.
-        file: where it is; empty for an image.
+        file: its path, or the range of a tar that holds it; empty for an image.
         label: class index.
         split: "train", "val" or "test", or empty if it is still to be drawn.
         recording: what its clips were cut from.
@@ -29,7 +33,7 @@ class Item(NamedTuple):
     """
 
     name: str
-    file: str
+    file: AudioFile
     label: int
     split: str
     recording: str
@@ -50,10 +54,13 @@ class Source:
         one_clip: every file is one clip, so no header has to be read to plan.
         lists: file name to SHA-256 of the lists read.
         fixed_classes: the classes are those of the task, whether or not there are clips of each.
+        bad: (name, reason) of what cannot be used, beside the items.
         aside: reason to number of the files that were left aside.
         folders: kind to number of the folders that are not simply listed, such as hidden ones.
         empty: class folder without a file that is used to what is in it.
         notes: how the source was read, where that is not evident.
+        split_warnings: what is wrong with it if it has no splits.
+        together_hint: options that keep pieces of one recording together; empty if there are none.
         images: uint8 [items, ...] for images.
     """
 
@@ -65,11 +72,32 @@ class Source:
     one_clip: bool = False
     lists: Mapping[str, str] = field(default_factory=dict)
     fixed_classes: bool = False
+    bad: tuple[tuple[str, str], ...] = ()
     aside: Mapping[str, int] = field(default_factory=dict)
     folders: Mapping[str, int] = field(default_factory=dict)
     empty: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    split_warnings: tuple[str, ...] = ()
+    together_hint: str = ""
     images: NDArray[np.uint8] | None = None
+
+
+def folder_of(options: "BuildOptions") -> Path:
+    """Returns `--source`.
+
+    Raises:
+        InputError: it is not a folder.
+    """
+    if not options.source.is_dir():
+        raise InputError(f"--source {options.source} does not exist or is not a folder")
+    return options.source
+
+
+class Row(NamedTuple):
+    """A row of a table: where it is, for messages, and its cells by column."""
+
+    place: str
+    cells: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,20 @@
 """A CSV or TSV that names files and their labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from shards.audio.file_range import AudioFile
 from shards.errors import InputError
 from shards.manifest import INDEX_TYPES, LONGEST_TEXT, SPLITS
 from shards.sources.names import printable
-from shards.sources.source import Item, Source, Table, read_table
+from shards.sources.registry import source
+from shards.sources.source import Item, Row, Source, read_table
 from shards.sources.split_names import meaning, split_names
+
+if TYPE_CHECKING:
+    from shards.build.options import BuildOptions
 
 # What an index or the JSON of a clip has itself.
 RESERVED = {*INDEX_TYPES, "class"} - {"recording"}
@@ -16,9 +22,10 @@ RESERVED = {*INDEX_TYPES, "class"} - {"recording"}
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of the table mean what; `split` None: none, the splits are drawn.
+    """The meaning of columns; without a column `split`, or one named so, the splits are drawn.
 
-    `folds` are (split, value of the split column); `together` is the column whose values never part.
+    `folds` are (split, value of the split column). Clips with the same value of `together` are never
+    divided among splits.
     """
 
     filename: str = "filename"
@@ -27,6 +34,35 @@ class Columns:
     folds: tuple[tuple[str, str], ...] = ()
     groups: tuple[str, ...] = ()
     together: str | None = None
+
+    @classmethod
+    def of(cls, options: "BuildOptions") -> "Columns":
+        """Returns the columns that the options of a build name."""
+        return cls(
+            filename=options.filename_column,
+            label=options.label_column,
+            split=options.split_column,
+            folds=options.folds,
+            groups=options.group_columns,
+            together=options.keep_together,
+        )
+
+    def named(self) -> tuple[str, ...]:
+        """Returns the columns that have to be there."""
+        names = (self.filename, self.label, self.split, self.together, *self.groups)
+        return tuple(name for name in names if name)
+
+
+@source(
+    "table",
+    help="a CSV or TSV",
+    options=(
+        *("filename_column", "label_column", "split_column", "folds", "group_columns"),
+        *("audio_root", "keep_together"),
+    ),
+)
+def _from_options(options: "BuildOptions") -> Source:
+    return read(options.source, Columns.of(options), options.audio_root)
 
 
 def read(path: Path, columns: Columns, audio_root: Path | None) -> Source:
@@ -43,57 +79,81 @@ def read(path: Path, columns: Columns, audio_root: Path | None) -> Source:
     Raises:
         InputError: if a column is missing or a row cannot be used.
     """
-    _refuse_reserved(columns.groups)
-    needed = [columns.filename, columns.label, columns.split, columns.together, *columns.groups]
-    table = read_table(path, tuple(name for name in needed if name))
+    refuse_reserved(columns.groups)
+    table = read_table(path, columns.named())
+    rows = [Row(f"{path}, line {line}", cells) for line, cells in table.rows]
+    root = audio_root or path.parent
+    found = from_rows(rows, columns, str(path), lambda name: str(root / name))
+    return replace(found, lists={printable(path.name): table.sha256})
+
+
+def from_rows(
+    rows: Sequence[Row],
+    columns: Columns,
+    where: str,
+    file_of: Callable[[str], AudioFile],
+    class_order: Callable[[str], Any] = str,
+) -> Source:
+    """Returns the source that rows of cells describe, whatever they were read from.
+
+    Args:
+        rows: one for each file, all with the same columns; at least one.
+        columns: which of them to use.
+        where: they were read from, for messages.
+        file_of: the file that a cell of the filename column names.
+        class_order: the key by which class names are sorted.
+
+    Raises:
+        InputError: if a row cannot be used.
+    """
     unit = columns.together or next(
         (name for name in ("location", "recording") if name in columns.groups), None
     )
-    splits, notes = _splits(path, table, columns)
-    root = audio_root or path.parent
+    splits, notes = _splits(where, rows, columns)
     items: list[Item] = []
-    classes: dict[str, int] = {}
     seen: set[str] = set()
-    for (line, row), split in zip(table.rows, splits, strict=True):
-        name, label = row[columns.filename], row[columns.label]
+    for (place, cells), split in zip(rows, splits, strict=True):
+        name, label = cells[columns.filename], cells[columns.label]
         if not name or not label:
-            raise InputError(f"{path}, line {line}: no {columns.filename} or no {columns.label}")
+            raise InputError(f"{place}: no {columns.filename} or no {columns.label}")
         used = (columns.label, *columns.groups)
-        if long := next((column for column in used if len(row[column]) > LONGEST_TEXT), None):
-            raise InputError(
-                f"{path}, line {line}: {long} has more than {LONGEST_TEXT:,} letters; shorten it"
-            )
+        if long := next((column for column in used if len(cells[column]) > LONGEST_TEXT), None):
+            raise InputError(f"{place}: {long} has more than {LONGEST_TEXT:,} letters; shorten it")
         if "\0" in name:
-            raise InputError(f"{path}, line {line}: {printable(name)} is no file name")
+            raise InputError(f"{place}: {printable(name)} is no file name")
         if name in seen:
-            raise InputError(f"{path}, line {line}: {printable(name)} is listed twice")
+            raise InputError(f"{place}: {printable(name)} is listed twice")
         seen.add(name)
-        known = row["recording"] if "recording" in columns.groups else ""
+        known = cells["recording"] if "recording" in columns.groups else ""
         items.append(
             Item(
                 name=printable(name),
-                file=str(root / name),
-                label=classes.setdefault(printable(label), len(classes)),
+                file=file_of(name),
+                label=-1,
                 split=split,
                 recording=printable(known or name),
-                groups=tuple(printable(row[group]) for group in _others(columns.groups)),
-                together=printable(row[unit]) if unit else "",
+                groups=tuple(printable(cells[group]) for group in _others(columns.groups)),
+                together=printable(cells[unit]) if unit else "",
             )
         )
-    names = tuple(sorted(classes))
-    index_of = {classes[name]: label for label, name in enumerate(names)}
+    labels = [printable(cells[columns.label]) for _, cells in rows]
+    classes = sorted(set(labels), key=class_order)
+    number = {name: index for index, name in enumerate(classes)}
     return Source(
         kind="audio",
-        classes=names,
+        classes=tuple(classes),
         groups=_others(columns.groups),
         unit=unit or "file",
-        items=[item._replace(label=index_of[item.label]) for item in items],
-        lists={printable(path.name): table.sha256},
+        items=[
+            item._replace(label=number[label]) for item, label in zip(items, labels, strict=True)
+        ],
         notes=notes,
+        together_hint="--keep-together and a column that names the recording",
     )
 
 
-def _refuse_reserved(groups: Sequence[str]) -> None:
+def refuse_reserved(groups: Sequence[str]) -> None:
+    """Refuses group columns that every dataset has, and those named twice."""
     for name in groups:
         if name in RESERVED:
             raise InputError(
@@ -107,25 +167,28 @@ def _others(groups: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in groups if name != "recording")
 
 
-def _splits(path: Path, table: Table, columns: Columns) -> tuple[list[str], tuple[str, ...]]:
+def _splits(where: str, rows: Sequence[Row], columns: Columns) -> tuple[list[str], tuple[str, ...]]:
     """Returns the split of every row, "" if it is to be drawn, and how the column was read."""
-    name = columns.split or ("split" if "split" in table.columns else None)
+    there = rows[0].cells
+    name = columns.split or ("split" if "split" in there else None)
     if name is None:
         if columns.folds:
-            raise InputError(f"--folds: {path} has no column 'split'; name one with --split-column")
+            raise InputError(
+                f"--folds: {where} has no column 'split'; name one with --split-column"
+            )
         fold = "the column fold is not used; for its folds: --split-column fold --folds test=…"
-        return [""] * len(table.rows), (fold,) if "fold" in table.columns else ()
-    cells = [row[name] for _, row in table.rows]
+        return [""] * len(rows), (fold,) if "fold" in there else ()
+    cells = [row.cells[name] for row in rows]
     if columns.folds:
-        meant = _by_fold(f"{path}, column {name!r}", set(cells), columns.folds)
+        meant = _by_fold(f"{where}, column {name!r}", set(cells), columns.folds)
     else:
         lower = {cell.lower() for cell in cells}
-        words = split_names(lower, f"{path}, column {name!r}")
+        words = split_names(lower, f"{where}, column {name!r}")
         meant = {cell: words[cell.lower()] for cell in set(cells) if cell.lower() in words}
-    for (line, row), cell in zip(table.rows, cells, strict=True):
+    for (place, row), cell in zip(rows, cells, strict=True):
         if cell not in meant:
             raise InputError(
-                f"{path}, line {line}: {printable(row[columns.filename])} has the split "
+                f"{place}: {printable(row[columns.filename])} has the split "
                 f"{printable(cell)!r}; use {', '.join(SPLITS)}{_fold_hint(cells)}"
             )
     return [meant[cell] for cell in cells], meaning(f"column {name}", meant)

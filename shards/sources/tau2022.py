@@ -2,10 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.errors import InputError
 from shards.sources.names import printable
-from shards.sources.source import Item, Source, read_table
+from shards.sources.registry import source
+from shards.sources.source import Item, Source, folder_of, read_table
+
+if TYPE_CHECKING:
+    from shards.build.options import BuildOptions
 
 LABELS = (
     "airport",
@@ -25,6 +30,16 @@ TEST = "evaluation_setup/fold1_evaluate.csv"
 
 # audio/{scene}-{city}-{location}-{segment}-{0..9}-{device}.wav
 _NAME = re.compile(r"(?:.*/)?[^/-]+-([^/-]+)-([^/-]+)-([^/-]+)-\d+-([^/-]+)\.wav")
+
+
+def _one_second(options: "BuildOptions") -> None:
+    if options.seconds != 1.0:
+        raise InputError("--seconds: the clips of tau2022 last one second; leave it at 1.0")
+
+
+@source("tau2022", help="a folder in TAU's layout", options=("split_csv",), check=_one_second)
+def _from_options(options: "BuildOptions") -> Source:
+    return read(folder_of(options), options.split_csv)
 
 
 def read(root: Path, split_csv: Path | None) -> Source:

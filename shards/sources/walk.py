@@ -95,8 +95,12 @@ def left_aside(name: str, known: frozenset[str]) -> str:
     ending = name.rpartition(".")[2].lower() if "." in name else ""
     if ending in known:
         return ""
-    shown = f".{printable(ending)}" if 0 < len(ending) <= LONGEST_ENDING else "no ending"
-    return f"{NEEDS_FFMPEG if ending in DECODERS else 'not audio'} ({shown})"
+    return f"{NEEDS_FFMPEG if ending in DECODERS else 'not audio'} ({shown_ending(ending)})"
+
+
+def shown_ending(ending: str) -> str:
+    """Returns an ending as counts show it."""
+    return f".{printable(ending)}" if 0 < len(ending) <= LONGEST_ENDING else "no ending"
 
 
 def _list(
