@@ -186,5 +186,12 @@ def test_the_map_of_the_modules_is_up_to_date():
         assert all(module_map["first_line"](path) for path in modules), "a module has no docstring"
 
 
+def test_paths_on_the_pages_exist():
+    name = re.compile(r"`((?:benchmarks|configs|cpprune|launch|shards|slurm|tests)/[\w./-]*)[` ]")
+    for page in PAGES:
+        for path in name.findall(page.read_text()):
+            assert (REPOSITORY / path).exists(), f"{page.name} names {path}"
+
+
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
