@@ -1,4 +1,4 @@
-"""Print the map of the modules for CONTRIBUTING.md, or write it there: `make map`.
+"""Print the map of the modules for CONTRIBUTING.md, or write it there: `make pages`.
 
 A line is the first sentence of a module's docstring, so the map is as true as the docstrings.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "CONTRIBUTING.md"
-BEGIN, END = "<!-- map: written by `make map` -->\n", "<!-- end of map -->\n"
+BEGIN, END = "<!-- map: written by `make pages` -->\n", "<!-- end of map -->\n"
 
 
 def first_line(path: Path) -> str:

@@ -179,7 +179,7 @@ def test_commands_are_told_from_shell():
 def test_the_map_of_the_modules_is_up_to_date():
     module_map = runpy.run_path(str(REPOSITORY / "docs/map.py"))
     page = (REPOSITORY / "CONTRIBUTING.md").read_text()
-    assert page == module_map["with_map"](page), "run `make map`"
+    assert page == module_map["with_map"](page), "run `make pages`"
     for top in ("cpprune", "shards"):
         modules = [path for path in (REPOSITORY / top).rglob("*.py") if path.stem != "__init__"]
         assert all(f"\n- `{path.name}`: " in page for path in modules)
