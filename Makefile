@@ -69,6 +69,7 @@ docs: setup
 
 pages: setup
 	$(BIN)/python docs/map.py --write
+	$(BIN)/python -m cpprune.settings.page docs/configuration.md
 
 bench: setup
 	benchmarks/all.sh $(BIN)/python
