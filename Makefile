@@ -11,7 +11,7 @@ SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync 
 
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-all lint lock docs bench clean
+.PHONY: help setup demo test test-all lint lock docs pages bench clean
 
 help:
 	@echo "make demo      set up, then the whole road on a synthetic dataset (about 4 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint      formatting, style, types, import contracts, spelling"
 	@echo "make lock      bring uv.lock up to date with pyproject.toml and the newest packages"
 	@echo "make docs      the pages of docs/ as a site, in site/"
+	@echo "make pages     write what docs/ and CONTRIBUTING.md take from the code"
 	@echo "make bench     the benchmarks of speed"
 	@echo "make clean     remove the environment and what tools leave behind; runs/ and data/ stay"
 
@@ -66,6 +67,10 @@ lock: $(BIN)/uv
 docs: setup
 	$(BIN)/python -m cpprune.settings.page docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+pages: setup
+	$(BIN)/python docs/map.py --write
+	$(BIN)/python -m cpprune.settings.page docs/configuration.md
 
 bench: setup
 	benchmarks/all.sh $(BIN)/python

@@ -9,6 +9,7 @@ made short), `TAU/`, `recordings/` and `some-recording.wav`. A comment before a 
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -173,3 +174,24 @@ def test_commands_are_told_from_shell():
         "cat <<'END'\ncpprune\nEND",
     ):
         assert commands_of(text) is None
+
+
+def test_the_map_of_the_modules_is_up_to_date():
+    module_map = runpy.run_path(str(REPOSITORY / "docs/map.py"))
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    assert page == module_map["with_map"](page), "run `make pages`"
+    for top in ("cpprune", "shards"):
+        modules = [path for path in (REPOSITORY / top).rglob("*.py") if path.stem != "__init__"]
+        assert all(f"\n- `{path.name}`: " in page for path in modules)
+        assert all(module_map["first_line"](path) for path in modules), "a module has no docstring"
+
+
+def test_paths_on_the_pages_exist():
+    name = re.compile(r"`((?:benchmarks|configs|cpprune|launch|shards|slurm|tests)/[\w./-]*)[` ]")
+    for page in PAGES:
+        for path in name.findall(page.read_text()):
+            assert "NAME" in path or (REPOSITORY / path).exists(), f"{page.name} names {path}"
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
