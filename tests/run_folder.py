@@ -1,5 +1,6 @@
 """What a run left in its folder, and that two runs left the same."""
 
+import hashlib
 import json
 
 import safetensors.torch
@@ -58,3 +59,15 @@ def assert_same_run(one, other):
         assert equal(tensors(one / name), tensors(other / name)), name
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["fingerprint"] == results[1]["fingerprint"]
+
+
+def change_state(run, do):
+    """Change the state that the run's checkpoint holds, as if it had been written like that."""
+    (folder,) = (run / "checkpoints").iterdir()
+    state = json.loads((folder / "state.json").read_text())
+    do(state)
+    text = json.dumps(state)
+    (folder / "state.json").write_text(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["state.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""`cpprune demo`: the whole road on a synthetic dataset, ending in one table."""
+"""`cpprune demo`: from synthetic recordings to pruned networks, ending in one table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cpprune.cli.arguments import OneLineParser
+from cpprune.cli.output import message, table
+from cpprune.cli.train import write_run_report
 from cpprune.config import RunConfig
 from cpprune.training.config import TrainConfig
 from shards.build.output_folder import DATASET
@@ -29,7 +31,7 @@ MARK = "demo.json"
 
 def _is_demo(folder: Path) -> bool:
     by_us = read_mark(folder / MARK).get("made_by") == "cpprune demo"
-    # Older ones have no mark but what is in them.
+    # Older versions wrote no mark.
     made = DATASET.made(folder / "dataset") and (folder / "audio/meta.csv").is_file()
     return by_us or made
 
@@ -45,15 +47,20 @@ def demo(argv: list[str]) -> int:
     """Build the dataset, train five networks, evaluate them, print the table."""
     parser = OneLineParser(
         "cpprune demo",
-        description="The whole road on a small synthetic dataset: shards, training, pruning, "
-        "fine-tuning, evaluation. About four minutes on two CPU cores.",
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo")
-    parser.add_argument(
-        "--clips", type=whole_number, default=CLIPS, help=f"clips to make ({CLIPS})"
+        description="Build a small synthetic dataset; train, prune, fine-tune and evaluate networks on "
+        "it. Takes about four minutes on two CPU cores.",
     )
     parser.add_argument(
-        "--epochs", type=whole_number, default=TRAIN_EPOCHS, help=f"epochs ({TRAIN_EPOCHS})"
+        "--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)"
+    )
+    parser.add_argument(
+        "--clips", type=whole_number, default=CLIPS, help=f"clips to synthesise (default: {CLIPS})"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=whole_number,
+        default=TRAIN_EPOCHS,
+        help=f"epochs of each training (default: {TRAIN_EPOCHS})",
     )
     arguments = parser.parse_args(argv)
     if arguments.clips < 200 or arguments.epochs < 1:
@@ -65,7 +72,7 @@ def demo(argv: list[str]) -> int:
     made = read_mark(out / MARK).get("clips", arguments.clips)
     if made != arguments.clips and (out / "audio/meta.csv").is_file():
         raise InputError(
-            f"--out {out}: is a demo of {made} clips: give --clips {made} or another --out"
+            f"--out {out}: holds a demo of {made} clips: give --clips {made} or another --out"
         )
     with writing(out, "--out"):
         out.mkdir(parents=True, exist_ok=True)
@@ -84,28 +91,28 @@ def demo(argv: list[str]) -> int:
     if arguments.json:
         print(to_json(results))
     else:
-        print(table(rows))
-        print(f"\n{seconds:.0f} s; everything is in {out}, the figures in {out / 'results.json'}")
-        print("one seed on synthetic clips: differences of a few points are noise")
+        print(_text(rows))
+        print(f"\n{seconds:.0f} s; everything is in {out}, the results in {out / 'results.json'}")
+        print("One seed on synthetic clips: differences of a few percentage points are noise.")
     return 0
 
 
 def build(out: Path, clips: int) -> Path:
-    """Make the synthetic recordings and their shards, unless they are there; return the dataset."""
+    """Synthesise recordings and build their shards unless they exist; return the dataset folder."""
     import shards.cli.main
     from shards.sources.synthetic import remove_clips
 
     audio, dataset = out / "audio", out / "dataset"
-    with redirect_stdout(sys.stderr):  # standard output is for the table
+    with redirect_stdout(sys.stderr):  # standard output is for the results
         if not (audio / "meta.csv").is_file():
-            remove_clips(audio)  # of a demo that was killed
+            remove_clips(audio)  # left by a demo that was killed
             shards.cli.main.main(["synth", "--out", str(audio), "--clips", str(clips)])
         shards.cli.main.main(["build", "tau2022", "--source", str(audio), "--out", str(dataset)])
     return dataset
 
 
 def configurations(out: Path, dataset: Path, epochs: int) -> list[tuple[str, RunConfig]]:
-    """Return the five runs: title and configuration, in the order in which they can be run."""
+    """Return title and configuration of the five runs; `pruned` begins with the model of `big`."""
     from cpprune.data.config import DataConfig
     from cpprune.models.config import ModelConfig
     from cpprune.pruning.config import PruneConfig
@@ -137,7 +144,7 @@ def configurations(out: Path, dataset: Path, epochs: int) -> list[tuple[str, Run
 
 
 def _faster_precision() -> Literal["no", "bf16"]:
-    """Return bf16, except for CPUs without AVX-512, which have to emulate it."""
+    """Return bf16; `no` (float32) on CPUs without AVX-512, which emulate bf16."""
     import torch
 
     emulated = "AVX512" not in torch.backends.cpu.get_cpu_capability()
@@ -149,21 +156,20 @@ def _named(base: RunConfig, out: Path, name: str, **changes: Any) -> RunConfig:
 
 
 def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, Any]:
-    """Train one network (or find it trained) and measure its best model on the test split."""
+    """Train a network, unless it is trained already, and evaluate its best epoch on the test split."""
     import torch
 
     from cpprune.data.loader import open_checked
     from cpprune.evaluation.complexity import complexity
     from cpprune.evaluation.predict import evaluate_model
     from cpprune.models import artifact
-    from cpprune.report.run_report import report_after_training
     from cpprune.training.loop import train
 
-    print(f"\n{title}", file=sys.stderr)
+    message(f"\n{title}")
     trained = train(config)
     if "stopped" in trained:
-        raise InputError("the demo was stopped; the same command goes on with it")
-    report_after_training(config.run, config.data.path)
+        raise InputError("the demo was stopped; the same command resumes it")
+    write_run_report(config.run, config.data.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = artifact.load(trained["model"], device)
     report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)
@@ -181,17 +187,14 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the table that the demo ends with."""
-    lines = [
-        f"{'model':<20} {'parameters':>10} {'MACs':>11} {'bytes fp16':>11} {'macro acc.':>11} "
-        f"{'log loss':>9} {'unseen dev.':>12}",
-    ]
-    lines.append("-" * len(lines[0]))
-    lines += [
-        f"{row['model']:<20} {row['parameters']:>10,} {row['macs']:>11,} "
-        f"{row['bytes']['fp16']:>11,} {row['macro_accuracy']:>11.4f} {row['log_loss']:>9.4f} "
-        f"{row['unseen_accuracy']:>12.4f}"
+def _text(rows: list[dict[str, Any]]) -> str:
+    head = ["model", "parameters", "MACs", "bytes fp16", "macro acc.", "log loss", "unseen dev."]
+    cells = [
+        [
+            row["model"],
+            *(f"{n:,}" for n in (row["parameters"], row["macs"], row["bytes"]["fp16"])),
+            *(f"{row[key]:.4f}" for key in ("macro_accuracy", "log_loss", "unseen_accuracy")),
+        ]
         for row in rows
     ]
-    return "\n".join(lines)
+    return table(head, cells)

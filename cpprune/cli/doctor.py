@@ -1,8 +1,7 @@
-"""`cpprune doctor`: what this machine has, what would fail on it, and what helps."""
+"""`cpprune doctor`: what this machine has, what would fail on it, and the remedies."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -12,37 +11,34 @@ from typing import Any
 from cpprune.cli import checks
 from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.checks import Finding
+from cpprune.data.free_memory import available_memory
+from shards.files.documents import to_json
 
 
 def doctor(argv: list[str]) -> int:
-    """Print what there is; exit status 1 when something that training needs would fail."""
+    """Print the findings; exit status 1 if training would fail."""
     parser = OneLineParser(
         "cpprune doctor",
-        description="What this machine has, what would fail, and what helps. Exit status: 1 if "
-        "something that training needs is broken (a problem), else 0.",
+        description="Check Python, packages, cores, memory, disk, GPUs, launcher variables, SLURM and "
+        "compilers; print what would fail and the remedy. Exit status: 1 if training would fail (a "
+        "problem), else 0.",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="import the optional packages too (slow)"
-    )
+    parser.add_argument("--all", action="store_true", help="also import optional packages (slow)")
     arguments = parser.parse_args(argv)
     found = examine(optional=arguments.all)
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        print("\n".join(lines(found)))
+    print(to_json(found) if arguments.json else _text(found))
     return 1 if found["problems"] else 0
 
 
 def examine(*, optional: bool = False) -> dict[str, Any]:
-    """Return machine, packages, extras, gpus, and the findings; `optional`: import the extras too."""
+    """Return the machine, packages, extras, GPUs and findings; `optional`: import the extras too."""
     needed = checks.requirements()
-    names = [name for name in needed if name not in checks.NOT_IMPORTED]
-    needed_modules = checks.modules_of(names)
-    others = [name for extra in checks.EXTRAS for name in checks.requirements(extra)]
-    optional_modules = checks.modules_of(others) if optional else []
-    answers = checks.probe(["torch", "gpus", *needed_modules, *optional_modules])
+    modules = checks.modules_of(name for name in needed if name not in checks.NEEDED_BY)
+    extras = {extra: checks.requirements(extra) for extra in checks.EXTRAS}
+    others = checks.modules_of(n for names in extras.values() for n in names) if optional else []
+    answers = checks.probe(["torch", "gpus", *modules, *others])
     gpus = answers.pop("gpus")
-    tried = {name: answers.pop(name) for name in optional_modules}
+    imported = {name: answers.pop(name) for name in others}
     findings = [
         *checks.check_machine(),
         *checks.check_versions(needed),
@@ -51,38 +47,29 @@ def examine(*, optional: bool = False) -> dict[str, Any]:
         *checks.check_launcher(os.environ),
         *checks.check_slurm(os.environ),
         *checks.check_compilers(),
-        *checks.check_extras(tried),
+        *checks.check_extras(imported),
     ]
-    return _report(findings, gpus["found"], needed)
-
-
-def _report(
-    findings: list[Finding], torch: dict[str, Any] | None, needed: dict[str, str]
-) -> dict[str, Any]:
+    torch = gpus["found"] or {"cuda": None, "gpus": []}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": checks.cpu_cores(),
-        "memory_bytes": checks.memory_bytes(),
+        "memory_bytes": available_memory(),
         "free_disk_bytes": shutil.disk_usage(".").free,
-        "cuda": torch["cuda"] if torch else None,
-        "gpus": [gpu["name"] for gpu in torch["gpus"]] if torch else [],
+        "cuda": torch["cuda"],
+        "gpus": [gpu["name"] for gpu in torch["gpus"]],
         "packages": {name: checks.installed(name) for name in needed},
-        "extras": {
-            extra: all(checks.installed(name) for name in checks.requirements(extra))
-            for extra in checks.EXTRAS
-        },
+        "extras": {extra: all(map(checks.installed, names)) for extra, names in extras.items()},
         "findings": [asdict(finding) for finding in findings],
         "warnings": [str(finding) for finding in findings if finding.state == "warning"],
         "problems": [str(finding) for finding in findings if finding.state == "problem"],
     }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """Return the findings as lines, and what they come to."""
+def _text(found: dict[str, Any]) -> str:
     findings = [Finding(**finding) for finding in found["findings"]]
-    shown = [f"{finding.state:<8} {finding}" for finding in findings]
     problems, warnings = len(found["problems"]), len(found["warnings"])
+    verdict = f"training works here ({warnings} warning(s))"
     if problems:
-        return [*shown, f"{problems} problem(s): training would fail here"]
-    return [*shown, f"training works here ({warnings} warning(s))"]
+        verdict = f"{problems} problem(s): training would fail here"
+    return "\n".join([*(f"{finding.state:<8} {finding}" for finding in findings), verdict])

@@ -1,7 +1,7 @@
-"""A script: imports modules one by one and says how it went, in a process that may die of it.
+"""A script that imports modules one by one, in a process that one of them may crash.
 
-Arguments: names of modules, or "gpus" for what torch sees of the GPUs. Each gives one line of JSON on
-standard output: name, error (null or one line), found (of "gpus").
+Arguments: names of modules, or "gpus" for what torch sees of the GPUs. For each, it prints one line of
+JSON: name, error (null or one line), found (for "gpus").
 """
 
 import importlib
@@ -12,51 +12,54 @@ from typing import Any
 
 
 def main() -> None:
-    """Take one step for each argument; what packages print goes to standard error."""
+    """Answer each argument on standard output; what packages print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for name in sys.argv[1:]:
         error, found = None, None
         try:
-            found = gpus() if name == "gpus" else None
-            if name != "gpus":
+            if name == "gpus":
+                found = gpus()
+            else:
                 importlib.import_module(name)
-        except BaseException as problem:
-            text = str(problem).strip() or "no reason given"
-            error = f"{type(problem).__name__}: {text.splitlines()[0]}"
-        answers.write(json.dumps({"name": name, "error": error, "found": found}) + "\n")
-        answers.flush()
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {first_line(raised) or 'no reason given'}"
+        print(json.dumps({"name": name, "error": error, "found": found}), file=answers, flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
 
 
 def gpus() -> dict[str, Any]:
     """Return the CUDA version of torch, its GPUs, and why there are none."""
     import torch
 
-    reason = None
-    if torch.version.cuda and not torch.cuda.is_available():
-        try:
-            torch.zeros(1, device="cuda")
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-    devices = [_gpu(torch, number) for number in range(torch.cuda.device_count())]
-    return {"cuda": torch.version.cuda, "gpus": devices, "reason": reason}
+    cuda, reason = torch.version.cuda, None
+    if cuda and not torch.cuda.is_available():
+        reason = failure(torch, "cuda")
+    found = []
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(number)
+        found.append(
+            {
+                "name": gpu.name,
+                "memory_bytes": gpu.total_memory,
+                "capability": [gpu.major, gpu.minor],
+                "error": failure(torch, f"cuda:{number}"),
+            }
+        )
+    return {"cuda": cuda, "gpus": found, "reason": reason}
 
 
-def _gpu(torch: Any, number: int) -> dict[str, Any]:
-    """Return name, bytes of memory and compute capability of a GPU, and whether it can add."""
-    error = None
+def failure(torch: Any, device: str) -> str | None:
+    """Return why a device cannot add two numbers, or None if it can."""
     try:
-        assert torch.ones(2, device=f"cuda:{number}").sum().item() == 2
-    except (RuntimeError, AssertionError) as problem:
-        error = str(problem).splitlines()[0]
-    about = torch.cuda.get_device_properties(number)
-    capability = [about.major, about.minor]
-    return {
-        "name": about.name,
-        "memory_bytes": about.total_memory,
-        "capability": capability,
-        "error": error,
-    }
+        assert torch.ones(2, device=device).sum().item() == 2, "1 + 1 is not 2"
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return None
 
 
 if __name__ == "__main__":

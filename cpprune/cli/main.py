@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs when it is called."""
+"""The entry point: looks up a command, which imports what it needs, and runs it."""
 
 from __future__ import annotations
 
@@ -13,47 +13,42 @@ from cpprune.models.trust import trusting
 from shards.cli.command import run_command
 from shards.errors import InputError
 from shards.launcher import of_several, process_rank
+from shards.suggest import did_you_mean
 
 SECONDS_FOR_RANK_0 = 3.0
-# Turns of a waiting OpenMP thread before it sleeps; measured by benchmarks/busy.py.
+# Iterations of a waiting OpenMP thread before it sleeps; measured by benchmarks/busy.py.
 SPIN_COUNT = "1000"
 
 # command → (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "shards": (
-        "shards.cli.main:main",
-        "fetch, make, check and describe datasets: download, build, …",
-    ),
-    "train": ("cpprune.cli.training:train", "train a network"),
-    "prune": (
-        "cpprune.cli.training:prune",
-        "train with a pruning schedule; --dry-run: the plan",
-    ),
-    "evaluate": ("cpprune.cli.models:evaluate", "measure a model on a split of a dataset"),
-    "summarise": (
-        "cpprune.cli.summarise:summarise",
-        "evaluations of several seeds → mean and deviation",
-    ),
-    "report": ("cpprune.cli.reports:report", "a page of all there is to know of a run"),
-    "compare": ("cpprune.cli.reports:compare", "runs side by side: table, tests, plots"),
+    "shards": ("shards.cli.main:main", "build, check, describe and download datasets"),
+    "train": ("cpprune.cli.train:train", "train a network"),
+    "prune": ("cpprune.cli.prune:prune", "prune and fine-tune; --dry-run prints the plan"),
+    "evaluate": ("cpprune.cli.evaluate:evaluate", "accuracy of a model on a split of a dataset"),
+    "summarise": ("cpprune.cli.summarise:summarise", "mean and deviation over several evaluations"),
+    "report": ("cpprune.cli.report:report", "HTML report of a run"),
+    "compare": ("cpprune.cli.compare:compare", "runs side by side: table, tests, plots"),
     "predict": ("cpprune.cli.predict:predict", "name the scene of audio files"),
-    "info": ("cpprune.cli.models:info", "parameters, MACs, bytes, receptive field, limits"),
+    "info": ("cpprune.cli.info:info", "parameters, MACs, bytes and receptive field of a model"),
     "sensitivity": (
         "cpprune.cli.sensitivity:sensitivity",
-        "what cutting each layer alone costs",
+        "accuracy lost when each layer alone is pruned",
     ),
-    "sweep": ("cpprune.cli.sweep:sweep", "many runs over a space of settings; goes on"),
-    "import": ("cpprune.cli.models:import_weights", "a state dict → a model folder"),
+    "sweep": ("cpprune.cli.sweep:sweep", "resumable hyper-parameter sweep"),
+    "import": (
+        "cpprune.cli.import_weights:import_weights",
+        "convert a CP-ResNet state dict into a model folder",
+    ),
     "doctor": (
         "cpprune.cli.doctor:doctor",
-        "what this machine has, and what would fail on it",
+        "check Python, packages, memory, GPUs, launcher and SLURM",
     ),
-    "demo": ("cpprune.cli.demo:demo", "the whole road on a small built-in dataset"),
+    "demo": ("cpprune.cli.demo:demo", "build a small dataset; train, prune and evaluate on it"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 for a negative answer, 2 for a user's mistake."""
+    """Run a command; return its exit status: 0, 1 for a negative answer, 2 for a user's mistake."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -79,10 +74,7 @@ def command(name: str) -> Callable[[list[str]], int]:
         InputError: there is none of that name.
     """
     if name not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, COMMANDS)
         raise InputError(f"no command {name!r}: choose one of {', '.join(COMMANDS)}{hint}")
     module, function = COMMANDS[name][0].split(":")
     found: Callable[[list[str]], int] = getattr(import_module(module), function)
@@ -99,17 +91,17 @@ def usage() -> str:
         "commands:",
         *(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items()),
         "",
-        "cpprune COMMAND --help says more about each; --debug shows the traceback of an error.",
-        "--trust MODULE lets models whose network is made by that module be loaded.",
+        "cpprune COMMAND --help describes its arguments; --debug shows the traceback of an error.",
+        "--trust MODULE allows models whose network is built by that module to be loaded.",
     ]
     return "\n".join(lines)
 
 
 def let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
-    """Bound how long OpenMP's threads spin while they wait, unless the user has said how they wait.
+    """Bound how long OpenMP's threads spin while they wait, unless the user has set that.
 
-    A spinning thread keeps its CPU from the very thread that it waits for when other processes want
-    the CPUs too. The runtime reads this when torch is loaded; child processes inherit it.
+    On a busy machine, a spinning thread keeps its CPU from the very thread that it waits for. The
+    runtime reads this when torch is loaded; child processes inherit it.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
@@ -121,9 +113,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     status = main(argv)
     if of_several():
         if status == 2 and process_rank():
-            # A launcher ends all when one has ended: not before the first has said why.
+            # A launcher kills all ranks when one ends: let rank 0 print the error first.
             time.sleep(SECONDS_FOR_RANK_0)
-        # Gloo's threads outlive the process group; while the interpreter shuts down they abort it.
+        # Gloo's threads outlive the process group and would abort the interpreter's shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cpprune.cli.arguments import OneLineParser
-from cpprune.cli.models import PREDICTIONS_HELP
+from cpprune.cli.arguments import PREDICTIONS_HELP, OneLineParser
+from cpprune.cli.output import message
 from shards.errors import InputError
 from shards.files.atomic import check_output
 from shards.files.documents import to_json
 
 
 def predict(argv: list[str]) -> int:
-    """Name the scene of audio files; return 1 if bad ones were left out, else 0."""
+    """Name the scene of audio files; return 1 if bad ones were skipped, else 0."""
     parser = OneLineParser(
         "cpprune predict",
-        description="Name the scene of audio files: any format, rate and length. Longer files are cut "
-        "into clips, whose probabilities are averaged, weighted by how much of a clip is sound.",
+        description="Name the scene of audio files of any format, rate and length. Longer files are "
+        "cut into clips, whose probabilities are averaged, weighted by the seconds of sound in each.",
     )
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
     parser.add_argument(
@@ -29,7 +28,7 @@ def predict(argv: list[str]) -> int:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="at a bad file: stop (default), or predict the rest, list the bad ones and exit with 1",
+        help="at a bad file: stop (default), or skip it, predict the others and exit with status 1",
     )
     arguments = parser.parse_args(argv)
     if arguments.predictions:
@@ -59,7 +58,7 @@ def predict(argv: list[str]) -> int:
                 remedy = "; use --on-error skip to predict the others" if more else ""
                 raise InputError(f"{name}: {reason}{remedy}") from reason
             bad.append({"file": str(path), "reason": str(reason)})
-            print(f"{name}: left out: {reason}", file=sys.stderr)
+            message(f"{name}: skipped: {reason}")
             continue
         rows.append(probabilities)
         ranking = probabilities.argsort()[::-1]
@@ -75,7 +74,7 @@ def predict(argv: list[str]) -> int:
             top = ", ".join(f"{model.classes[k]} {probabilities[k]:.1%}" for k in ranking[:3])
             print(f"{name}: {top}")
     if bad:
-        print(f"{len(bad):,} of {len(bad) + len(rows):,} files are bad", file=sys.stderr)
+        message(f"{len(bad):,} of {len(bad) + len(rows):,} files are bad")
     if arguments.predictions:
         names = [result["file"] for result in results]
         write_submission(arguments.predictions, names, model.classes, np.log(rows))
@@ -97,7 +96,7 @@ def _audio_files(paths: list[Path]) -> Iterator[Path]:
         found = walk(path, endings())
         for reason, count in found.aside.items():
             if reason.startswith(NEEDS_FFMPEG):
-                print(f"{path}: {count:,} left out: {reason}: {INSTALL}", file=sys.stderr)
+                message(f"{path}: {count:,} skipped: {reason}: {INSTALL}")
         if not found.files:
             raise InputError(f"{path} has no audio files")
         yield from found.files

@@ -1,12 +1,12 @@
-"""`cpprune sensitivity`: what cutting each layer alone costs."""
+"""`cpprune sensitivity`: accuracy lost when each layer alone is pruned."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpprune.cli.arguments import OneLineParser
+from cpprune.cli.output import message, table
 from shards.cli.arguments import whole_number
 from shards.errors import InputError
 from shards.files.atomic import writing
@@ -20,25 +20,27 @@ CLIPS = 1000
 
 
 def sensitivity(argv: list[str]) -> int:
-    """Cut each layer alone by rising parts, evaluate, and write figures, table and picture."""
+    """Prune each layer alone by rising ratios, evaluate, and write the results as JSON, CSV and PNG."""
     parser = OneLineParser(
         "cpprune sensitivity",
-        description="Cut each layer (with all that hangs together with it) alone by rising parts, in "
-        "a copy, and evaluate. Writes sensitivity.json (for prune.scope=sensitivity), .csv and .png.",
+        description="Prune each layer (with the layers coupled to it) alone by rising ratios, in a "
+        "copy, and evaluate. Writes sensitivity.json (for prune.scope=sensitivity), .csv and .png.",
     )
     parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
-    parser.add_argument("--data", required=True, help="dataset folder, or its URL")
+    parser.add_argument("--data", required=True, help="dataset folder or URL")
     parser.add_argument("--split", default="val", help="train, val or test (default: val)")
-    parser.add_argument("--ratios", default=RATIOS, help=f"parts to cut (default: {RATIOS})")
-    parser.add_argument("--criterion", default="magnitude", help="see prune.criterion (magnitude)")
+    parser.add_argument("--ratios", default=RATIOS, help=f"pruning ratios (default: {RATIOS})")
+    parser.add_argument(
+        "--criterion", default="magnitude", help="see prune.criterion (default: magnitude)"
+    )
     parser.add_argument(
         "--clips",
         type=whole_number,
         default=CLIPS,
-        help=f"a fixed slice of at most so many ({CLIPS:,})",
+        help=f"at most how many clips, always the same ones (default: {CLIPS:,})",
     )
     parser.add_argument(
-        "--out", type=Path, help="folder to write (default: sensitivity/ beside it)"
+        "--out", type=Path, help="folder to write (default: sensitivity/ beside the model)"
     )
     arguments = parser.parse_args(argv)
     ratios = _ratios(arguments.ratios)
@@ -76,8 +78,8 @@ def sensitivity(argv: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_sensitivity(found, folder)
         draw_sensitivity(found, folder / "sensitivity.png")
-    print(f"{folder}: sensitivity.json, sensitivity.csv, sensitivity.png", file=sys.stderr)
-    print(to_json(found) if arguments.json else table(found))
+    message(f"{folder}: sensitivity.json, sensitivity.csv, sensitivity.png")
+    print(to_json(found) if arguments.json else _text(found))
     return 0
 
 
@@ -103,21 +105,22 @@ def _pruning(criterion: str) -> PruneConfig:
         raise InputError(str(error).replace("prune.criterion=", "--criterion ")) from None
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return macro accuracies, one line a layer, one column a ratio; the least sensitive is marked."""
+def _text(found: dict[str, Any]) -> str:
+    """Return macro accuracies: a row for each layer, a column for each ratio."""
     baseline = found["baseline"]
-    length = max(len(row["layer"]) for row in found["layers"])
-    lines = [
-        f"whole network: macro accuracy {baseline['macro_accuracy']:.4f}, log loss "
-        f"{baseline['log_loss']:.4f} on {found['clips']:,} clips of {found['split']}; macro accuracy "
-        "with a part of one layer cut:",
-        "",
-        f"  {'layer':<{length}} {'width':>6} " + " ".join(f"{r:>6g}" for r in found["ratios"]),
+    rows = [
+        [
+            row["layer"],
+            str(row["width"]),
+            *(f"{value:.4f}" for value in row["macro_accuracy"]),
+            "*" if row["layer"] == found["least_sensitive"] else "",
+        ]
+        for row in found["layers"]
     ]
-    lines.append("-" * len(lines[-1]))
-    for row in found["layers"]:
-        mark = "*" if row["layer"] == found["least_sensitive"] else " "
-        accuracies = " ".join(f"{value:>6.4f}" for value in row["macro_accuracy"])
-        lines.append(f"{mark} {row['layer']:<{length}} {row['width']:>6} {accuracies}")
-    lines.append("* the least sensitive: its cuts raise the log loss least, on average")
-    return "\n".join(lines)
+    return (
+        f"Unpruned: macro accuracy {baseline['macro_accuracy']:.4f}, log loss "
+        f"{baseline['log_loss']:.4f} on {found['clips']:,} clips of {found['split']}. Macro accuracy "
+        "with one layer pruned by each ratio:\n\n"
+        f"{table(['layer', 'width', *(f'{r:g}' for r in found['ratios']), ''], rows)}\n"
+        "* least sensitive: pruning it raises the log loss least, on average"
+    )

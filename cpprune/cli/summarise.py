@@ -1,4 +1,4 @@
-"""`cpprune summarise`: mean and deviation of evaluations of the same thing with several seeds."""
+"""`cpprune summarise`: mean and standard deviation over evaluations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from cpprune.cli.arguments import OneLineParser
+from cpprune.cli.output import table
 from cpprune.evaluation.statistics import spread
 from shards.errors import InputError
 from shards.files.atomic import check_output, write_output
@@ -13,16 +14,16 @@ from shards.files.documents import DocumentError, read_json, to_json, typed
 
 
 def summarise(argv: list[str]) -> int:
-    """Print mean ± deviation of every figure of several evaluations."""
+    """Print the mean and standard deviation of every metric of several evaluations."""
     parser = OneLineParser(
         "cpprune summarise",
-        description="Mean and sample standard deviation of every figure of several evaluations, such "
-        "as those of one training with several seeds.",
+        description="Mean and sample standard deviation of every metric over several evaluations, such "
+        "as those of runs that differ in the seed.",
     )
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="what `cpprune evaluate --json` printed"
+        "files", type=Path, nargs="+", metavar="FILE", help="output of `cpprune evaluate --json`"
     )
-    parser.add_argument("--out", type=Path, help="also write the figures to this file")
+    parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
     arguments = parser.parse_args(argv)
     if arguments.out:
         check_output(arguments.out, "--out")
@@ -34,15 +35,18 @@ def summarise(argv: list[str]) -> int:
     if arguments.json:
         print(text)
         return 0
-    print(f"{len(reports)} evaluations: mean ± sample standard deviation")
-    for name, figure in figures.items():
-        deviation = "" if figure["deviation"] is None else f" ± {figure['deviation']:.4g}"
-        print(f"{name:<40} {figure['mean']:.6g}{deviation}")
+    print(f"{len(reports)} evaluations: mean ± sample standard deviation\n")
+    print(table(["metric", "value"], [_row(*item) for item in figures.items()]))
     return 0
 
 
-class _Figures(TypedDict):
-    """What every evaluation has."""
+def _row(name: str, found: dict[str, Any]) -> list[str]:
+    deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.4g}"
+    return [name, f"{found['mean']:.6g}{deviation}"]
+
+
+class _Evaluation(TypedDict):
+    """Metrics of an evaluation."""
 
     macro_accuracy: float | None
     accuracy: NotRequired[float | None]
@@ -50,42 +54,42 @@ class _Figures(TypedDict):
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read what `cpprune evaluate --json` printed.
+    """Read the output of `cpprune evaluate --json`.
 
     Raises:
-        InputError: the file is missing or holds something else, or figures that are not finite.
+        InputError: the file is missing or holds something else, or metrics that are not finite.
     """
-    remedy = "give files with what `cpprune evaluate --json` printed"
-    # An older version wrote NaN where null stands now.
+    remedy = "give files with the output of `cpprune evaluate --json`"
+    # Older versions wrote NaN where null stands now.
     report = read_json(path, dict[str, Any], nan=True, remedy=remedy)
     try:
-        typed(report, _Figures)
+        typed(report, _Evaluation)
     except DocumentError as error:
         raise InputError(f"{path}: {error}; {remedy}") from None
     if any(report.get(name, 0.0) is None for name in ("macro_accuracy", "accuracy", "log_loss")):
         raise InputError(
-            f"{path}: its figures are not finite, since the training of its model diverged: train it "
+            f"{path}: its metrics are not finite, since the training of the model diverged: train "
             "again, with a lower optim.lr or with train.clip_norm"
         )
     return report
 
 
 def all_spreads(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what `cpprune.evaluation.statistics.spread` says of every figure.
+    """Return `cpprune.evaluation.statistics.spread` of every metric that all reports have.
 
-    Figures are named as in `per_class.bus.accuracy`; lists, such as the confusion matrix, are left
-    out, and so is what not all reports have.
+    Metrics are named as in `per_class.bus.accuracy`; lists, such as the confusion matrix, are left
+    out.
     """
-    flat = [_figures(report) for report in reports]
-    names = [name for name in flat[0] if all(name in figures for figures in flat)]
-    return {name: spread([figures[name] for figures in flat]) for name in names}
+    flat = [_metrics(report) for report in reports]
+    names = [name for name in flat[0] if all(name in metrics for metrics in flat)]
+    return {name: spread([metrics[name] for metrics in flat]) for name in names}
 
 
-def _figures(tree: dict[str, Any], above: str = "") -> dict[str, float]:
-    figures: dict[str, float] = {}
+def _metrics(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    metrics: dict[str, float] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            figures |= _figures(value, f"{above}{key}.")
+            metrics |= _metrics(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            figures[above + key] = value
-    return figures
+            metrics[prefix + key] = value
+    return metrics

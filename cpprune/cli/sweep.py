@@ -1,4 +1,4 @@
-"""`cpprune sweep`: many runs over a space of settings, without a server."""
+"""`cpprune sweep`: a resumable hyper-parameter sweep, without a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.cli.arguments import OneLineParser
-from cpprune.sweeps.agent import say
+from cpprune.cli.output import message, table
 from cpprune.sweeps.definition import Sweep, read_sweep
 from shards.cli.arguments import whole_number
 from shards.errors import InputError
@@ -16,28 +16,28 @@ from shards.files.documents import to_json
 
 
 def sweep(argv: list[str]) -> int:
-    """Run trials until none is left; print what was found."""
+    """Run trials until none is left; print the results."""
     own, settings = _split(argv)
     parser = OneLineParser(
         "cpprune sweep",
-        description="Run a sweep in wandb's format without a server, or go on with it. Several "
-        "processes may work at it, also on several machines that share its folder. Words after -- are "
-        "added to the command of every trial.",
+        description="Start or resume a hyper-parameter sweep in wandb's format, without a server. "
+        "Several processes may run its trials, on one machine or on several that share its folder. "
+        "Arguments after -- are added to the command of every trial.",
     )
-    parser.add_argument("file", type=Path, help="a sweep, such as configs/sweeps/criterion.yaml")
+    parser.add_argument("file", type=Path, help="sweep, such as configs/sweeps/criterion.yaml")
     parser.add_argument("--out", type=Path, help="folder of the sweep (default: runs/sweeps/NAME)")
     parser.add_argument(
         "--trials",
         type=whole_number,
-        help="how many there are in all (default: the file's run_cap)",
+        help="number of trials in all (default: run_cap of the file)",
     )
-    parser.add_argument("--retry", action="store_true", help="try those again that failed")
+    parser.add_argument("--retry", action="store_true", help="run failed trials again")
     arguments = parser.parse_args(own)
     defined = read_sweep(arguments.file)
     if not Path(defined.program).is_file():
         raise InputError(
-            f"{arguments.file}: program: there is no {defined.program} in this folder; go to that of "
-            "the repository"
+            f"{arguments.file}: program: there is no {defined.program} in this folder; run the command "
+            "in the repository"
         )
     if arguments.trials is not None and arguments.trials < 1:
         raise InputError(f"--trials {arguments.trials}: must be at least 1")
@@ -63,10 +63,11 @@ def _run(
 ) -> int:
     from cpprune.evaluation.plots import require_matplotlib
     from cpprune.sweeps.agent import Agent
-    from cpprune.sweeps.board import Board, grid_size
+    from cpprune.sweeps.definition import grid_size
     from cpprune.sweeps.parameters import LOGARITHMIC
-    from cpprune.sweeps.picture import draw_sweep
-    from cpprune.sweeps.results import collect, table, write_csv
+    from cpprune.sweeps.plot import draw_sweep
+    from cpprune.sweeps.results import collect, write_csv
+    from cpprune.sweeps.study import SharedStudy
 
     require_matplotlib("cpprune sweep")
     limit = trials or defined.run_cap
@@ -74,47 +75,73 @@ def _run(
         limit = min(limit or grid_size(defined), grid_size(defined))
     if limit is None:
         raise InputError(
-            f"method {defined.method} has no end: give --trials N, or run_cap in the file"
+            f"method {defined.method} never ends: give --trials N, or run_cap in the file"
         )
-    board = Board(folder, defined, settings)
+    study = SharedStudy(folder, defined, settings)
     if retry:
-        board.retry()
+        study.retry()
     try:
-        why = Agent(board, settings, limit).work()
+        why = Agent(study, settings, limit, message).work()
     finally:
-        found = collect(board)
-        with board.transaction():
+        found = collect(study)
+        with study.transaction():
             write_csv(found, folder / "results.csv")
     if found["best"]:
         logarithmic = {p.name for p in defined.parameters if p.distribution in LOGARITHMIC}
         draw_sweep(found, logarithmic, folder / "sweep.png")
     found["stopped"] = why or None
-    print(to_json(found) if as_json else table(found))
-    _say_end(found, folder, why)
+    print(to_json(found) if as_json else trials_table(found))
+    _summarise(found, folder, why)
     if why in signal.Signals.__members__:
         return 128 + signal.Signals[why]
     failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
     if failed and len(failed) == len(found["trials"]) and not why:
         last = max(failed, key=lambda trial: int(trial["number"]))
         raise InputError(
-            f"{folder}: all {len(failed)} trials failed, the last with: {last['error']}; mend it, then "
-            "give the same command with --retry"
+            f"{folder}: all {len(failed)} trials failed, the last with: {last['error']}; fix it, then "
+            "repeat the command with --retry"
         )
     return 1 if why else 0
 
 
-def _say_end(found: dict[str, Any], folder: Path, why: str) -> None:
-    """Say what came out, where it lies, and what is left to do."""
+def trials_table(found: dict[str, Any]) -> str:
+    """Return what `collect` found as a table, the best trial first."""
+    if not found["trials"]:
+        return "no trial has begun"
+    names = list(found["trials"][0]["arguments"])
+    head = ["trial", found["metric"], "epoch", "parameters", "MACs", *names, "state"]
+    rows = [
+        [
+            f"{trial['number']:04d}",
+            *(_cell(trial[key]) for key in ("value", "epoch", "parameters", "macs")),
+            *map(_cell, trial["arguments"].values()),
+            trial["state"] + (f": {trial['error']}" if trial["error"] else ""),
+        ]
+        for trial in found["trials"]
+    ]
+    return table(head, rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _summarise(found: dict[str, Any], folder: Path, why: str) -> None:
+    """Print the best trial, the files, and what is left to do."""
     states = [trial["state"] for trial in found["trials"]]
     if found["best"]:
         best = found["best"]
-        say(f"best: {best['run']}/model, {found['metric']} {best['value']:.6g}")
-    say(f"{folder}: results.csv" + (", sweep.png" if found["best"] else ""))
+        message(f"best: {best['run']}/model, {found['metric']} {best['value']:.6g}")
+    message(f"{folder}: results.csv" + (", sweep.png" if found["best"] else ""))
     for state, what in (
-        ("running", "run by other processes"),
-        ("failed", "failed: --retry tries them again"),
+        ("running", "running in other processes"),
+        ("failed", "failed: --retry runs them again"),
     ):
         if state in states:
-            say(f"{states.count(state)} of {len(states)} trials: {what}")
+            message(f"{states.count(state)} of {len(states)} trials: {what}")
     if why:
-        say(f"stopped by {why}; everything is saved: the same command goes on")
+        message(f"stopped by {why}; everything is saved: the same command resumes")

@@ -1,4 +1,4 @@
-"""How well predictions fit: functions of log-probabilities and labels, in float64.
+"""Classification metrics: functions of log-probabilities and labels, in float64.
 
 Shapes: N clips, K classes. Every mean is over clips, never over batches.
 """
@@ -25,7 +25,7 @@ DEVICE_GROUPS: dict[str, tuple[str, ...]] = {
 def log_softmax(logits_NK: NDArray[np.floating[Any]]) -> Floats:
     """[N, K] logits → log-probabilities in float64."""
     x = np.asarray(logits_NK, np.float64)
-    with np.errstate(invalid="ignore"):  # what is no number stays none, and `summary` says so
+    with np.errstate(invalid="ignore"):  # NaN stays NaN, and `summary` returns None
         x = x - x.max(1, keepdims=True)
         return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)), np.float64)
 
@@ -50,13 +50,13 @@ def macro_accuracy(confusion_KK: Ints) -> float:
 
 
 def calibration(log_prob_NK: Floats, label_N: Ints, bins: int = 15) -> dict[str, Any]:
-    """Return the expected calibration error and what it is made of.
+    """Return the expected calibration error, and clips, confidence and accuracy of each bin.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 
     Returns:
-        `expected_calibration_error`, and per bin of confidence its number of clips, mean confidence
-        and accuracy.
+        `expected_calibration_error`; for each bin of confidence, `clips`, mean `confidence` and
+        `accuracy`.
     """
     confidence = np.exp(log_prob_NK.max(1))
     correct = log_prob_NK.argmax(1) == label_N
@@ -77,7 +77,7 @@ def calibration(log_prob_NK: Floats, label_N: Ints, bins: int = 15) -> dict[str,
 def summary(log_prob_NK: Floats, label_N: Ints) -> dict[str, Any]:
     """Return macro_accuracy, accuracy, log_loss and clips of these predictions.
 
-    The three figures are None if a log-probability is not finite: such predictions are none.
+    All but the clips are None if a log-probability is not finite.
     """
     if not np.isfinite(log_prob_NK).all():
         none = dict.fromkeys(("macro_accuracy", "accuracy", "log_loss"))
@@ -105,13 +105,13 @@ def full_report(
     classes: Sequence[str],
     columns: dict[str, NDArray[np.str_]],
 ) -> dict[str, Any]:
-    """Return everything that `evaluate` tells, JSON-ready.
+    """Return all metrics of `cpprune evaluate`, JSON-ready.
 
     Args:
         log_prob_NK: log-probabilities.
         label_N: true classes.
         classes: their names.
-        columns: per clip, `device` and `city` where they are known.
+        columns: `device` and `city` of every clip, where known.
     """
     report = summary(log_prob_NK, label_N)
     confusion = confusion_matrix(log_prob_NK, label_N)

@@ -1,4 +1,4 @@
-"""Pictures, drawn with matplotlib where it is installed."""
+"""Plots, drawn with matplotlib where it is installed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shards.files.atomic import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without the yellow, which is faint on white: told apart by all eyes. With
-# more lines than colours, markers and dashes differ.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, without the yellow, which is
+# faint on white. Lines beyond the number of colours differ in marker and dash.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", ":", "-.")
@@ -32,14 +32,14 @@ def require_matplotlib(what: str) -> None:
     """Raise InputError unless matplotlib is installed.
 
     Args:
-        what: needs it, such as "cpprune sensitivity".
+        what: the command that needs it, such as "cpprune sensitivity".
     """
     if find_spec("matplotlib") is None:
         raise InputError(f"{what} draws with matplotlib: pip install 'cpprune[report]'")
 
 
 def confusion_figure(classes: Sequence[str], confusion_KK: NDArray[np.int64]) -> Figure:
-    """Draw counts of clips, true classes downwards and predicted ones across."""
+    """Draw a confusion matrix: true classes in rows, predicted ones in columns."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SQUARE, layout="constrained")
@@ -56,10 +56,10 @@ def confusion_figure(classes: Sequence[str], confusion_KK: NDArray[np.int64]) ->
 
 
 def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """Draw macro accuracy and log loss over the part of the channels cut, one line a layer.
+    """Plot macro accuracy and log loss over the fraction of channels pruned, one line per layer.
 
     Args:
-        found: what `cpprune.pruning.sensitivity.measure_sensitivity` returns.
+        found: returned by `cpprune.pruning.sensitivity.measure_sensitivity`.
         path: of the PNG to write, 1800 × 750 pixels.
     """
     from matplotlib.figure import Figure
@@ -81,10 +81,10 @@ def draw_sensitivity(found: Mapping[str, Any], path: Path) -> None:
                 markersize=4,
                 linewidth=1.5,
             )
-        panel.set(xlabel="part of the layer's channels cut", ylabel=title, xlim=(0, 1))
+        panel.set(xlabel="fraction of the layer's channels pruned", ylabel=title, xlim=(0, 1))
         panel.grid(alpha=0.3)
     figure.suptitle(
-        f"One layer cut at a time, no fine-tuning: criterion {found['criterion']}, "
+        f"One layer pruned at a time, without fine-tuning: criterion {found['criterion']}, "
         f"{found['clips']:,} clips of {found['split']}"
     )
     handles, labels = panels[0].get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""Figures over seeds: their mean and deviation, and whether two series of them differ."""
+"""Statistics over seeds: mean and deviation, paired tests and their correction."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-    """Return how two series of figures, in the same order of seeds, differ.
+    """Compare two series of values, in the same order of seeds, by a paired t-test.
 
     Args:
-        one: at least two figures.
+        one: at least two values.
         other: as many.
 
     Returns:
@@ -46,13 +46,13 @@ def paired_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number.
+    """Return p-values with Holm's correction for multiple tests.
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
     Statistics 6, 1979.
 
     Args:
-        p_values: None where there was no test; those stay None and do not count.
+        p_values: None where there was no test; those stay None and are not counted.
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)

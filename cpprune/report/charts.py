@@ -1,4 +1,4 @@
-"""The figures of reports, as SVG that takes its colours from the page."""
+"""The charts of reports, as SVG; the style sheet of the page colours them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cpprune.report.svg import CHARACTER, WIDTH, Scale, around, figure, frame, in_words, tag
+from cpprune.report.svg import CHARACTER, WIDTH, Scale, bounds, drawing, frame, tag, tick_label
 
 HEIGHT = 240
-LABEL = (14, 11)  # room for the letters of a point
-MOST_DOTS = 60
-MOST_COUNTS = 20  # classes beyond which a confusion matrix has no numbers in its cells
+LABEL = (14, 11)  # width and height of a point's letters
+MAX_DOTS = 60  # a longer line has none
+MAX_COUNTS = 20  # the cells of a confusion matrix of more classes have no numbers
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, and a value for each epoch (not finite where there is none)."""
+    """A line: its name, and a value for each epoch, which is not finite where there is none."""
 
     name: str
     values: Sequence[float]
@@ -36,24 +36,24 @@ def curves(
     best: int | None = None,
     zero: bool = False,
 ) -> Markup:
-    """Draw lines over epochs.
+    """Plot lines over epochs.
 
     Args:
-        label: of the figure.
-        y_title: what the values are, with their unit.
-        epochs: number of each value, from 1.
+        label: of the chart.
+        y_title: quantity and unit.
+        epochs: epoch of each value, from 1.
         series: the lines.
-        cuts: epochs at whose beginning the network was cut.
-        best: epoch that the model is of.
-        zero: let the values' axis begin at zero.
+        cuts: epochs at the start of which the network was pruned.
+        best: the best epoch.
+        zero: whether the vertical axis begins at zero.
     """
     x = Scale(min(epochs) - 0.5, max(epochs) + 0.5, 46, WIDTH - 8)
-    y = Scale(*around((v for line in series for v in line.values), zero), HEIGHT - 36, 52)
+    y = Scale(*bounds((v for line in series for v in line.values), zero), HEIGHT - 36, 52)
     x_ticks = [(n, f"{n:g}") for n in x.ticks(8, whole=True)]
-    parts = frame(x, y, "epoch", y_title, x_ticks, [(v, in_words(v)) for v in y.ticks()])
+    parts = frame(x, y, "epoch", y_title, x_ticks, [(v, tick_label(v)) for v in y.ticks()])
     for cut in cuts:
         at = x(cut - 0.5)
-        tip = f"pruned at the beginning of epoch {cut}"
+        tip = f"pruned at the start of epoch {cut}"
         parts.append(tag("line", tip=tip, x1=at, x2=at, y1=y.start, y2=y.end, class_="cut"))
         parts.append(tag("text", "✂", x=at, y=y.end - 2, class_="tick", text_anchor="middle"))
     if best is not None:
@@ -63,7 +63,7 @@ def curves(
     for number, line in enumerate(series):
         parts += _line(x, y, epochs, line.values, number)
     parts += legend([line.name for line in series])
-    for place, epoch in enumerate(epochs):  # what the pointer meets
+    for place, epoch in enumerate(epochs):  # bands with the tooltips
         texts = [
             f"{line.name} {line.values[place]:.4g}"
             if math.isfinite(line.values[place])
@@ -79,7 +79,7 @@ def curves(
         }
         tip = f"epoch {epoch}: {', '.join(texts)}"
         parts.append(tag("rect", tip=tip, class_="band", **where))
-    return figure(label, HEIGHT, parts)
+    return drawing(label, HEIGHT, parts)
 
 
 def _line(
@@ -88,13 +88,13 @@ def _line(
     points = [(x(e), y(v)) for e, v in zip(epochs, values, strict=True) if math.isfinite(v)]
     text = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
     parts = [tag("polyline", points=text, class_=f"line s{number}")]
-    if len(points) <= MOST_DOTS:
+    if len(points) <= MAX_DOTS:
         parts += [tag("circle", cx=a, cy=b, r=2.2, class_=f"dot s{number}") for a, b in points]
     return parts
 
 
 def legend(names: Sequence[str]) -> list[Markup]:
-    """Return names with the strokes of their lines, above a plot; nothing for a single one."""
+    """Return the legend above a chart; nothing for a single line."""
     parts: list[Markup] = []
     at = 46.0
     for number, name in enumerate(names if len(names) > 1 else []):
@@ -105,7 +105,7 @@ def legend(names: Sequence[str]) -> list[Markup]:
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
-    """Draw a confusion matrix: rows are true classes, columns predicted ones, shades parts of a row."""
+    """Draw a confusion matrix: true classes in rows, predicted ones in columns, shaded by row."""
     longest = max(map(len, classes))
     margin = min(8 + CHARACTER * longest, 150.0)
     cell = max((WIDTH - margin - 4) / len(classes), 12.0)
@@ -122,22 +122,24 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup
         total = sum(line)
         for column, count in enumerate(line):
             part = count / total if total else 0.0
-            tip = f"{name}, taken for {classes[column]}: {count:,} of {total:,} clips ({part:.1%})"
+            tip = f"{name}, predicted {classes[column]}: {count:,} of {total:,} clips ({part:.1%})"
             corner: dict[str, Any] = {"x": margin + column * cell, "y": margin + row * cell}
             size: dict[str, Any] = {"width": cell - 1, "height": cell - 1}
             shade = tag("rect", class_="heat", fill_opacity=part, **corner, **size)
             number: Markup | str = ""
-            if count and len(classes) <= MOST_COUNTS:
+            if count and len(classes) <= MAX_COUNTS:
                 where: dict[str, Any] = {
                     "x": corner["x"] + cell / 2 - 0.5,
                     "y": corner["y"] + cell / 2 + 3.5,
                 }
-                number = tag("text", in_words(count), class_="count", text_anchor="middle", **where)
+                number = tag(
+                    "text", tick_label(count), class_="count", text_anchor="middle", **where
+                )
             parts.append(
                 tag("g", tag("rect", class_="empty", **corner, **size), shade, number, tip=tip)
             )
-    label = f"Confusion matrix of {len(classes)} classes: rows true, columns predicted"
-    return figure(label, margin + cell * len(classes) + 2, parts, width)
+    label = f"Confusion matrix of {len(classes)} classes: true in rows, predicted in columns"
+    return drawing(label, margin + cell * len(classes) + 2, parts, width)
 
 
 def _shortened(name: str, room: float) -> str:
@@ -146,7 +148,7 @@ def _shortened(name: str, room: float) -> str:
 
 
 def reliability(found: Mapping[str, Any]) -> Markup:
-    """Draw the accuracy within bins of confidence over the diagonal, and the clips of each bin below.
+    """Draw a reliability diagram: accuracy and number of clips by bin of confidence.
 
     Args:
         found: what `cpprune.evaluation.metrics.calibration` returns.
@@ -162,7 +164,7 @@ def reliability(found: Mapping[str, Any]) -> Markup:
         accuracy, confidence = found["accuracy"][number], found["confidence"][number]
         tall = 0.25 * (y.start - y.end) * clips / most
         width = right - left - 1
-        tip = f"{clips:,} clips of confidence {confidence:.3f}: accuracy {accuracy:.3f}"
+        tip = f"{clips:,} clips of mean confidence {confidence:.3f}: accuracy {accuracy:.3f}"
         if clips:
             bar: dict[str, Any] = {"y": y(accuracy), "height": y.start - y(accuracy)}
             shares: dict[str, Any] = {"y": y.start - tall, "height": tall}
@@ -176,14 +178,14 @@ def reliability(found: Mapping[str, Any]) -> Markup:
             )
     parts.append(tag("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal"))
     error = found["expected_calibration_error"]
-    return figure(f"Reliability diagram; expected calibration error {error:.4f}", HEIGHT, parts)
+    return drawing(f"Reliability diagram; expected calibration error {error:.4f}", HEIGHT, parts)
 
 
 def widths(stages: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
-    """Draw the width of every layer: a bar within that of the beginning, a line for each cut between.
+    """Draw the width of every layer: a bar for what is left of it, a line for each step between.
 
     Args:
-        stages: what each is, such as "before epoch 3", with the width of every layer.
+        stages: name of each, such as "from epoch 3 on", and the width of every layer.
     """
     (_, first), *_ = stages
     steps = [widths for _, widths in stages[1:]] or [first]
@@ -208,12 +210,14 @@ def widths(stages: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
         name = tag("text", text, x=margin - 6, y=top + 11, class_="tick", text_anchor="end")
         number = tag("text", numbers[row], x=x.end + 6, y=top + 11, class_="tick")
         parts.append(tag("g", *bars, name, number, tip=tip))
-    label = f"Widths of {len(layers)} layers" + (", before and after each cut" * (len(stages) > 1))
-    return figure(label, 24 + height * len(layers), parts)
+    label = f"Widths of {len(layers)} layers" + (
+        ", before and after each pruning step" * (len(stages) > 1)
+    )
+    return drawing(label, 24 + height * len(layers), parts)
 
 
 def _steps(stages: Sequence[tuple[str, Mapping[str, int]]]) -> list[Mapping[str, int]]:
-    """Return the widths to write as numbers: all of few, first and last of many."""
+    """Return the widths to print: all of up to three stages, else the first and the last."""
     found = [widths for _, widths in stages]
     return found if len(found) <= 3 else [found[0], found[-1]]
 
@@ -224,12 +228,12 @@ class Point:
 
     Attributes:
         mark: one or two letters, written beside it.
-        name: for its tooltip.
+        name: shown by its tooltip.
         cost: parameters or MACs.
-        value: the higher the better.
-        deviation: of the value, or None.
-        front: whether no other point is as cheap and as good, and better in one of both.
-        reported: by others, not measured here.
+        value: higher is better.
+        deviation: standard deviation of the value, or None.
+        front: whether the point is on the Pareto front.
+        reported: whether others reported it; else it was measured here.
     """
 
     mark: str
@@ -242,11 +246,11 @@ class Point:
 
 
 def pareto(label: str, x_title: str, y_title: str, points: Sequence[Point]) -> Markup:
-    """Draw values over costs; a stepped line joins the points of the front."""
+    """Plot values over costs; a stepped line joins the points of the Pareto front."""
     values = [p.value + sign * (p.deviation or 0) for p in points for sign in (-1, 1)]
-    x = Scale(*around([p.cost for p in points], zero=True), 46, WIDTH - 16)
-    y = Scale(*around(values), HEIGHT - 36, 26)
-    x_ticks, y_ticks = ([(v, in_words(v)) for v in axis.ticks()] for axis in (x, y))
+    x = Scale(*bounds([p.cost for p in points], zero=True), 46, WIDTH - 16)
+    y = Scale(*bounds(values), HEIGHT - 36, 26)
+    x_ticks, y_ticks = ([(v, tick_label(v)) for v in axis.ticks()] for axis in (x, y))
     parts = frame(x, y, x_title, y_title, x_ticks, y_ticks)
     front = sorted((p.cost, p.value) for p in points if p.front)
     path = [f"{x(c):.1f},{y(v):.1f}" for c, v in front[:1]]
@@ -262,7 +266,7 @@ def pareto(label: str, x_title: str, y_title: str, points: Sequence[Point]) -> M
             low += 1
         taken.append((side, low))
         parts.append(_point(x, y, point, (side, low)))
-    return figure(label, HEIGHT, parts)
+    return drawing(label, HEIGHT, parts)
 
 
 def _point(x: Scale, y: Scale, point: Point, label: tuple[float, float]) -> Markup:
@@ -285,7 +289,7 @@ def _point(x: Scale, y: Scale, point: Point, label: tuple[float, float]) -> Mark
 
 
 def bar(part: float) -> Markup:
-    """Draw a part of a whole, from 0 to 1, for a cell of a table that also has the number."""
+    """Draw a bar for a fraction from 0 to 1, beside its number in a cell of a table."""
     filled = tag("rect", width=100 * part, height=10, class_="bar")
     whole = tag("rect", width=100, height=10, class_="empty")
     return tag("svg", whole, filled, viewBox="0 0 100 10", class_="inline", aria_hidden="true")

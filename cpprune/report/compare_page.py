@@ -1,4 +1,4 @@
-"""What `cpprune compare` shows: a table in the terminal, or a page."""
+"""The HTML page of `cpprune compare`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from cpprune.report import charts
 from cpprune.report.charts import Point
-from cpprune.report.comparison import COSTS, FIGURES
+from cpprune.report.comparison import COSTS, METRICS
 from cpprune.report.page import Block, Cell, Document, Figure, Section, Table, Text, count
 
 TITLES = {
@@ -23,7 +23,7 @@ def comparison_document(found: dict[str, Any]) -> Document:
     """Return the page of a comparison.
 
     Args:
-        found: what `compare_runs` returns, and with it `reference` where that is wanted.
+        found: returned by `compare_runs`, optionally with `reference` added.
     """
     groups = found["groups"]
     runs = sum(len(group["runs"]) for group in groups)
@@ -36,8 +36,8 @@ def comparison_document(found: dict[str, Any]) -> Document:
         sections.append(Section(found["reference"]["title"], [Text(found["reference"]["source"])]))
     return Document(
         "Comparison of runs",
-        f"{runs} runs in {len(groups)} groups, whose runs differ in the seed alone; figures of the "
-        f"split {found['split']}.",
+        f"{runs} run(s) in {len(groups)} group(s), evaluated on the split {found['split']}. Runs of a "
+        "group differ only in the seed.",
         [],
         found["notes"],
         sections,
@@ -45,13 +45,13 @@ def comparison_document(found: dict[str, Any]) -> Document:
 
 
 def marks(number: int) -> list[str]:
-    """Return short names for so many rows: A to Z, then A1 and so on."""
+    """Return `number` short names: A to Z, then A1 and so on."""
     rounds = -(-number // len(ascii_uppercase))
     return [f"{c}{n or ''}" for n in range(rounds) for c in ascii_uppercase][:number]
 
 
-def plus_minus(figure: dict[str, Any], digits: int = 4) -> str:
-    """Return mean ± deviation, or the one value."""
+def mean_and_deviation(figure: dict[str, Any], digits: int = 4) -> str:
+    """Return mean ± standard deviation; of a single value, the value."""
     text = f"{figure['mean']:.{digits}f}"
     return text if figure["deviation"] is None else f"{text} ± {figure['deviation']:.{digits}f}"
 
@@ -83,10 +83,8 @@ def _plots(found: dict[str, Any]) -> list[Figure]:
         ]
         label = f"Macro accuracy over {TITLES[cost]}; the Pareto front is marked"
         drawing = charts.pareto(label, TITLES[cost], "macro accuracy", points)
-        caption = (
-            "Filled: on the Pareto front, none is cheaper and as accurate. Lines: ± deviation."
-        )
-        caption += " Diamonds: reported by others." * bool(reported)
+        caption = "Filled: on the Pareto front. Vertical lines: ± standard deviation over seeds."
+        caption += " Diamonds: results reported by others." * bool(reported)
         figures.append(Figure(drawing, caption))
     return figures
 
@@ -102,7 +100,7 @@ def _groups_table(found: dict[str, Any]) -> Table:
         "MACs",
         "macro accuracy",
         "log loss",
-        "on the front of",
+        "Pareto front of",
     ]
     rows: list[Sequence[Cell]] = [
         [
@@ -110,7 +108,7 @@ def _groups_table(found: dict[str, Any]) -> Table:
             Cell(group["name"]),
             count(len(group["runs"])),
             *(count(group[cost]) for cost in COSTS),
-            *(Cell(plus_minus(group[key]), group[key]["mean"]) for key in FIGURES),
+            *(Cell(mean_and_deviation(group[key]), group[key]["mean"]) for key in METRICS),
             Cell(", ".join(cost for cost in COSTS if group["pareto"][cost]) or "–"),
         ]
         for mark, group in zip(names, groups, strict=False)
@@ -121,7 +119,7 @@ def _groups_table(found: dict[str, Any]) -> Table:
             Cell(f"{row['name']} (reported)"),
             Cell("–", 0),
             *(count(row[cost]) for cost in COSTS),
-            *(Cell(f"{row[key]:.5f}", row[key]) for key in FIGURES),
+            *(Cell(f"{row[key]:.5f}", row[key]) for key in METRICS),
             Cell("–"),
         ]
         for mark, row in zip(names[len(groups) :], reported, strict=True)
@@ -131,21 +129,21 @@ def _groups_table(found: dict[str, Any]) -> Table:
 
 def _differences(found: dict[str, Any]) -> list[Block]:
     if not found["tests"]:
-        return [Text("No two groups have two seeds in common, so there is nothing to test.")]
+        return [Text("No two groups share two seeds, so there is nothing to test.")]
     head = ["one − other", "seeds"]
-    for key in FIGURES:
+    for key in METRICS:
         head += [TITLES[key], "p", "p (Holm)"]
     rows = []
     for test in found["tests"]:
         cells = [Cell(f"{test['one']} − {test['other']}"), count(len(test["seeds"]))]
-        for key in FIGURES:
+        for key in METRICS:
             figure = test[key]
             shown = f"{figure['difference']:+.4f} ± {figure['deviation']:.4f}"
             cells += [Cell(shown, figure["difference"]), _p(figure["p"]), _p(figure["p_holm"])]
         rows.append(cells)
     text = (
-        "Two-sided paired t-tests over the seeds that both groups have; Holm's correction is for the "
-        "number of pairs. With few seeds such a test finds large differences only."
+        "Two-sided paired t-tests over the seeds that both groups share, with Holm's correction for the "
+        "number of pairs. With few seeds, only large differences can be significant."
     )
     return [Text(text), Table("Paired differences", head, rows)]
 
@@ -157,49 +155,14 @@ def _p(value: float | None) -> Cell:
 def _settings(groups: list[dict[str, Any]]) -> Table | Text:
     keys = list(groups[0]["settings"])
     if not keys:
-        return Text("All runs have the same settings.")
+        return Text("All groups have the same settings.")
     rows = [
         [Cell(group["name"]), *(Cell(_shown(group["settings"][key])) for key in keys)]
         for group in groups
     ]
-    return Table("One line a group; of a path, that of its first run", ["group", *keys], rows)
+    return Table("Settings by group; a path is that of its first run", ["group", *keys], rows)
 
 
 def _shown(value: Any) -> str:
     text = "–" if value is None else str(value)
     return text if len(text) <= 48 else f"{text[:12]}…"
-
-
-def terminal_table(found: dict[str, Any]) -> str:
-    """Return the groups, the tests and the notes as lines."""
-    groups = found["groups"]
-    reported = {f"{row['name']} (reported)": row for row in _reference_rows(found)}
-    length = max(map(len, ["group", *reported, *(group["name"] for group in groups)]))
-    head = f"  {'group':<{length}} {'runs':>4} {'parameters':>10} {'MACs':>11} "
-    lines = [head + f"{'macro acc. ' + found['split']:>17} {'log loss':>17}"]
-    lines.append("-" * len(lines[0]))
-    for group in groups:
-        star = "*" if any(group["pareto"].values()) else " "
-        figures = " ".join(f"{plus_minus(group[key]):>17}" for key in FIGURES)
-        lines.append(
-            f"{star} {group['name']:<{length}} {len(group['runs']):>4} {group['parameters']:>10,} "
-            f"{group['macs']:>11,} {figures}"
-        )
-    for name, row in reported.items():
-        figures = " ".join(f"{row[key]:>17.5f}" for key in FIGURES)
-        lines.append(
-            f"  {name:<{length}} {'–':>4} {row['parameters']:>10,} {row['macs']:>11,} {figures}"
-        )
-    lines.append("* on the Pareto front of parameters or MACs")
-    for test in found["tests"]:
-        figure = test["macro_accuracy"]
-        p = (
-            "no spread"
-            if figure["p"] is None
-            else f"p {figure['p']:.4f}, Holm {figure['p_holm']:.4f}"
-        )
-        lines.append(
-            f"{test['one']} − {test['other']}: macro accuracy {figure['difference']:+.4f} ± "
-            f"{figure['deviation']:.4f} ({p}, {len(test['seeds'])} seeds)"
-        )
-    return "\n".join([*lines, *found["notes"]])

@@ -1,4 +1,4 @@
-"""The network of a run: what it costs, layer by layer, and how its widths came about."""
+"""The network of a run: its costs by layer, and the widths after each pruning step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cpprune.models.registry import build_model
 from cpprune.pruning.allocation import parse_budget
 from cpprune.report import charts
 from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
-from cpprune.report.runs import Run, times
+from cpprune.report.run_folder import Run, times
 from shards.errors import InputError
 
 Stages = list[tuple[str, dict[str, int]]]
@@ -19,14 +19,14 @@ Stages = list[tuple[str, dict[str, int]]]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs: in all, as `complexity` has it, and by layer, as `layer_costs` has it."""
+    """Costs of a model: in total, from `complexity`, and by layer, from `layer_costs`."""
 
     total: dict[str, Any]
     layers: dict[str, tuple[int, int, int]]
 
 
 def model_costs(run: Run) -> Costs | None:
-    """Count what a run's model costs; None without a model."""
+    """Return the costs of a run's model; None without a model."""
     if run.model is None:
         return None
     network, shape = run.model.network, run.model.input_shape
@@ -34,20 +34,24 @@ def model_costs(run: Run) -> Costs | None:
 
 
 def network_section(run: Run, costs: Costs | None) -> Section:
-    """Return the widths before and after each cut, and parameters and MACs of every layer."""
+    """Return the widths before and after each pruning step; parameters and MACs of every layer."""
     title = "Network"
     if run.model is None or costs is None:
-        return Section(title, [Text("There is no model yet, so there is no network to show.")])
+        return Section(title, [Text("There is no model yet.")])
     stages = width_stages(run, costs)
     cuts = [
-        f"{cut['parameters_before']:,} → {cut['parameters']:,} parameters at the beginning of epoch "
+        f"{cut['parameters_before']:,} → {cut['parameters']:,} parameters at the start of epoch "
         f"{cut['epoch'] + 1} (criterion {cut.get('criterion')})"
         for cut in run.cuts
     ]
-    text = f"Pruned {times(len(cuts))}: {'; '.join(cuts)}." if cuts else "The run cut nothing."
+    text = (
+        f"Pruned {times(len(cuts))}: {'; '.join(cuts)}."
+        if cuts
+        else "It was not pruned in this run."
+    )
     caption = "Channels of each layer"
     if len(stages) > 1:
-        caption += "; grey: cut" + "; lines: after the cuts before the last" * (len(stages) > 2)
+        caption += "; grey: pruned" + "; lines: after each step but the last" * (len(stages) > 2)
     shape = " × ".join(map(str, run.model.input_shape))
     return Section(
         title,
@@ -60,7 +64,7 @@ def network_section(run: Run, costs: Costs | None) -> Section:
 
 
 def width_stages(run: Run, costs: Costs) -> Stages:
-    """Return the widths before the first cut and after each; of the model alone without cuts."""
+    """Return the widths before pruning and after each step; without pruning, those of the model."""
     now = {name: width for name, (width, _, _) in costs.layers.items()}
     pruning = run.about.get("pruning") or {}
     original = pruning.get("original_widths")
@@ -72,13 +76,13 @@ def width_stages(run: Run, costs: Costs) -> Stages:
 
 
 def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
-    """Return width, parameters and MACs of every layer, before and after where both are known."""
+    """Return width, parameters and MACs of every layer; before and after pruning, if both are known."""
     after = costs.layers
     before = _costs_before(run, stages)
     if before is None:
         head = ["layer", "channels", "parameters", "MACs"]
         rows = [[Cell(name), *map(count, own)] for name, own in after.items()]
-        return Table("Layers, without normalisation and classifier", head, rows)
+        return Table("Layers, excluding normalisation and classifier", head, rows)
     head = ["layer"]
     for what in ("channels", "parameters", "MACs"):
         head += [f"{what} before", "after"]
@@ -87,14 +91,14 @@ def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
         for name, own in after.items()
     ]
     return Table(
-        "Layers before the first and after the last cut, without normalisation and classifier",
+        "Layers before and after pruning, excluding normalisation and classifier",
         head,
         rows,
     )
 
 
 def _costs_before(run: Run, stages: Stages) -> dict[str, tuple[int, int, int]] | None:
-    """Return what the layers cost before the first cut; None unless that is the network as built."""
+    """Return the layers' costs before pruning; None unless that was the network as configured."""
     assert run.model is not None
     if len(stages) == 1:
         return None
@@ -106,10 +110,10 @@ def _costs_before(run: Run, stages: Stages) -> dict[str, tuple[int, int, int]] |
 
 
 def limits_section(run: Run, costs: Costs | None) -> Section:
-    """Return which of DCASE's limits, and of the run's own budget, the model meets."""
+    """Return whether the model meets DCASE's limits and the run's own budget."""
     title = "Size and limits"
     if costs is None:
-        return Section(title, [Text("There is no model yet, so there is nothing to count.")])
+        return Section(title, [Text("There is no model yet.")])
     cost = costs.total
     limits = cost["limits"]
     rows = [_limit("DCASE: MACs", cost["macs"], limits["macs"]["limit"])]
@@ -124,15 +128,15 @@ def limits_section(run: Run, costs: Costs | None) -> Section:
         ("MACs of one clip", f"{cost['macs']:,}"),
         ("receptive field", f"{field['mel_bins']} rows × {field['frames']} columns"),
     ]
-    head = ["limit", "verdict", "value", "at most"]
+    head = ["limit", "met", "value", "at most"]
     note = (
-        "DCASE's limits are those of task 1 in 2024 and 2025; one dtype has to meet that of bytes"
+        "DCASE's limits are those of task 1 in 2024 and 2025; one data type must meet that of bytes"
     )
     return Section(title, [Facts(facts), Table(note, head, rows)])
 
 
 def _limit(what: str, value: float, bound: float) -> Sequence[Cell]:
-    verdict = "met" if value <= bound else "not met"
+    verdict = "yes" if value <= bound else "no"
     return [Cell(what), Cell(verdict), count(value), count(bound)]
 
 
@@ -148,5 +152,5 @@ def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
     return [
         _limit(f"prune.budget: {limit.text}", values[limit.quantity], limit.bound)
         for limit in limits
-        if limit.quantity in values  # a latency is that of the machine it was measured on
+        if limit.quantity in values  # latency depends on the machine
     ]

@@ -1,4 +1,4 @@
-"""A page: sections of paragraphs, facts, figures, tables and clips, in one file without any other."""
+"""An HTML page in one file: documents with sections of text, facts, figures, tables and clips."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from cpprune.report.measured import Mistake
+    from cpprune.report.evaluation import Mistake
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what it shows, and the number it is sorted by (None: by its text)."""
+    """A cell of a table: its text, and the number to sort by (None: sort by the text)."""
 
     text: str | Markup
     value: float | None = None
@@ -29,8 +29,8 @@ def count(number: float) -> Cell:
     return Cell(f"{number:,.0f}", number)
 
 
-def fraction(number: float, digits: int = 4) -> Cell:
-    """Return a cell with a number of so many decimals; a dash for one that is not finite."""
+def decimal(number: float, digits: int = 4) -> Cell:
+    """Return a cell with a number of `digits` decimals; a dash if it is not finite."""
     if not math.isfinite(number):
         return Cell("–")
     return Cell(f"{number:.{digits}f}", number)
@@ -38,7 +38,7 @@ def fraction(number: float, digits: int = 4) -> Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted. Its first column names the rows."""
+    """A sortable table. Its first column names the rows."""
 
     caption: str
     head: Sequence[str]
@@ -48,7 +48,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with a caption, and the table of what it shows for those who would rather read."""
+    """A chart with a caption, and optionally a table of its values."""
 
     drawing: Markup
     caption: str
@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with values."""
+    """Names and values."""
 
     items: Sequence[tuple[str, str]]
     kind: str = "facts"
@@ -66,7 +66,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; with `code` what is to be typed."""
+    """A paragraph; with `code`, a command line."""
 
     text: str
     code: bool = False
@@ -75,7 +75,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips to look at and listen to."""
+    """Misclassified clips, as picture and sound."""
 
     clips: Sequence[Mistake]
     kind: str = "clips"
@@ -86,7 +86,7 @@ Block = Table | Figure | Facts | Text | Clips
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page under a heading."""
+    """Blocks under a heading."""
 
     title: str
     blocks: Sequence[Block]
@@ -94,14 +94,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """All there is to say of a run, or of a comparison.
+    """A report of a run, or a comparison.
 
     Attributes:
         title: at the top.
-        subtitle: a sentence under it.
-        tiles: names and values of the most important figures.
-        notes: sentences on what is missing or has to be known.
-        sections: the rest.
+        subtitle: a sentence below it.
+        tiles: names and values of the main results.
+        notes: sentences on what is missing or to be kept in mind.
+        sections: in order.
     """
 
     title: str
@@ -116,7 +116,7 @@ def render(title: str, documents: Sequence[Document]) -> str:
 
     Args:
         title: of the window.
-        documents: one after the other.
+        documents: in order.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -1,4 +1,4 @@
-"""The parts of a run's report that its journal and its predictions tell."""
+"""Sections of a run's report: settings, curves, predictions, calibration, mistakes, environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from cpprune.report import charts
 from cpprune.report.charts import Series
-from cpprune.report.measured import Measured, same_data
+from cpprune.report.evaluation import Evaluation, is_training_data
 from cpprune.report.page import (
     Block,
     Cell,
@@ -22,18 +22,21 @@ from cpprune.report.page import (
     Table,
     Text,
     count,
-    fraction,
+    decimal,
 )
-from cpprune.report.runs import Run
+from cpprune.report.run_folder import Run
 
 
-def training_section(run: Run, measured: Measured | str) -> Section:
-    """Return what was trained, and on what."""
+def training_section(run: Run, evaluation: Evaluation | str) -> Section:
+    """Return the network, the main settings and the dataset."""
     settings, about = run.settings, run.about
     epochs = settings.get("train.epochs")
     facts = [
-        ("network", str(run.model.family if run.model else settings.get("model.name"))),
-        ("started from", str(settings.get("init") or "fresh weights")),
+        (
+            "network",
+            str(run.model.family if run.model else settings.get("model.name") or "unknown"),
+        ),
+        ("initial weights", str(settings.get("init") or "random")),
         ("seed", str(settings.get("seed"))),
         ("epochs", f"{len(run.epochs)} of {epochs}"),
         ("batch size", f"{settings.get('train.batch_size')} clips over all processes"),
@@ -45,26 +48,27 @@ def training_section(run: Run, measured: Measured | str) -> Section:
         ("precision", str(settings.get("train.precision"))),
     ]
     if run.skipped:
-        facts.append(("skipped steps", f"{run.skipped}: their gradient was not finite"))
+        facts.append(("skipped steps", f"{run.skipped}, whose gradient was not finite"))
     if run.model is not None:
         facts.append(("classes", f"{len(run.model.classes)}: {', '.join(run.model.classes)}"))
     facts.append(("dataset", str(settings.get("data.path"))))
-    facts.append(("its fingerprint", str(about.get("dataset", "unknown"))))
+    facts.append(("dataset fingerprint", str(about.get("dataset", "unknown"))))
     blocks: list[Block] = [Facts(facts)]
-    if isinstance(measured, Measured):
-        clips = ", ".join(f"{n:,} {name}" for name, n in measured.dataset.splits.items())
+    if isinstance(evaluation, Evaluation):
+        clips = ", ".join(f"{n:,} {name}" for name, n in evaluation.dataset.splits.items())
         facts.append(("clips", clips))
-        if not same_data(run, measured):
-            text = f"The data in {measured.dataset.path} is not what the run was trained on: its "
-            blocks.append(Text(f"{text}fingerprint is {measured.dataset.fingerprint}."))
-    return Section("What was trained", blocks)
+        if not is_training_data(run, evaluation):
+            text = f"The dataset in {evaluation.dataset.path} is not the one that the run was "
+            text += "trained on: "
+            blocks.append(Text(f"{text}its fingerprint is {evaluation.dataset.fingerprint}."))
+    return Section("Training", blocks)
 
 
 def curves_section(run: Run) -> Section:
-    """Return losses, accuracies and the learning rate over the epochs."""
+    """Return losses, accuracies and learning rate over epochs."""
     title = "Curves"
     if not run.epochs:
-        return Section(title, [Text("No epoch was finished, so there are no curves.")])
+        return Section(title, [Text("No epoch is complete, so there are no curves.")])
     numbers = [record["epoch"] + 1 for record in run.epochs]
     cuts = [cut["epoch"] + 1 for cut in run.cuts]
     best = run.about["epoch"] + 1 if run.about else None
@@ -93,47 +97,47 @@ def _epoch_table(run: Run) -> Table:
         [
             Cell(str(record["epoch"] + 1), record["epoch"]),
             Cell(f"{record['lr']:.3g}", record["lr"]),
-            *(fraction(record[k]) for k in ("train_loss", "val_log_loss", "val_macro_accuracy")),
+            *(decimal(record[k]) for k in ("train_loss", "val_log_loss", "val_macro_accuracy")),
         ]
         for record in run.epochs
     ]
     return Table("Epochs", head, rows)
 
 
-def result_section(run: Run, measured: Measured | str) -> Section:
-    """Return accuracies by class, device, device group and city, and the confusion matrix."""
+def predictions_section(run: Run, evaluation: Evaluation | str) -> Section:
+    """Return the confusion matrix, and accuracies by class, device, city and device group."""
     title = "Predictions"
-    if isinstance(measured, str):
-        return Section(title, [Text(measured)])
-    figures = measured.figures
+    if isinstance(evaluation, str):
+        return Section(title, [Text(evaluation)])
+    metrics = evaluation.metrics
     text = (
-        f"{figures['clips']:,} clips of the split {measured.split}: macro accuracy "
-        f"{figures['macro_accuracy']:.4f}, accuracy {figures['accuracy']:.4f}, log loss "
-        f"{figures['log_loss']:.4f}."
+        f"{metrics['clips']:,} clips of the split {evaluation.split}: macro accuracy "
+        f"{metrics['macro_accuracy']:.4f}, accuracy {metrics['accuracy']:.4f}, log loss "
+        f"{metrics['log_loss']:.4f}."
     )
-    if measured.split == "val":
+    if evaluation.split == "val":
         text += (
-            " This split chose the best epoch; for clips that chose nothing, make the report with "
+            " The best epoch was selected on this split; for an unbiased estimate, make the report with "
             "--split test."
         )
     precision = run.settings.get("train.precision", "no")
     if precision != "no":
-        text += f" Measured in float32; the curves above are in {precision}."
+        text += f" Evaluated in float32; the curves above are in {precision}."
     blocks: list[Block] = [Text(text)]
-    names = list(measured.dataset.classes)
-    caption = "Rows: the true class; columns: the predicted one; the shade is the part of the row."
-    matrix = Figure(charts.confusion(names, figures["confusion"]), caption, _counts(names, figures))
-    blocks += [matrix, _accuracies("class", figures["per_class"])]
+    names = list(evaluation.dataset.classes)
+    caption = "Rows: true class; columns: predicted class; shade: fraction of the row."
+    matrix = Figure(charts.confusion(names, metrics["confusion"]), caption, _counts(names, metrics))
+    blocks += [matrix, _accuracies("class", metrics["per_class"])]
     for what, key in (("device", "device"), ("city", "city"), ("device group", "group")):
-        if figures[f"per_{key}"]:
-            blocks.append(_accuracies(what, figures[f"per_{key}"]))
+        if metrics[f"per_{key}"]:
+            blocks.append(_accuracies(what, metrics[f"per_{key}"]))
     return Section(title, blocks)
 
 
-def _counts(names: list[str], figures: Mapping[str, Any]) -> Table:
+def _counts(names: list[str], metrics: Mapping[str, Any]) -> Table:
     rows = [
         [Cell(name), *map(count, line)]
-        for name, line in zip(names, figures["confusion"], strict=True)
+        for name, line in zip(names, metrics["confusion"], strict=True)
     ]
     return Table("Clips by true (rows) and predicted class (columns)", ["true", *names], rows)
 
@@ -142,22 +146,22 @@ def _accuracies(what: str, values: Mapping[str, Mapping[str, float]]) -> Table:
     rows = []
     for name, row in values.items():
         shown = Cell(charts.bar(row["accuracy"]) + f"{row['accuracy']:.4f}", row["accuracy"])
-        rows.append([Cell(name), shown, fraction(row["log_loss"]), count(row["clips"])])
+        rows.append([Cell(name), shown, decimal(row["log_loss"]), count(row["clips"])])
     return Table(f"By {what}", [what, "accuracy", "log loss", "clips"], rows)
 
 
-def calibration_section(measured: Measured | str) -> Section:
-    """Return how far confidences can be believed."""
+def calibration_section(evaluation: Evaluation | str) -> Section:
+    """Return the reliability diagram."""
     title = "Calibration"
-    if isinstance(measured, str):
-        return Section(title, [Text(measured)])
-    found = measured.figures["calibration"]
+    if isinstance(evaluation, str):
+        return Section(title, [Text(evaluation)])
+    found = evaluation.metrics["calibration"]
     caption = (
-        f"Expected calibration error {found['expected_calibration_error']:.4f} (Guo et al., 2017): the "
-        "bars would end at the dashed line if a confidence were a probability."
+        f"Expected calibration error {found['expected_calibration_error']:.4f} (Guo et al., 2017). The "
+        "bars of a perfectly calibrated model would end on the dashed line."
     )
     rows = [
-        [fraction(found["confidence"][n], 3), fraction(found["accuracy"][n], 3), count(clips)]
+        [decimal(found["confidence"][n], 3), decimal(found["accuracy"][n], 3), count(clips)]
         for n, clips in enumerate(found["clips"])
         if clips
     ]
@@ -165,42 +169,43 @@ def calibration_section(measured: Measured | str) -> Section:
     return Section(title, [Figure(charts.reliability(found), caption), table])
 
 
-def mistakes_section(measured: Measured | str) -> Section:
-    """Return the clips that the model is most wrong about."""
+def mistakes_section(evaluation: Evaluation | str) -> Section:
+    """Return the clips that the model misclassifies with the highest confidence."""
     title = "Most confident mistakes"
-    if isinstance(measured, str):
-        return Section(title, [Text(measured)])
-    if not measured.mistakes:
-        return Section(title, [Text("There are none to show.")])
-    text = "What the network was given; light is loud, low frequencies are at the bottom. "
-    if measured.dataset.kind == "image":
-        text = "What the network was given. "
-    owner = (
-        "These clips are the dataset's, under its licence: mind it before you pass this page on."
-    )
-    return Section(title, [Text(text + owner), Clips(measured.mistakes)])
+    if isinstance(evaluation, str):
+        return Section(title, [Text(evaluation)])
+    if not evaluation.mistakes:
+        return Section(title, [Text("None to show.")])
+    text = "Input of the network; light is loud, low frequencies are at the bottom. "
+    if evaluation.dataset.kind == "image":
+        text = "Input of the network. "
+    owner = "The clips belong to the dataset: check its licence before sharing this page."
+    return Section(title, [Text(text + owner), Clips(evaluation.mistakes)])
 
 
-def machine_section(run: Run) -> Section:
+def throughput_section(run: Run) -> Section:
     """Return throughput and memory."""
     title = "Throughput and memory"
     speeds = [record.get("clips_per_second", math.nan) for record in run.epochs]
     memory = [record.get("memory_bytes", math.nan) / 2**20 for record in run.epochs]
     if not any(math.isfinite(value) for value in speeds):
-        return Section(title, [Text("The journal tells no throughput.")])
+        return Section(title, [Text("No throughput was logged.")])
     numbers = [record["epoch"] + 1 for record in run.epochs]
-    facts = [("time of training", _duration(total_seconds(run)))]
+    facts = [("training time", _duration(total_seconds(run)))]
     drawing = charts.curves(
-        "Training clips a second over epochs",
+        "Training throughput in clips per second, over epochs",
         "clips/s",
         numbers,
         [Series("clips/s", speeds)],
         zero=True,
     )
-    blocks: list[Block] = [Facts(facts), Figure(drawing, "Training clips a second.")]
+    blocks: list[Block] = [
+        Facts(facts),
+        Figure(drawing, "Training throughput in clips per second."),
+    ]
     if any(math.isfinite(value) for value in memory):
         where = "the GPU" if run.environment.get("gpus") else "the host"
-        label = f"Most memory held so far on {where} by the first process"
+        label = f"Peak memory so far on {where}, rank 0"
         lines = [Series("MiB", memory)]
         drawing = charts.curves(f"{label}, over epochs", "MiB", numbers, lines, zero=True)
         blocks.append(Figure(drawing, f"{label}."))
@@ -208,7 +213,7 @@ def machine_section(run: Run) -> Section:
 
 
 def total_seconds(run: Run) -> float:
-    """Return how long was trained, over all the times the run was started."""
+    """Return the seconds of training, summed over all starts of the run."""
     seconds = [float(record.get("seconds", 0)) for record in run.epochs]
     ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]
     return math.fsum(ends)
@@ -221,7 +226,7 @@ def _duration(seconds: float) -> str:
 
 
 def environment_section(run: Run) -> Section:
-    """Return what the run ran on, and how to run it again."""
+    """Return host, packages, and the command that reproduces the run."""
     there = run.environment
     packages = there.get("packages") or {}
     facts = [
@@ -242,9 +247,9 @@ def environment_section(run: Run) -> Section:
         "Environment and reproduction",
         [
             Facts(facts),
-            Text("It was last called as"),
+            Text("Last command:"),
             Text(shlex.join(called) or "unknown", code=True),
-            Text("Its resolved settings train the same again:"),
+            Text("To train it again with the same settings:"),
             Text(again, code=True),
         ],
     )

@@ -1,4 +1,4 @@
-"""Elements of a drawing: tags, scales and ticks. Everything that comes from names is escaped here."""
+"""SVG elements, scales and axes. Text and attributes are escaped here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-# Width of a figure in its own units: that of a phone's column, so that text never gets small there.
+# Width of a drawing in its own units: that of a phone's screen, where its text is legible.
 WIDTH = 400
-CHARACTER = 6.2  # width of a character of 11 units, about
+CHARACTER = 6.2  # approximate width of a character in an 11-unit font
 
 
 def tag(name: str, *children: object, tip: str | None = None, **attributes: object) -> Markup:
@@ -19,8 +19,8 @@ def tag(name: str, *children: object, tip: str | None = None, **attributes: obje
     Args:
         name: of the element.
         *children: text, which is escaped, or other elements.
-        tip: what a tooltip says.
-        **attributes: `class_` and `font_size` become class and font-size; None leaves one out.
+        tip: text of the tooltip.
+        **attributes: `class_` and `font_size` become class and font-size; None is left out.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
@@ -36,14 +36,14 @@ def _short(value: object) -> object:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
-def figure(label: str, height: float, parts: Iterable[Markup], width: float = WIDTH) -> Markup:
-    """Return a drawing that screen readers know by its label.
+def drawing(label: str, height: float, parts: Iterable[Markup], width: float = WIDTH) -> Markup:
+    """Return a drawing with a label for screen readers.
 
     Args:
-        label: what it shows, in a sentence.
-        height: in its own units, and
-        width: likewise.
-        parts: its elements, the lowest first.
+        label: one sentence on what it shows.
+        height: in its own units.
+        parts: its elements, from back to front.
+        width: in its own units.
     """
     return tag(
         "svg",
@@ -57,13 +57,13 @@ def figure(label: str, height: float, parts: Iterable[Markup], width: float = WI
 
 @dataclass(frozen=True)
 class Scale:
-    """Values onto a drawing, linearly.
+    """A linear scale.
 
     Attributes:
-        low: the value at `start`, and
-        high: that at `end`.
-        start: in units of the drawing, and
-        end: likewise.
+        low: value at `start`.
+        high: value at `end`.
+        start: in units of the drawing.
+        end: in units of the drawing.
     """
 
     low: float
@@ -72,15 +72,15 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Return where a value lies."""
+        """Return the position of a value."""
         span = self.high - self.low
         return self.start + (value - self.low) / span * (self.end - self.start)
 
     def ticks(self, most: int = 8, whole: bool = False) -> list[float]:
-        """Return at most so many round values within the scale.
+        """Return at most `most` round values within the scale.
 
         Args:
-            most: how many.
+            most: maximum number of ticks.
             whole: only whole numbers.
         """
         step = _round_step((self.high - self.low) / max(most - 1, 1))
@@ -96,12 +96,12 @@ def _round_step(least: float) -> float:
     return next(n * power for n in (1, 2, 5, 10) if n * power >= least * (1 - 1e-9))
 
 
-def around(values: Iterable[float], zero: bool = False) -> tuple[float, float]:
-    """Return bounds that hold all finite values, with some room.
+def bounds(values: Iterable[float], zero: bool = False) -> tuple[float, float]:
+    """Return bounds that enclose all finite values, with a margin.
 
     Args:
-        values: to hold; those that are not finite are left out.
-        zero: begin at zero.
+        values: those that are not finite are ignored.
+        zero: whether the lower bound is zero.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = (0.0 if zero else min(finite)), max(finite)
@@ -109,8 +109,8 @@ def around(values: Iterable[float], zero: bool = False) -> tuple[float, float]:
     return (low if zero else low - room), high + room
 
 
-def in_words(value: float) -> str:
-    """Return a number for an axis: 20k, 1.5M, 0.02, 2e-05."""
+def tick_label(value: float) -> str:
+    """Return a number as written on an axis: 20k, 1.5M, 0.02, 2e-05."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:g}{name}"
@@ -128,12 +128,12 @@ def frame(
     """Return the axes of a plot: grid, numbers and titles.
 
     Args:
-        x: from left to right.
-        y: from bottom to top.
-        x_title: beneath.
-        y_title: above the upper left corner.
-        x_ticks: values with what is written there, and
-        y_ticks: likewise.
+        x: scale from left to right.
+        y: scale from bottom to top.
+        x_title: written below.
+        y_title: written above the upper left corner.
+        x_ticks: values and their labels.
+        y_ticks: values and their labels.
     """
     parts = [
         tag("text", y_title, x=4, y=12, class_="label"),

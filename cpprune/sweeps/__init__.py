@@ -1,1 +1,1 @@
-"""Sweeps: many runs over a space of settings, as Weights & Biases describes them, without a server."""
+"""Hyper-parameter sweeps in the format of Weights & Biases, without a server."""

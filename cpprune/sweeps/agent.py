@@ -1,4 +1,4 @@
-"""The process that runs trials one after another, each as a process of its own, until none is left."""
+"""The agent: runs trials one after another, each in a process of its own, until none is left."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from cpprune.sweeps.board import Board, Claim
 from cpprune.sweeps.command import command_words
-from cpprune.sweeps.outcome import kept_epoch, last_error, read_epochs, read_result
+from cpprune.sweeps.study import Claim, SharedStudy
+from cpprune.sweeps.trial import best_epoch, last_error, read_epochs, read_result
 from shards.errors import InputError
 
 POLL_SECONDS = 0.2
-MOST_FAILURES = 3
+MAX_FAILURES = 3  # in a row
 
 
 class Signals:
-    """Counts SIGINT and SIGTERM as long as it is entered, and then gives them back."""
+    """Context manager that counts SIGINT and SIGTERM, and restores their handlers on exit."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -52,28 +52,36 @@ class Agent:
     """Runs trials of a sweep.
 
     Args:
-        board: of the sweep.
-        settings: words that are added to the command of every trial.
-        limit: how many trials there may be in all, over all processes.
+        study: of the sweep.
+        settings: arguments that are added to the command of every trial.
+        limit: number of trials in all, over all processes.
+        message: prints a message.
     """
 
-    def __init__(self, board: Board, settings: Sequence[str], limit: int) -> None:
-        self.board, self.settings, self.limit = board, tuple(settings), limit
+    def __init__(
+        self,
+        study: SharedStudy,
+        settings: Sequence[str],
+        limit: int,
+        message: Callable[[str], None],
+    ) -> None:
+        self.study, self.settings, self.limit = study, tuple(settings), limit
+        self.message = message
         self.signals = Signals()
         self.failures = 0
 
     def work(self) -> str:
-        """Run trials until there is none to take.
+        """Run trials until none can be claimed.
 
         Returns:
-            Why it ended before that; empty if it did not.
+            What stopped it before that; empty if nothing did.
 
         Raises:
             InputError: three trials in a row failed.
         """
         with self.signals:
             while not self.signals.count:
-                claim = self.board.claim(self.limit)
+                claim = self.study.claim(self.limit)
                 if claim is None:
                     return ""
                 with claim.lock:
@@ -83,24 +91,24 @@ class Agent:
         return signal.Signals(self.signals.first).name
 
     def _trial(self, claim: Claim) -> str:
-        """Run a trial to its end; return why the sweep ends with it, if it does."""
-        board, run = self.board, self.board.path(claim.number)
+        """Run a trial to its end; return why the sweep stops with it, if it does."""
+        study, run = self.study, self.study.path(claim.number)
         shown = "  ".join(f"{name}={value}" for name, value in claim.arguments.items())
-        say(f"{run.name}: {'goes on' if claim.resumed else 'begins'}: {shown}")
+        self.message(f"{run.name}: {'resumes' if claim.resumed else 'begins'}: {shown}")
         begin = claim.log.seek(0, os.SEEK_END)
         with claim.log:
             process = self._start(claim)
         ended_early = self._watch(process, claim)
-        while board.is_alive(claim.number):  # processes may outlive their launcher
+        while study.is_alive(claim.number):  # processes may outlive their launcher
             time.sleep(POLL_SECONDS)
         (run / "STOP").unlink(missing_ok=True)
-        result, kept = read_result(run), kept_epoch(read_epochs(run))
-        metric = board.sweep.metric
+        result, best = read_result(run), best_epoch(read_epochs(run))
+        metric = study.sweep.metric
         if ended_early:
-            say(f"{run.name}: ended early, after epoch {board.reported(claim)}")
-        elif process.returncode == 0 and result and kept and kept.get(metric) is not None:
-            board.done(claim, kept[metric])
-            say(f"{run.name}: {metric} {kept[metric]:.6g}")
+            self.message(f"{run.name}: ended early, after epoch {study.reported(claim)}")
+        elif process.returncode == 0 and result and best and best.get(metric) is not None:
+            study.done(claim, best[metric])
+            self.message(f"{run.name}: {metric} {best[metric]:.6g}")
         elif self.signals.count:
             return signal.Signals(self.signals.first).name
         elif process.returncode == 0 and result is None and (run / "checkpoints").is_dir():
@@ -113,30 +121,30 @@ class Agent:
     def _reason(
         self, claim: Claim, status: int, result: Mapping[str, Any] | None, begin: int
     ) -> str:
-        run, metric = self.board.path(claim.number), self.board.sweep.metric
+        run, metric = self.study.path(claim.number), self.study.sweep.metric
         if status:
-            return last_error(self.board.log_path(claim.number), begin, status)
+            return last_error(self.study.log_path(claim.number), begin, status)
         if result is None:
-            return f"there is no result.json in {run}: the command has to train in --run"
+            return f"there is no result.json in {run}: the command must train in the folder --run"
         return f"{metric} is not finite"
 
     def _failed(self, claim: Claim, error: str) -> str:
-        self.board.failed(claim, error)
-        say(f"trial-{claim.number:04d}: failed: {error}")
+        self.study.failed(claim, error)
+        self.message(f"trial-{claim.number:04d}: failed: {error}")
         self.failures += 1
-        if self.failures == MOST_FAILURES:
+        if self.failures == MAX_FAILURES:
             raise InputError(
-                f"{self.board.folder}: {MOST_FAILURES} trials in a row failed, the last with: {error}; "
-                "mend it, then give the same command with --retry"
+                f"{self.study.folder}: {MAX_FAILURES} trials in a row failed, the last with: {error}; "
+                "fix it, then repeat the command with --retry"
             )
         return ""
 
     def _start(self, claim: Claim) -> subprocess.Popen[bytes]:
-        sweep = self.board.sweep
+        sweep = self.study.sweep
         words = command_words(sweep.command, sweep.program, claim.arguments)
-        # Nobody but this process has to be told, unless the settings say so.
-        words += ["--track=none", *self.settings, f"--run={self.board.path(claim.number)}"]
-        # What is installed beside this Python, such as accelerate, is found first.
+        # Trials are not tracked unless the settings say so.
+        words += ["--track=none", *self.settings, f"--run={self.study.path(claim.number)}"]
+        # Programs installed beside this Python, such as accelerate, come first.
         folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         environment = {**os.environ, "PATH": os.pathsep.join(folders)}
         try:
@@ -146,36 +154,31 @@ class Agent:
                 stdout=claim.log,
                 stderr=claim.log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for this process, which then asks it to stop
+                start_new_session=True,  # Ctrl-C reaches this process only, which asks the trial to stop
             )
         except OSError as error:
             raise InputError(f"command: {words[0]} cannot be started ({error.strerror})") from None
 
     def _watch(self, process: subprocess.Popen[bytes], claim: Claim) -> bool:
-        """Wait for a trial, and ask it to stop if need be; return whether it ended early."""
-        run = self.board.path(claim.number)
-        early, seen, killed = False, self.board.reported(claim), False
+        """Wait for a trial, stopping it if need be; return whether it ended early."""
+        run = self.study.path(claim.number)
+        early, seen, killed = False, self.study.reported(claim), False
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             if self.signals.count > 1 and not killed:
                 os.killpg(process.pid, signal.SIGTERM)
                 killed = True
             if self.signals.count or early:
-                # Again and again: a run that starts only now takes an earlier STOP away.
+                # Repeatedly: a run that is only now starting removes an earlier STOP.
                 run.mkdir(exist_ok=True)
                 (run / "STOP").touch()
-            elif self.board.sweep.early is not None:
+            elif self.study.sweep.early is not None:
                 for record in read_epochs(run)[seen:]:
                     seen += 1
-                    value = record.get(self.board.sweep.metric)
-                    if value is None:  # not finite: says nothing of the epochs to come
+                    value = record.get(self.study.sweep.metric)
+                    if value is None:  # not finite: no ground for a decision
                         continue
-                    early = self.board.report(claim, seen, value)
+                    early = self.study.report(claim, seen, value)
                     if early:
                         break
         return early
-
-
-def say(text: str) -> None:
-    """Print a line on standard error."""
-    print(text, file=sys.stderr, flush=True)

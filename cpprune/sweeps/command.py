@@ -1,4 +1,4 @@
-"""The words of a trial's command, just as wandb's agent makes them of a sweep's `command`."""
+"""The command line of a trial, made from a sweep's `command` exactly as wandb's agent does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_command(command: Sequence[str]) -> None:
     """Refuse macros that are not supported.
 
     Raises:
-        ValueError: names the first.
+        ValueError: a macro is not supported; names the first.
     """
     for word in command:
         found = re.fullmatch(r"\$\{(.*)\}", word)
@@ -27,12 +27,12 @@ def check_command(command: Sequence[str]) -> None:
 
 
 def command_words(command: Sequence[str], program: str, arguments: Mapping[str, Any]) -> list[str]:
-    """Return the command of a trial.
+    """Return the command line of a trial.
 
     Args:
         command: of the sweep, with macros.
-        program: that stands for ${program}.
-        arguments: {name: value} of the trial; a value may be a mapping of nested ones.
+        program: replaces ${program}.
+        arguments: name → value of the trial's parameters; nested ones are a mapping.
     """
     replacements = {
         "env": ["/usr/bin/env"],

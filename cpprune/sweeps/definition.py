@@ -1,10 +1,12 @@
-"""What a sweep is: a YAML file in the format of Weights & Biases' sweeps, read and checked.
+"""The definition of a sweep: a YAML file in the format of Weights & Biases, read and checked.
 
 The format: https://docs.wandb.ai/models/sweeps/sweep-config-keys
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +19,19 @@ from shards.files.documents import read_yaml
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
-# Figures of an epoch in metrics.jsonl.
+# Metrics of an epoch in metrics.jsonl.
 METRICS = ("val_macro_accuracy", "val_accuracy", "val_log_loss", "train_loss")
 KEYS = {"method", "metric", "parameters", "program", "command", "early_terminate", "run_cap"}
-# What only a server has a use for.
+# Of use to a server only; ignored.
 SERVER_KEYS = {"name", "description", "project", "entity"}
 
 
 @dataclass(frozen=True)
 class EarlyTermination:
-    """Successive halving: what wandb's `hyperband` does.
+    """Successive halving, as wandb's `hyperband` does it.
 
-    After `first` epochs, and after every `eta` times as many, a trial goes on only if it is among the
-    best 1/eta of those that have come so far.
+    After `first` epochs, and again each time their number has grown `eta`-fold, a trial continues only
+    if it is among the best 1/eta of the trials that have come as far.
     """
 
     first: int
@@ -42,13 +44,13 @@ class Sweep:
 
     Attributes:
         method: grid, random or bayes.
-        metric: name of a figure of an epoch in metrics.jsonl.
+        metric: what is optimised: a metric of an epoch in metrics.jsonl.
         goal: minimize or maximize.
-        parameters: what is varied, and what is constant; see `Parameter`.
+        parameters: varied and constant ones.
         program: the script that a trial starts.
-        command: words of a trial, with macros.
+        command: that starts a trial, with macros.
         early: when trials end early, or None.
-        run_cap: how many trials there are in all, or None.
+        run_cap: number of trials in all, or None.
     """
 
     method: str
@@ -65,7 +67,7 @@ def read_sweep(path: Path) -> Sweep:
     """Read a sweep.
 
     Raises:
-        InputError: the file cannot be read, or something in it is wrong or not supported: by name.
+        InputError: the file cannot be read, or a key of it is wrong or not supported.
     """
     tree = _read(path)
     try:
@@ -86,12 +88,12 @@ def _sweep(tree: dict[str, Any]) -> Sweep:
     method = _choice(tree, "method", METHODS)
     metric = tree.get("metric")
     if not isinstance(metric, dict) or metric.keys() - {"name", "goal"}:
-        raise ValueError("metric: must be such as {name: val_macro_accuracy, goal: maximize}")
+        raise ValueError("metric: must be like {name: val_macro_accuracy, goal: maximize}")
     parameters = tuple(_parameters(tree.get("parameters"), ()))
     names = [parameter.name for parameter in parameters]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"parameters.{name}: is there twice")
+            raise ValueError(f"parameters.{name}: is given twice")
         if name == "run":
             raise ValueError("parameters.run: leave it out; each trial has a folder of its own")
     if method == "grid":
@@ -133,12 +135,12 @@ def _whole(tree: Mapping[str, Any], key: str, least: int = 1, prefix: str = "") 
 def _parameters(tree: Any, above: tuple[str, ...]) -> Iterator[Parameter]:
     where = ".".join(("parameters", *above))
     if not isinstance(tree, dict) or not tree:
-        raise ValueError(f"{where}: must hold names and what is tried of each")
+        raise ValueError(f"{where}: must map names to the values to try")
     for name, value in tree.items():
         path = (*above, str(name))
         if isinstance(value, dict) and "parameters" in value:
             if len(value) > 1:
-                raise ValueError(f"{where}.{name}: beside `parameters` there must be nothing")
+                raise ValueError(f"{where}.{name}: `parameters` must be its only key")
             yield from _parameters(value["parameters"], path)
         else:
             yield read_parameter(path, value)
@@ -160,3 +162,17 @@ def _early(tree: Any) -> EarlyTermination | None:
         return EarlyTermination(_whole(tree, "min_iter", 1, prefix), eta)
     longest, halvings = _whole(tree, "max_iter", 1, prefix), _whole(tree, "s", 1, prefix)
     return EarlyTermination(max(1, longest // eta**halvings), eta)
+
+
+def grid_cell(sweep: Sweep, number: int) -> dict[str, str]:
+    """Return the cell of a grid with this number; the last parameter varies fastest."""
+    varied = [
+        parameter for parameter in sweep.parameters if parameter.distribution == "categorical"
+    ]
+    cell = next(itertools.islice(itertools.product(*(p.texts for p in varied)), number, None))
+    return {parameter.name: text for parameter, text in zip(varied, cell, strict=True)}
+
+
+def grid_size(sweep: Sweep) -> int:
+    """Return the number of cells of a grid."""
+    return math.prod(len(parameter.values) for parameter in sweep.parameters)

@@ -1,4 +1,4 @@
-"""A parameter of a sweep: what is tried of it, and how it is drawn with Optuna."""
+"""A parameter of a sweep: its distribution, and how Optuna samples it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DISTRIBUTIONS: dict[str, tuple[set[str], set[str]]] = {
 }
 LOGARITHMIC = ("log_uniform", "log_uniform_values", "q_log_uniform_values")
 
-MOST_VALUES = 100_000  # of a parameter of a grid
+MAX_GRID_VALUES = 100_000  # of one parameter
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Parameter:
     """A parameter of a sweep.
 
     Attributes:
-        path: its names from the outermost `parameters` on; a single one, such as `prune.ratio`, of most.
+        path: names from the outermost `parameters` on; most have one, such as `prune.ratio`.
         distribution: one of `DISTRIBUTIONS`.
-        values: of `constant` and `categorical`: all there are.
-        low: smallest value of the others.
+        values: all values of `constant` and `categorical`.
+        low: smallest value of the other distributions.
         high: largest value.
-        q: values are multiples of this; 0 if of nothing.
+        q: step: values are multiples of it; 0: no step.
     """
 
     path: tuple[str, ...]
@@ -47,27 +47,27 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """Its dotted name."""
+        """The dotted name."""
         return ".".join(self.path)
 
     @property
     def texts(self) -> list[str]:
-        """Its values as JSON, which are what Optuna is told: it knows no lists."""
+        """The values as JSON: Optuna's categories cannot be lists."""
         return [json.dumps(value) for value in self.values]
 
     def listed(self) -> Parameter:
-        """Return the parameter with all its values, for a grid; they are those that wandb takes.
+        """Return the parameter with its values listed, as wandb lists them for a grid.
 
         Raises:
-            ValueError: there is no end of them.
+            ValueError: there are too many, or infinitely many.
         """
         if self.values:
             return self
         if self.distribution in ("int_uniform", "q_uniform"):
             step = self.q if self.distribution == "q_uniform" else 1
-            if not step or (self.high - self.low) / step > MOST_VALUES:
+            if not step or (self.high - self.low) / step > MAX_GRID_VALUES:
                 raise ValueError(
-                    f"parameters.{self.name}: method=grid tries at most {MOST_VALUES:,} values"
+                    f"parameters.{self.name}: method=grid tries at most {MAX_GRID_VALUES:,} values"
                 )
         if self.distribution == "int_uniform":
             values: list[float] = list(range(int(self.low), int(self.high) + 1))
@@ -75,13 +75,13 @@ class Parameter:
             values = [_tidy(value) for value in np.arange(self.low, self.high, self.q).tolist()]
         else:
             raise ValueError(
-                f"parameters.{self.name}: {self.distribution} has no end of values, and method=grid "
-                "tries all; give `values`, or choose method random or bayes"
+                f"parameters.{self.name}: {self.distribution} has infinitely many values, and "
+                "method=grid tries all; give `values`, or choose method random or bayes"
             )
         return replace(self, distribution="categorical", values=tuple(values))
 
-    def draw(self, trial: Any) -> Any:
-        """Return its value in a trial of Optuna; the same whenever it is asked for."""
+    def suggest(self, trial: Any) -> Any:
+        """Return the value in a trial of Optuna; always the same in one trial."""
         if self.distribution == "constant":
             return self.values[0]
         if self.distribution == "categorical":
@@ -97,7 +97,7 @@ class Parameter:
 
 
 def _tidy(value: float) -> float:
-    """Return the number without what rounding left in its last digits."""
+    """Return the number without the rounding error in its last digits."""
     return value if isinstance(value, int) else float(f"{value:.12g}")
 
 
@@ -106,14 +106,14 @@ def read_parameter(path: tuple[str, ...], tree: Any) -> Parameter:
 
     Args:
         path: see `Parameter`.
-        tree: what the file holds under its name.
+        tree: value of the parameter's key in the file.
 
     Raises:
         ValueError: it is wrong or not supported; the message names it.
     """
     where = ".".join(("parameters", *path))
     if not isinstance(tree, dict):
-        raise ValueError(f"{where}={tree}: must be such as {{value: {tree}}}")
+        raise ValueError(f"{where}={tree}: must be like {{value: {tree}}}")
     distribution = tree.get("distribution") or _inferred(where, tree)
     if distribution not in DISTRIBUTIONS:
         raise ValueError(
@@ -122,7 +122,7 @@ def read_parameter(path: tuple[str, ...], tree: Any) -> Parameter:
         )
     needed, allowed = DISTRIBUTIONS[distribution]
     for key in sorted(needed - tree.keys()):
-        raise ValueError(f"{where}.{key}: {distribution} needs it")
+        raise ValueError(f"{where}.{key}: is missing; {distribution} needs it")
     for key in sorted(tree.keys() - needed - allowed - {"distribution"}):
         raise ValueError(f"{where}.{key}: is not supported with {distribution}")
     if distribution == "constant":
@@ -143,8 +143,8 @@ def _inferred(where: str, tree: dict[str, Any]) -> str:
     if bounds == {float}:
         return "uniform"
     raise ValueError(
-        f"{where}: must have `value`, `values`, or `min` and `max`, both whole or both with a point "
-        "(YAML takes 1e-4 for a text: write 1.0e-4), or a `distribution`"
+        f"{where}: must have `value`, `values`, or `min` and `max`, both integers or both floats "
+        "(YAML reads 1e-4 as text: write 1.0e-4), or a `distribution`"
     )
 
 
@@ -155,7 +155,7 @@ def _categorical(path: tuple[str, ...], values: Any) -> Parameter:
     parameter = Parameter(path, "categorical", tuple(values))
     twice = [text for text in parameter.texts if parameter.texts.count(text) > 1]
     if twice:
-        raise ValueError(f"{where}: {twice[0]} is there twice")
+        raise ValueError(f"{where}: {twice[0]} is given twice")
     return parameter
 
 
@@ -166,14 +166,14 @@ def _numeric(path: tuple[str, ...], distribution: str, tree: dict[str, Any]) -> 
     for key, value in bounds.items():
         kinds = (int,) if distribution == "int_uniform" else (int, float)
         if type(value) not in kinds:
-            what = "a whole number" if len(kinds) == 1 else "a number (YAML takes 1e-4 for a text)"
+            what = "a whole number" if len(kinds) == 1 else "a number (YAML reads 1e-4 as text)"
             raise ValueError(f"{where}.{key}={value}: must be {what}")
     low, high = bounds["min"], bounds["max"]
     if not low < high:
         raise ValueError(f"{where}: min={low} must be below max={high}")
     if quantised and bounds["q"] <= 0:
         raise ValueError(f"{where}.q={bounds['q']}: must be above 0")
-    if distribution == "log_uniform":  # of which the bounds are exponents
+    if distribution == "log_uniform":  # whose bounds are exponents
         low, high = math.exp(low), math.exp(high)
     if distribution in LOGARITHMIC and low <= 0:
         raise ValueError(f"{where}.min={low}: must be above 0 with {distribution}")

@@ -60,7 +60,7 @@ def test_a_demo_that_is_stopped_says_how_it_goes_on(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("cpprune.training.loop.train", lambda config: {"stopped": "SIGINT"})
     outcome = cli("demo", "--out", tmp_path / "demo")
     assert outcome.status == 2
-    assert "the demo was stopped; the same command goes on" in outcome.err
+    assert "the demo was stopped; the same command resumes it" in outcome.err
 
 
 def test_clips_that_a_killed_demo_has_left_are_made_anew(tmp_path, monkeypatch):

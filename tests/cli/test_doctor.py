@@ -158,7 +158,7 @@ def answer(gpus=(), cuda="13.0", reason=None):
             "fails (no kernel image)",
         ),
         (answer(cuda=None), "x", {}, "problem", "torch is built for CPUs"),
-        (answer(reason="driver too old"), "x", {}, "problem", "(driver too old); nvidia-smi has"),
+        (answer(reason="driver too old"), "x", {}, "problem", "(driver too old); nvidia-smi must"),
         (
             answer(),
             "x",
@@ -166,7 +166,7 @@ def answer(gpus=(), cuda="13.0", reason=None):
             "warning",
             "hidden by CUDA_VISIBLE_DEVICES=''",
         ),
-        ({"error": "AssertionError: x", "found": None}, "x", {}, "problem", "cannot be asked for"),
+        ({"error": "AssertionError: x", "found": None}, "x", {}, "problem", "cannot be listed"),
     ],
 )
 def test_gpus(monkeypatch, given, driver, environment, state, says):
@@ -222,7 +222,8 @@ def test_slurm(tmp_path, monkeypatch):
 def test_little_room(monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100 << 20))
-    monkeypatch.setattr(checks, "_cgroup", {"cpu.max": "150000 100000", "memory.max": "1000"}.get)
+    monkeypatch.setattr(checks, "available_memory", lambda: 1000)
+    monkeypatch.setattr(checks.Path, "read_text", lambda path: "150000 100000\n")
     monkeypatch.setattr(checks.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     found = {finding.about: finding for finding in checks.check_machine()}
     assert found["CPU"].text == "1.5 cores"

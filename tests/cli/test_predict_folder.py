@@ -40,7 +40,7 @@ def test_the_rest_is_predicted_and_the_bad_ones_are_listed(cli, tiny_run, folder
     assert said.status == 1
     assert len(said.out.splitlines()) == 3
     assert "3 of 6 files are bad" in said.err
-    assert f"{folder / 'words.wav'}: left out: not readable as audio" in said.err
+    assert f"{folder / 'words.wav'}: skipped: not readable as audio" in said.err
 
 
 def test_all_are_bad(cli, tiny_run, folder, tmp_path):

@@ -70,7 +70,7 @@ def test_it_is_trained_pruned_and_evaluated(cli, scenes, nets):
     trust = ["--trust", "own_nets"]
     start = ["--init", "wide/model", "--prune.ratio", 0.3, *settings, *trust]
     shown = cli("prune", *start, "--dry-run")
-    assert "out is left alone: it makes the outputs of the network" in shown.out
+    assert "out is not pruned: it makes the outputs of the network" in shown.out
     result = cli("prune", *start, "--run", "narrow", "--json").json
     assert widths(Path("narrow")) == {"stem.0": 7, "depthwise": 7, "wide.0": 14, "out": 10}
     # By hand: stem 7·25 + 7, its norm 2·7, depthwise 7·9 + 7, wide 14·7 + 14, out 10·14 + 10.

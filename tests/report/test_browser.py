@@ -119,7 +119,7 @@ def test_every_figure_is_drawn_and_the_page_does_not_scroll_sideways(
         assert min(figure["box"]) > 80, figure["label"]
         assert figure["loaded"]
         assert figure["natural"] > 0
-        if not figure["label"].startswith("What the network was given"):
+        if not figure["label"].startswith("Network input of"):
             assert sum(max(mark) > 2 for mark in figure["marks"]) > 5, figure["label"]
     across = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     whole, visible = browser.execute_script(across)

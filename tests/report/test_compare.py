@@ -66,7 +66,7 @@ def test_paired_tests(cli: Any, seeds: list[Path]) -> None:
     )
     few = cli("compare", *seeds[:2], "--json").json
     assert few["tests"] == []
-    assert few["notes"] == ["There is one seed of each: differences may be noise."]
+    assert few["notes"] == ["Each group has a single seed: differences may be noise."]
 
 
 def test_a_difference_in_any_other_setting_makes_groups(
@@ -99,9 +99,9 @@ def test_runs_that_are_left_out(
     found = cli("compare", *seeds, twin, stopped_run, "--json").json
     assert [len(group["runs"]) for group in found["groups"]] == [3, 3]
     unfinished, same = found["notes"]
-    assert "left out: it is no finished run with settings and a model" in unfinished
-    assert "left out: it has the settings and the seed of" in same
-    refused("compare", stopped_run, names=["no finished run", "left out"])
+    assert "left out: it is not a finished run with settings and a model" in unfinished
+    assert "left out: it has the same settings and seed as" in same
+    refused("compare", stopped_run, names=["finished run", "left out"])
     (twin / "config.yaml").write_text("{[")
     refused("compare", twin, names=["no finished run", "settings"])
 
@@ -124,7 +124,7 @@ def test_figures_of_another_split(
     lost = copied(tiny_run, "lost", {"data.path": "no/such/data", "seed": 3})
     found = cli("compare", tiny_run, lost, "--split", "test", "--json").json
     assert len(found["groups"]) == 1
-    assert any("The data cannot be reached" in note for note in found["notes"])
+    assert any("the data cannot be reached" in note for note in found["notes"])
 
 
 def test_what_the_seed_project_reports(cli: Any, tiny_run: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_page_and_the_table(cli: Any, seeds: list[Path], tmp_path: Path) -> 
     wide, narrow = page.records(label)
     assert wide["macro accuracy"] == "0.6300 ± 0.0265"
     assert wide["macro accuracy"] in outcome.out
-    assert narrow["on the front of"] == "parameters, macs"
+    assert narrow["Pareto front of"] == "parameters, macs"
     p = stats.ttest_rel(WIDE, NARROW).pvalue
     assert page.column("Paired differences", "p") == [f"{p:.4f}"]
     assert "wide: 0.6300 at 2,650, ± 0.0265" in page.tips

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from cpprune.report.charts import Series, confusion, curves
-from cpprune.report.svg import Scale, around, in_words, tag
+from cpprune.report.svg import Scale, bounds, tag, tick_label
 
 STYLE = files("cpprune.report").joinpath("templates/style.css").read_text()
 LIGHT, DARK = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
@@ -30,17 +30,17 @@ def test_a_scale() -> None:
     scale = Scale(10, 20, 200, 100)
     assert (scale(10), scale(20), scale(12.5)) == (200, 100, 175)
     assert Scale(0.5, 3.5, 0, 1).ticks(whole=True) == [1, 2, 3]
-    low, high = around([1, math.nan, 3, math.inf])
+    low, high = bounds([1, math.nan, 3, math.inf])
     assert low < 1 < 3 < high < 4
-    assert around([2, 2])[0] < 2 < around([2, 2])[1]
-    assert around([], zero=True)[0] == 0
+    assert bounds([2, 2])[0] < 2 < bounds([2, 2])[1]
+    assert bounds([], zero=True)[0] == 0
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (20_000, "20k"), (1.5e6, "1.5M"), (2e-5, "2e-05"), (0.02, "0.02")]
 )
 def test_numbers_on_axes(value: float, text: str) -> None:
-    assert in_words(value) == text
+    assert tick_label(value) == text
 
 
 def test_tags_escape_what_they_are_given() -> None:
@@ -66,7 +66,7 @@ def test_many_classes_get_small_cells_without_numbers() -> None:
     drawn = confusion(names, [[int(row == column) for column in names] for row in names])
     assert float(drawn.split('viewBox="0 0 ')[1].split()[0]) > 60 * 12
     assert 'class="count"' not in drawn
-    assert "class 59, taken for class 59: 1 of 1 clips (100.0%)" in drawn
+    assert "class 59, predicted class 59: 1 of 1 clips (100.0%)" in drawn
 
 
 def colours(block: str) -> dict[str, tuple[float, ...]]:

@@ -23,8 +23,8 @@ def run(tiny_run: Path, copied: Callable[..., Path]) -> Path:
 
 def test_an_interrupted_run(stopped_run: Path, page_of: Pages) -> None:
     page = page_of(stopped_run)
-    assert "The run is not finished: 2 of 4 epochs are done" in page.text
-    assert "An unfinished run of cpprune" in page.text
+    assert "The run is not finished: 2 of 4 epochs are complete" in page.text
+    assert "An unfinished run" in page.text
     assert page.column("Epochs", "epoch") == ["1", "2"]
     assert not (stopped_run / "report.html").exists(), "made when a run is over"
 
@@ -35,12 +35,12 @@ def test_a_run_stopped_before_its_first_epoch_was_over(run: Path, page_of: Pages
     shutil.rmtree(run / "model")
     page = page_of(run)
     for said in (
-        "There is no metrics.jsonl: no epoch was finished.",
-        "The run is not finished: 0 of 4 epochs are done",
+        "There is no metrics.jsonl: no epoch is complete.",
+        "The run is not finished: 0 of 4 epochs are complete",
         "There is no model to show: ",
         "there are no curves",
-        "Without a model there is nothing to measure.",
-        "there is no network to show",
+        "There is no model to evaluate.",
+        "There is no model yet.",
     ):
         assert said in page.text
 
@@ -86,7 +86,9 @@ def test_a_model_that_no_run_wrote(run: Path, page_of: Pages) -> None:
 def test_without_the_data(run: Path, tiny_run: Path, copied: Any, page_of: Pages) -> None:
     lost = copied(tiny_run, "lost", {"data.path": "no/such/data"})
     page = page_of(lost)
-    assert "The data cannot be reached, so nothing is measured: no dataset at " in page.text
+    assert (
+        "The model was not evaluated, since the data cannot be reached: no dataset at " in page.text
+    )
     assert page.column("Epochs", "epoch") == ["1", "2", "3", "4"]
     assert "macro accuracy, val" in page.text
     assert "img" not in page.tags
@@ -100,7 +102,9 @@ def test_other_data_than_that_of_the_run(
     assert cli("shards", "build", "folder", *build).status == 0
     page = page_of(tiny_run, "--data", tmp_path / "other")
     assert "has other classes than the model" in page.text
-    assert "is not what the run was trained on" not in page_of(tiny_run, "--data", scenes).text
+    assert (
+        "is not the one that the run was trained on" not in page_of(tiny_run, "--data", scenes).text
+    )
 
 
 def test_a_run_that_is_named_twice_is_reported_once(cli: Any, tiny_run: Path) -> None:
@@ -128,8 +132,8 @@ def test_names_that_would_do_harm(cli: Any, tiny: Any, noise_folder: Any, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["no-such-run"], ["no-such-run: is no run folder"]),
-        (["."], ["is no run folder", "config.yaml"]),
+        (["no-such-run"], ["no-such-run: is not a run folder"]),
+        (["."], ["is not a run folder", "config.yaml"]),
         ([], ["RUN"]),
     ],
 )

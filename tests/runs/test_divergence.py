@@ -202,7 +202,7 @@ def test_more_skipped_steps_than_may_be_are_a_failure(train, monkeypatch, tmp_pa
 
 def test_a_run_whose_best_was_nan_finds_a_better_one(train, scenes, tmp_path):
     """As an older version left it: NaN in the checkpoint's JSON."""
-    from test_older_runs import change
+    from run_folder import change_state as change
 
     run = tmp_path / "run"
     assert train("--train.epochs", 3, "--train.time_limit_minutes", 1e-9).status == 0

@@ -24,11 +24,11 @@ from cpprune.models.artifact import Model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.curves import read_sensitivity
 from cpprune.pruning.plan import read_plan
-from cpprune.report.runs import read_run
+from cpprune.report.run_folder import read_run
 from cpprune.runs import checkpoint
 from cpprune.runs.folder import truncate_ids
 from cpprune.runs.log import RunLog
-from cpprune.sweeps.outcome import read_epochs, read_result
+from cpprune.sweeps.trial import read_epochs, read_result
 from shards.errors import InputError
 
 VAL = {"macro_accuracy": 0.5, "accuracy": 0.5, "log_loss": 1.5}

@@ -1,11 +1,10 @@
 """Runs that an older version began: they go on, and what is not the same is said."""
 
-import hashlib
-import json
 import shutil
 
 import pytest
 import yaml
+from run_folder import change_state as change
 from run_folder import epochs_of
 
 SETTINGS = ["--data.train_fraction", "0.25", "--train.epochs", "2", "--train.micro_batch_size", "0"]
@@ -32,18 +31,6 @@ def goes_on(cli, tiny, scenes, run):
         return cli("train", *tiny, *SETTINGS, "--data.path", scenes, "--run", run, *more)
 
     return go
-
-
-def change(run, do):
-    """Change the state that the run's checkpoint holds, as if it had been written like that."""
-    (folder,) = (run / "checkpoints").iterdir()
-    state = json.loads((folder / "state.json").read_text())
-    do(state)
-    text = json.dumps(state)
-    (folder / "state.json").write_text(text)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["state.json"] = hashlib.sha256(text.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def change_config(run, key, value):

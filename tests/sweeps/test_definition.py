@@ -11,9 +11,8 @@ import numpy as np
 import optuna
 import pytest
 
-from cpprune.sweeps.board import grid_cell, grid_size
 from cpprune.sweeps.command import command_words
-from cpprune.sweeps.definition import EarlyTermination, read_sweep
+from cpprune.sweeps.definition import EarlyTermination, grid_cell, grid_size, read_sweep
 from cpprune.sweeps.parameters import read_parameter
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,7 +24,7 @@ def drawn(parameter, count=200):
     """Return what is drawn of a parameter in so many trials of Optuna."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [parameter.draw(study.ask()) for _ in range(count)]
+    return [parameter.suggest(study.ask()) for _ in range(count)]
 
 
 # --- the files of configs/sweeps ----------------------------------------------------------------------
@@ -63,7 +62,7 @@ def test_wandb_takes_the_file_and_draws_as_we_do(path, of_wandb):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trial = optuna.create_study().ask()
     for parameter in sweep.parameters:
-        parameter.draw(trial)
+        parameter.suggest(trial)
         ours, theirs = trial.distributions[parameter.name], answer["space"][parameter.name]
         if parameter.distribution == "categorical":
             ours = optuna.distributions.CategoricalDistribution(parameter.values)
@@ -77,7 +76,7 @@ def test_wandb_takes_the_file_and_draws_as_we_do(path, of_wandb):
 def test_the_command_of_wandbs_agent_is_ours_and_our_command_line_takes_it(
     path, of_wandb, monkeypatch
 ):
-    from cpprune.cli.training import FLAGS
+    from cpprune.cli.train import FLAGS
     from cpprune.config import build_parser, flatten, parse
 
     monkeypatch.chdir(REPOSITORY)
@@ -225,7 +224,7 @@ PARAMETERS = [
     ({"distribution": "normal", "mu": 0}, ["distribution=normal", "log_uniform_values"]),
     ({"distribution": "beta"}, ["distribution=beta"]),
     ({"values": [1, 2], "probabilities": [0.5, 0.5]}, ["probabilities"]),
-    ({"values": [1, 2, 1]}, ["values", "1 is there twice"]),
+    ({"values": [1, 2, 1]}, ["values", "1 is given twice"]),
     ({"values": []}, ["values=[]"]),
     ({"values": 3}, ["values=3"]),
     ({"min": 1, "max": 2.5}, ["`min` and `max`", "1.0e-4"]),
@@ -237,7 +236,7 @@ PARAMETERS = [
     ({"distribution": "uniform", "min": 0, "max": 1, "q": 2}, ["parameters.x.q"]),
     ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, ["q=0"]),
     ({"min": 0.5, "max": 1.5}, ["uniform", "method=grid"]),
-    ({"parameters": {"y": {"value": 1}}, "value": 3}, ["parameters.x", "nothing"]),
+    ({"parameters": {"y": {"value": 1}}, "value": 3}, ["parameters.x", "only key"]),
     (5, ["parameters.x=5", "{value: 5}"]),
 ]
 KEYS = [
@@ -301,7 +300,7 @@ def test_a_folder_keeps_its_sweep(cli, refused, sweep_file, tmp_path):
 
 
 def test_what_is_not_installed_is_named(refused, sweep_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("cpprune.sweeps.board.find_spec", lambda name: None)
+    monkeypatch.setattr("cpprune.sweeps.study.find_spec", lambda name: None)
     refused(
         "sweep", sweep_file(), "--out", tmp_path / "out", names=["pip install 'cpprune[sweep]'"]
     )

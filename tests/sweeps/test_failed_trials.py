@@ -63,7 +63,7 @@ def test_a_sweep_that_failed_in_part_says_how_many(cli, sweep_file, diverging, t
     file = sweep_file(program=str(diverging), parameters=parameters, early_terminate=early)
     outcome = cli("sweep", file, "--out", tmp_path / "out", "--json")
     assert outcome.status == 0, outcome.err
-    assert "1 of 3 trials: failed: --retry tries them again" in outcome.err
+    assert "1 of 3 trials: failed: --retry runs them again" in outcome.err
     states = {trial["number"]: trial["state"] for trial in outcome.json["trials"]}
     assert states[0] == "failed"
     assert "done" in states.values()

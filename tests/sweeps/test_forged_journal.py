@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from cpprune.sweeps.board import Board
 from cpprune.sweeps.definition import read_sweep
 from cpprune.sweeps.results import collect
+from cpprune.sweeps.study import SharedStudy
 from shards.errors import InputError
 
 BROKEN = [b"null\n", b"[]\n", b"3\n", b'"x"\n', b"\xff\xfe\n", b"[" * 50_000 + b"\n",
@@ -19,7 +19,7 @@ BROKEN = [b"null\n", b"[]\n", b"3\n", b'"x"\n', b"\xff\xfe\n", b"[" * 50_000 + b
 @pytest.fixture
 def folder(sweep_file, tmp_path):
     """A sweep of two trials, one of which is done."""
-    board = Board(tmp_path / "sweep", read_sweep(sweep_file()), ())
+    board = SharedStudy(tmp_path / "sweep", read_sweep(sweep_file()), ())
     for number in range(2):
         claim = board.claim(4)
         claim.log.close()
@@ -34,7 +34,7 @@ def folder(sweep_file, tmp_path):
 
 
 def opened(folder, sweep_file):
-    return collect(Board(folder, read_sweep(sweep_file()), ()))
+    return collect(SharedStudy(folder, read_sweep(sweep_file()), ()))
 
 
 def refused(folder, sweep_file, name):

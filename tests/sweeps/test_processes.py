@@ -82,7 +82,7 @@ def test_two_processes_share_the_trials(start, tmp_path):
     assert all(epochs(run) == [0, 1, 2] for run in runs)
     found = max((json.loads(out) for out, _ in told), key=lambda found: len(found["trials"]))
     last, lines = ended(start("--json", "--", "--pause=0.05", **keys))
-    assert [line for line in lines if "begins" in line or "goes on" in line] == []
+    assert [line for line in lines if "begins" in line or "resumes" in line] == []
     found = json.loads(last)
     assert {trial["state"] for trial in found["trials"]} == {"done"}
     pairs = {(trial["arguments"]["x"], trial["arguments"]["y"]) for trial in found["trials"]}
@@ -110,8 +110,8 @@ def test_killed_and_taken_up_again(start, tmp_path, whom):
         assert len(starts(run)) == 1, "what an orphan still trains is left to it"
         os.kill(orphan, signal.SIGCONT)
     _, lines = ended(second)
-    order = [line.rpartition(": ")[0] for line in lines if "begins" in line or "goes on" in line]
-    expected = ["trial-0000: goes on", "trial-0001: begins"]
+    order = [line.rpartition(": ")[0] for line in lines if "begins" in line or "resumes" in line]
+    expected = ["trial-0000: resumes", "trial-0001: begins"]
     assert order == (expected if whom == "all of it" else expected[::-1])
     assert epochs(run) == list(range(6)), "no epoch is lost, none is trained by two"
     assert len(starts(run)) == 2
@@ -131,7 +131,7 @@ def test_interrupted(start, tmp_path, number):
     assert lines[-1].startswith(f"stopped by {number.name}; everything is saved")
     assert not (run / "STOP").exists()
     out, lines = ended(start(*arguments))
-    assert lines[0].startswith("trial-0000: goes on")
+    assert lines[0].startswith("trial-0000: resumes")
     assert epochs(run) == list(range(8))
     assert " done" in out
 
@@ -153,12 +153,12 @@ def test_trials_that_fail(start, tmp_path):
     said = "failed: ValueError: x=2.0 cannot be had (exit status 1)"
     assert f"trial-0001: {said}" in lines
     assert said in out
-    assert "2 of 4 trials: failed: --retry tries them again" in lines
+    assert "2 of 4 trials: failed: --retry runs them again" in lines
     ended(start(*arguments))
     assert len(starts(tmp_path / "out/trial-0001")) == 1, "they are not tried again by themselves"
     impossible.write_text("")
     _, lines = ended(start("--retry", *arguments))
-    assert [line.split(":")[0] for line in lines if "goes on" in line] == [
+    assert [line.split(":")[0] for line in lines if "resumes" in line] == [
         "trial-0001",
         "trial-0002",
     ]

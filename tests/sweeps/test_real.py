@@ -77,7 +77,7 @@ def test_two_processes_killed_and_resumed_end_as_if_they_were_not(tiny_run, scen
     words = [
         sys.executable,
         "-m",
-        "cpprune.cli.main",
+        "cpprune",
         "sweep",
         tmp_path / "sweep.yaml",
         "--out",
@@ -121,7 +121,7 @@ def test_two_processes_killed_and_resumed_end_as_if_they_were_not(tiny_run, scen
     with start() as sweep:
         out, err = sweep.communicate(timeout=SECONDS)
     assert sweep.returncode == 0, err
-    assert err.splitlines()[0].startswith("trial-0000: goes on: ")
+    assert err.splitlines()[0].startswith("trial-0000: resumes: ")
     log = (tmp_path / "out/trial-0000.log").read_text()
     assert "2 process(es) on cpu" in log
     assert "goes on from step-" in log

@@ -1,19 +1,18 @@
-"""What the processes of a sweep share: a folder with a journal of all trials, and a run for each.
+"""The folder that the processes of a sweep share: an Optuna study and the run of each trial.
 
-    DIR/sweep.json      what the sweep is
-    DIR/journal.log     Optuna's journal: what was drawn, how far it came, how it ended
-    DIR/trial-0007/     the run of a trial
-    DIR/trial-0007.log  what its processes have printed
-    DIR/locks/          files that are locked, and empty
+    DIR/sweep.json      definition of the sweep
+    DIR/journal.log     Optuna's journal: sampled parameters, metrics and state of every trial
+    DIR/trial-0007/     run folder of a trial
+    DIR/trial-0007.log  output of its processes
+    DIR/locks/          empty files that are locked
 
-A trial is taken by who holds its lock, once none of its processes lives: each holds a lock on the log,
-which it inherits. Locks end with the processes that hold them, so a trial is never run twice at a time,
-and is free again when all were killed.
+A process claims a trial by locking two files: its lock, and its log, whose lock the trial's own
+processes inherit. The operating system releases a lock when the last process that holds it ends, so a
+trial is never run twice at a time, and can be claimed again when all its processes were killed.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cpprune.sweeps.definition import EarlyTermination, Sweep
+from cpprune.sweeps.definition import EarlyTermination, Sweep, grid_cell
 from shards.credentials import recorded
 from shards.errors import InputError
 from shards.files.atomic import drop_partial_line, replace_file
@@ -31,7 +30,7 @@ from shards.files.documents import DocumentError, json_lines, read_bytes, read_j
 from shards.files.locks import FileLock, is_locked, open_locked
 from shards.files.ownership import Kind, claim, read_mark
 
-# Its journal is made before anything is drawn, and `sweep.json` before that.
+# `sweep.json` is written first, then the journal; nothing is sampled before that.
 SWEEP = Kind(
     name="a sweep",
     parts=("sweep.json", "journal.log", "results.csv", "sweep.png", "locks/"),
@@ -42,21 +41,21 @@ SWEEP = Kind(
     early=frozenset({"locks"}),
 )
 
-MOST_JOURNAL = 1 << 28  # bytes
-ERROR = "error"  # attribute of a trial that failed: its last error line
+MAX_JOURNAL_BYTES = 1 << 28
+ERROR = "error"  # user attribute of a failed trial: its last error line
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process has taken.
+    """A trial that this process runs.
 
     Attributes:
         number: of the trial, from 0.
-        arguments: {name: value} of its command, as in the file.
-        trial: Optuna's.
-        lock: that makes it this process's; open until that is over.
-        log: what its processes write to; open and locked.
-        resumed: whether it was begun before.
+        arguments: name → value of its command, nested as in the file.
+        trial: Optuna's trial.
+        lock: open and locked for as long as this process owns the trial.
+        log: open and locked; its processes write to it.
+        resumed: whether it has begun before.
     """
 
     number: int
@@ -68,13 +67,13 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Row:
-    """How a trial stands.
+class TrialStatus:
+    """The state of a trial.
 
     Attributes:
         number: of the trial, from 0.
         state: `done`, `ended early`, `failed`, `running` or `stopped`.
-        values: of its parameters, by dotted name.
+        values: dotted name of a parameter → its value.
         error: why it failed, or None.
     """
 
@@ -84,13 +83,13 @@ class Row:
     error: str | None
 
 
-class Board:
-    """The shared folder of a sweep.
+class SharedStudy:
+    """An Optuna study in a folder, worked on by any number of processes.
 
     Args:
-        folder: of the sweep; made if it is not there.
-        sweep: what is tried.
-        settings: words that are added to the command of every trial.
+        folder: of the sweep; created unless it exists.
+        sweep: its definition.
+        settings: arguments that are added to the command of every trial.
 
     Raises:
         InputError: the folder holds another sweep or cannot be written, or Optuna is not installed.
@@ -98,7 +97,7 @@ class Board:
 
     def __init__(self, folder: Path, sweep: Sweep, settings: tuple[str, ...]) -> None:
         if find_spec("optuna") is None:
-            raise InputError("cpprune sweep draws with Optuna: pip install 'cpprune[sweep]'")
+            raise InputError("cpprune sweep needs Optuna: pip install 'cpprune[sweep]'")
         self.folder, self.sweep = folder, sweep
         self.varied = [p.name for p in sweep.parameters if p.distribution != "constant"]
         claim(folder, SWEEP, "--out")
@@ -111,14 +110,14 @@ class Board:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Hold the folder: no other process reads or writes the journal meanwhile."""
+        """Lock the journal: no other process reads or writes it meanwhile."""
         with self.lock:
             drop_partial_line(self.journal)
             yield
 
     def _check_same(self, settings: tuple[str, ...]) -> None:
         known = asdict(self.sweep)
-        known.pop("run_cap")  # more trials may come later
+        known.pop("run_cap")  # may be raised later
         mine = json.loads(json.dumps(recorded({**known, "settings": settings})))
         path = self.folder / "sweep.json"
         if not path.is_file():
@@ -126,10 +125,10 @@ class Board:
             return
         theirs = read_json(path, dict[str, Any], remedy="choose another --out")
         for key, value in mine.items():
-            if key in theirs and recorded(theirs[key]) != value:  # an older version had fewer keys
+            if key in theirs and recorded(theirs[key]) != value:  # older versions had fewer keys
                 raise InputError(
-                    f"{self.folder}: holds another sweep ({key} differs); choose another --out, or give "
-                    "the same file and settings to go on"
+                    f"{self.folder}: holds another sweep ({key} differs); choose another --out, or "
+                    "repeat the same file and settings to resume"
                 )
 
     def _study(self) -> Any:
@@ -139,7 +138,7 @@ class Board:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._replayed():
             if os.path.lexists(self.journal):
-                for line in json_lines(read_bytes(self.journal, MOST_JOURNAL), dict[str, Any]):
+                for line in json_lines(read_bytes(self.journal, MAX_JOURNAL_BYTES), dict[str, Any]):
                     if isinstance(line, DocumentError):
                         raise line
             return optuna.create_study(
@@ -152,7 +151,7 @@ class Board:
 
     @contextmanager
     def _replayed(self) -> Iterator[None]:
-        """Turn what fails when the journal is replayed into an InputError: Optuna checks nothing."""
+        """Turn errors of replaying the journal, which Optuna does not check, into an InputError."""
         try:
             yield
         except (InputError, OSError):
@@ -161,7 +160,7 @@ class Board:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
                 f"{self.journal}: is damaged ({reason}); choose another --out, or remove the folder to "
-                "begin the sweep again"
+                "start the sweep again"
             ) from None
 
     def path(self, number: int) -> Path:
@@ -177,10 +176,10 @@ class Board:
         return self.folder / f"trial-{number:04d}.log"
 
     def claim(self, limit: int) -> Claim | None:
-        """Take a trial: one that nobody goes on with, else a new one if there may be more.
+        """Claim a trial: an unfinished one that no process runs, else a new one; None if there is none.
 
         Args:
-            limit: how many trials there may be in all.
+            limit: number of trials in all.
         """
         from optuna.trial import Trial, TrialState
 
@@ -193,7 +192,7 @@ class Board:
                 if files is not None:
                     self.study.sampler = self._sampler(frozen.number)
                     return self._claim(Trial(self.study, frozen._trial_id), files, resumed=True)
-            # One that was put into the queue just before its process was killed comes first.
+            # A trial that was enqueued by a process that was then killed comes first.
             queued = [t.number for t in trials if t.state == TrialState.WAITING]
             number = queued[0] if queued else len(trials)
             if number >= limit:
@@ -210,7 +209,7 @@ class Board:
         return Claim(trial.number, self._arguments(trial), trial, *files, resumed)
 
     def _hold(self, number: int) -> tuple[BinaryIO, BinaryIO] | None:
-        """Return lock and log of a trial, both locked; None if another process works at it."""
+        """Return lock and log of a trial, both locked; None if another process runs it."""
         lock = open_locked(self.lock_path(number))
         if lock is None:
             return None
@@ -221,11 +220,11 @@ class Board:
         return lock, log
 
     def is_running(self, number: int) -> bool:
-        """Return whether a process works at a trial."""
+        """Return whether a process has claimed a trial or still runs it."""
         return is_locked(self.lock_path(number)) or self.is_alive(number)
 
     def is_alive(self, number: int) -> bool:
-        """Return whether one of a trial's own processes lives."""
+        """Return whether a process of the trial itself is alive."""
         return is_locked(self.log_path(number))
 
     def _arguments(self, trial: Any) -> dict[str, Any]:
@@ -234,18 +233,18 @@ class Board:
             inner = arguments
             for key in parameter.path[:-1]:
                 inner = inner.setdefault(key, {})
-            inner[parameter.path[-1]] = parameter.draw(trial)
+            inner[parameter.path[-1]] = parameter.suggest(trial)
         return arguments
 
     def _sampler(self, number: int) -> Any:
-        """Return what draws a trial: a function of its number, and of those before for bayes."""
+        """Return the sampler of a trial, seeded with its number."""
         from optuna.samplers import RandomSampler, TPESampler
 
         kind = TPESampler if self.sweep.method == "bayes" else RandomSampler
         return kind(seed=number)
 
     def report(self, claim: Claim, epoch: int, value: float) -> bool:
-        """Note a figure of an epoch; return whether the trial ends early, which is then noted too."""
+        """Record the metric of an epoch; return whether the trial ends early, and record that too."""
         from optuna.trial import TrialState
 
         with self.transaction():
@@ -256,23 +255,23 @@ class Board:
             return True
 
     def reported(self, claim: Claim) -> int:
-        """Return the last epoch that was noted of a trial; 0 of a new one."""
+        """Return the last epoch that was recorded of a trial; 0 for a new one."""
         with self.transaction():
             trial = self.study.get_trials(deepcopy=False)[claim.number]
         return int(trial.last_step or 0)
 
     def done(self, claim: Claim, value: float) -> None:
-        """Note what a trial ended with."""
+        """Record the final metric of a trial."""
         with self.transaction():
             self.study.tell(claim.trial, value)
 
     def failed(self, claim: Claim, error: str) -> None:
-        """Note why a trial failed. It stays open, so that it can be tried again."""
+        """Record why a trial failed. To Optuna it is still running, so that it can be retried."""
         with self.transaction():
             claim.trial.set_user_attr(ERROR, error)
 
     def retry(self) -> None:
-        """Let all trials that failed be taken again."""
+        """Let all failed trials be claimed again."""
         from optuna.trial import Trial
 
         with self.transaction():
@@ -280,8 +279,8 @@ class Board:
                 if frozen.user_attrs.get(ERROR):
                     Trial(self.study, frozen._trial_id).set_user_attr(ERROR, None)
 
-    def rows(self) -> list[Row]:
-        """Return how all trials stand."""
+    def status(self) -> list[TrialStatus]:
+        """Return the state of every trial whose parameters are all sampled."""
         from optuna.trial import TrialState
 
         ended = {TrialState.COMPLETE: "done", TrialState.PRUNED: "ended early"}
@@ -289,7 +288,7 @@ class Board:
         with self.transaction(), self._replayed():
             for frozen in self.study.get_trials(deepcopy=False):
                 if frozen.params.keys() != set(self.varied):
-                    continue  # its process was killed before it was drawn
+                    continue  # its process was killed before it sampled all
                 error = frozen.user_attrs.get(ERROR)
                 if frozen.state in ended:
                     state = ended[frozen.state]
@@ -297,26 +296,9 @@ class Board:
                     state = "failed"
                 else:
                     state = "running" if self.is_running(frozen.number) else "stopped"
-                values = {p.name: p.draw(frozen) for p in self.sweep.parameters}
-                rows.append(Row(frozen.number, state, values, error))
+                values = {p.name: p.suggest(frozen) for p in self.sweep.parameters}
+                rows.append(TrialStatus(frozen.number, state, values, error))
         return rows
-
-
-def grid_cell(sweep: Sweep, number: int) -> dict[str, str]:
-    """Return the cell of a grid with this number: the last parameter changes fastest."""
-    varied = [
-        parameter for parameter in sweep.parameters if parameter.distribution == "categorical"
-    ]
-    cell = next(itertools.islice(itertools.product(*(p.texts for p in varied)), number, None))
-    return {parameter.name: text for parameter, text in zip(varied, cell, strict=True)}
-
-
-def grid_size(sweep: Sweep) -> int:
-    """Return how many cells a grid has."""
-    size = 1
-    for parameter in sweep.parameters:
-        size *= len(parameter.values)
-    return size
 
 
 def _pruner(early: EarlyTermination | None) -> Any:
@@ -324,5 +306,5 @@ def _pruner(early: EarlyTermination | None) -> Any:
 
     if early is None:
         return NopPruner()
-    # wandb's brackets are the rungs of one ladder, which is what Optuna calls successive halving.
+    # What wandb calls hyperband is a single bracket: Optuna's successive halving.
     return SuccessiveHalvingPruner(min_resource=early.first, reduction_factor=early.eta)

@@ -1,4 +1,4 @@
-"""What a trial left: figures of its epochs, its result, the line that says why it failed."""
+"""What a trial left behind: metrics of its epochs, its result, the error in its log."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any, TypedDict
 from shards.errors import InputError
 from shards.files.documents import DocumentError, json_lines, read_bytes, read_json, typed
 
-# The last line of a traceback, also with the rank before it; launchers add tracebacks of their own.
+# The last line of a traceback, with or without the rank. Launchers append tracebacks of their own.
 EXCEPTION = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b")
 LAUNCHER = ("CalledProcessError", "ChildFailedError")
 OWN = "cpprune: error"
 
-
-MOST_METRICS = 1 << 30  # bytes
+MAX_METRICS_BYTES = 1 << 30
 
 
 class _Epoch(TypedDict, total=False):
-    """What is used of an epoch."""
+    """The keys of an epoch that are used here."""
 
     epoch: int
     val_macro_accuracy: float | None
@@ -32,19 +31,21 @@ class _Epoch(TypedDict, total=False):
 
 
 class _Result(TypedDict, total=False):
-    """What is used of a result."""
+    """The keys of a result that are used here."""
 
     parameters: int
     macs: int
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl that are epochs, in order."""
+    """Return the epochs in a run's metrics.jsonl, in order."""
     path = run / "metrics.jsonl"
     if not os.path.lexists(path):
         return []
     epochs = []
-    for number, record in enumerate(json_lines(read_bytes(path, MOST_METRICS), dict[str, Any]), 1):
+    for number, record in enumerate(
+        json_lines(read_bytes(path, MAX_METRICS_BYTES), dict[str, Any]), 1
+    ):
         try:
             if isinstance(record, DocumentError):
                 raise record
@@ -52,12 +53,12 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
                 typed(record, _Epoch)
                 epochs.append(record)
         except DocumentError as error:
-            raise InputError(f"{path}: line {number} {error}; mend or remove this file") from None
+            raise InputError(f"{path}: line {number} {error}; repair or remove this file") from None
     return epochs
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
-    """Return the result of a finished run; None of another, or of one that failed."""
+    """Return the result of a finished run; None if it is unfinished or failed."""
     path = run / "result.json"
     if not os.path.lexists(path):
         return None
@@ -69,19 +70,19 @@ def read_result(run: Path) -> dict[str, Any] | None:
     return None if "failed" in found else found
 
 
-def kept_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the epoch whose model was kept as the best; None if there is none yet."""
-    kept = [record for record in epochs if record.get("best")]
-    return kept[-1] if kept else None
+def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the epoch whose model was saved as the best; None if there is none yet."""
+    best = [record for record in epochs if record.get("best")]
+    return best[-1] if best else None
 
 
 def last_error(log: Path, begin: int, status: int) -> str:
-    """Return the line that says best why a command failed.
+    """Return the line of a log that best explains why a command failed.
 
     Args:
         log: of the trial.
-        begin: where this start of it begins, in bytes.
-        status: that the command ended with; minus the signal that killed it.
+        begin: offset in bytes at which the output of this start begins.
+        status: exit status of the command; minus the signal that killed it.
     """
     with log.open("rb") as file:
         file.seek(begin)

@@ -1,4 +1,4 @@
-"""What a run folder tells. What is missing or damaged there is said in one sentence and left out."""
+"""Reading a run folder for a report. Missing or damaged parts are left out, with a note."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from shards.files.documents import (
     typed,
 )
 
-MOST_METRICS = 1 << 30  # bytes
+MAX_METRICS_BYTES = 1 << 30  # bytes
 Number = Annotated[int, Meta(ge=0, le=1 << 50)]
 Figure = float | None
 
-# What is used of a run's files; they may hold more.
+# The keys of a run's files that reports use.
 Settings = TypedDict(
     "Settings",
     {
@@ -45,7 +45,7 @@ Settings = TypedDict(
 
 
 class Environment(TypedDict, total=False):
-    """Of environment.json."""
+    """environment.json."""
 
     packages: dict[str, Any] | None
     gpus: list[Any] | None
@@ -53,7 +53,7 @@ class Environment(TypedDict, total=False):
 
 
 class Epoch(TypedDict):
-    """Of an epoch's line of metrics.jsonl."""
+    """An epoch in metrics.jsonl."""
 
     epoch: Number
     lr: Figure
@@ -67,7 +67,7 @@ class Epoch(TypedDict):
 
 
 class Cut(TypedDict):
-    """Of the line of a pruning step."""
+    """A pruning step in metrics.jsonl."""
 
     epoch: Number
     parameters_before: Number
@@ -76,13 +76,13 @@ class Cut(TypedDict):
 
 
 class Pruning(TypedDict, total=False):
-    """Of how a model was pruned."""
+    """How a model was pruned."""
 
     original_widths: dict[str, Number]
 
 
 class Provenance(TypedDict):
-    """Of where a model comes from."""
+    """Where a model comes from."""
 
     epoch: Number
     dataset: str | None
@@ -91,20 +91,20 @@ class Provenance(TypedDict):
 
 
 class Validation(TypedDict):
-    """Of how well a model did on the validation split."""
+    """Metrics on the validation split."""
 
     macro_accuracy: Figure
     log_loss: Figure
 
 
 class Metrics(TypedDict):
-    """Of how well a model did."""
+    """Metrics of a model."""
 
     val: Validation
 
 
 class About(TypedDict):
-    """Of model.json."""
+    """model.json."""
 
     provenance: Provenance
     metrics: Metrics
@@ -115,19 +115,19 @@ FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accura
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder as it was found.
+    """The contents of a run folder.
 
     Attributes:
-        folder: where it lies.
-        settings: the configuration, by dotted key.
+        folder: its path.
+        settings: dotted key → value of the configuration.
         environment: see `cpprune.runs.environment`.
-        epochs: the epochs of metrics.jsonl.
-        cuts: its prunings.
-        skipped: how many steps it tells were skipped.
-        result: of the finished run, or None.
-        failed: why it failed, or None.
+        epochs: epochs in metrics.jsonl.
+        cuts: pruning steps in metrics.jsonl.
+        skipped: number of skipped optimizer steps.
+        result: of a finished run, or None.
+        failed: why the run failed, or None.
         model: the best so far, or None.
-        notes: a sentence for everything that is missing or damaged.
+        notes: a sentence for each part that is missing or damaged.
     """
 
     folder: Path
@@ -148,7 +148,7 @@ class Run:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Where the model comes from; empty without a model."""
+        """Provenance of the model; empty without a model."""
         provenance: dict[str, Any] = self.model.metadata["provenance"] if self.model else {}
         return provenance
 
@@ -157,11 +157,11 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: it is none, or its model's code is not trusted.
+        InputError: it is not a run folder, or the model's code is not trusted.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(
-            f"{folder}: is no run folder (it has no config.yaml); give the folder that `cpprune train` "
+            f"{folder}: is not a run folder (it has no config.yaml); give a folder that `cpprune train` "
             "wrote, such as runs/NAME"
         )
     notes: list[str] = []
@@ -185,14 +185,14 @@ def read_run(folder: Path) -> Run:
     else:
         planned = flatten(settings).get("train.epochs", "?")
         notes.append(
-            f"The run is not finished: {len(epochs)} of {planned} epochs are done; what is shown is as "
-            "far as it came."
+            f"The run is not finished: {len(epochs)} of {planned} epochs are complete; this report "
+            "shows the state so far."
         )
     model: Model | None = None
     try:
         found = artifact.load(folder / "model")
-        if wrong := _wrong(found.about, About):
-            raise InputError(f"{folder / 'model'} is not what a run wrote ({wrong})")
+        if wrong := _wrong(found.metadata, About):
+            raise InputError(f"{folder / 'model'} was not written by a run ({wrong})")
         model = found
     except UntrustedCodeError:
         raise
@@ -218,11 +218,11 @@ def times(number: int) -> str:
 
 
 def read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Read a file, JSON or YAML, that holds names and values; one that does not is empty, and noted.
+    """Read a JSON or YAML file that holds a mapping; return an empty one if it is damaged.
 
     Args:
         path: of the file.
-        notes: gets a sentence where the file is damaged.
+        notes: receives a sentence if the file is damaged.
     """
     try:
         data = read_bytes(path)
@@ -239,7 +239,7 @@ def read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _wrong(document: object, kind: type) -> str:
-    """Return where a document is not of a kind; nothing if it is."""
+    """Return where a document differs from a type; an empty text if it does not."""
     try:
         typed(document, kind)
     except DocumentError as error:
@@ -251,15 +251,15 @@ def _metrics(
     path: Path, notes: list[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     if not path.is_file():
-        notes.append("There is no metrics.jsonl: no epoch was finished.")
+        notes.append("There is no metrics.jsonl: no epoch is complete.")
         return [], [], 0
     try:
-        data = read_bytes(path, MOST_METRICS)
+        data = read_bytes(path, MAX_METRICS_BYTES)
     except InputError as error:
         notes.append(f"metrics.jsonl cannot be read ({error}).")
         return [], [], 0
     epochs, cuts, damaged, skipped = [], [], [], 0
-    # A run that was killed may have left half a line.
+    # A run that was killed may have left an incomplete line.
     torn = b"" if data.endswith(b"\n") or not data else b"\n"
     for number, record in enumerate(json_lines(data + torn, dict[str, Any]), 1):
         if isinstance(record, DocumentError):
@@ -277,7 +277,7 @@ def _metrics(
             epochs.append({k: math.nan if v is None else v for k, v in record.items()})
     if lost := [record["epoch"] + 1 for record in epochs if _not_finite(record)]:
         which = f"epochs {', '.join(map(str, lost))}" if len(lost) > 1 else f"epoch {lost[0]}"
-        notes.append(f"Figures of {which} are not finite and left out.")
+        notes.append(f"Metrics of {which} are not finite and left out.")
     if damaged:
         lines = f"lines {', '.join(damaged)} are" if len(damaged) > 1 else f"line {damaged[0]} is"
         notes.append(f"metrics.jsonl: {lines} damaged and left out.")

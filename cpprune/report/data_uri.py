@@ -1,4 +1,4 @@
-"""Pictures and sounds within a page, as data URIs."""
+"""Pictures and sounds as data URIs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# From dark to light, ever lighter, so that a grey print says the same.
+# From dark to light; monotonic in lightness, so that it survives printing in grey.
 RAMP = ((5, 6, 26), (64, 20, 92), (145, 42, 100), (213, 82, 70), (248, 152, 56), (252, 232, 150))
 
 AUDIO_RATE = 16_000
@@ -19,7 +19,7 @@ AUDIO_SECONDS = 2.0
 
 
 def png(values_HW: NDArray[np.floating[Any]]) -> str:
-    """[H, W] → a picture of H × W pixels, the lowest value dark, the highest light."""
+    """[H, W] → a PNG of H × W pixels, from dark (lowest value) to light."""
     values = np.asarray(values_HW, np.float64)
     span = float(values.max() - values.min()) or 1.0
     shades = np.round((values - values.min()) / span * 255).astype(np.uint8)
@@ -41,7 +41,7 @@ def png(values_HW: NDArray[np.floating[Any]]) -> str:
 
 
 def wav(samples_T: NDArray[np.int16], rate: int) -> str:
-    """[T] → at most `AUDIO_SECONDS` of sound, at most `AUDIO_RATE` samples a second, 16 bits."""
+    """[T] → a 16-bit WAV of at most `AUDIO_SECONDS`, at no more than `AUDIO_RATE` samples a second."""
     import soundfile
     import soxr
 

@@ -1,4 +1,4 @@
-"""What a run's model does on its data, where that can be reached."""
+"""Evaluation of a run's model on its dataset, if that can be reached."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from cpprune.data.loader import open_checked
 from cpprune.evaluation.metrics import Floats
 from cpprune.evaluation.predict import evaluate_model
 from cpprune.models.artifact import Model
-from cpprune.report.media import png, wav
-from cpprune.report.runs import Run
+from cpprune.report.data_uri import png, wav
+from cpprune.report.run_folder import Run
 from shards.errors import InputError
 from shards.reader import Dataset, Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A clip that the model took for another class.
+    """A misclassified clip.
 
     Attributes:
         key: of the clip.
         true: its class.
-        predicted: what the model said instead.
-        confidence: with which probability.
+        predicted: the class that the model predicts.
+        confidence: probability of the predicted class.
         picture: the network's input, as a data URI.
-        shape: of it: rows, columns.
+        shape: rows and columns of the picture.
         sound: the clip, as a data URI; None for images.
     """
 
@@ -42,57 +42,57 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A model on a split.
+class Evaluation:
+    """Results of a model on a split.
 
     Attributes:
-        split: its name.
-        dataset: it is of.
-        figures: what `cpprune evaluate --json` tells.
-        mistakes: the most confident ones first.
+        split: name of the split.
+        dataset: that it belongs to.
+        metrics: as printed by `cpprune evaluate --json`.
+        mistakes: most confident first.
     """
 
     split: str
     dataset: Dataset
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     mistakes: list[Mistake]
 
 
-def measure(run: Run, path: str | None, split: str, mistakes: int) -> Measured | str:
-    """Evaluate a run's model; return why not, in one sentence, where there is no model or no data.
+def evaluate_run(run: Run, path: str | None, split: str, mistakes: int) -> Evaluation | str:
+    """Evaluate a run's model; if there is no model or no data, return a sentence that says so.
 
     Args:
-        run: of a finished or interrupted training.
-        path: of the dataset; that of the run's configuration if None.
+        run: finished or interrupted.
+        path: of the dataset; None: that of the run's configuration.
         split: train, val or test.
-        mistakes: how many to show.
+        mistakes: number of misclassified clips to include.
     """
     if run.model is None:
-        return "Without a model there is nothing to measure."
+        return "There is no model to evaluate."
     place = path or str(run.settings.get("data.path"))
     cache = run.settings.get("data.cache"), run.settings.get("data.cache_bytes") or 0
     try:
         dataset = open_checked(place, run.model, *cache)
         part = dataset.split(split)
     except InputError as error:
-        return f"The data cannot be reached, so nothing is measured: {error}."
+        return f"The model was not evaluated, since the data cannot be reached: {error}."
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        figures, log_prob = evaluate_model(run.model.to(device), part, device)
+        metrics, log_prob = evaluate_model(run.model.to(device), part, device)
         shown = find_mistakes(run.model.cpu(), part, log_prob, mistakes)
     except InputError as error:
-        return f"Nothing could be measured: {error}."
-    return Measured(split=split, dataset=dataset, figures=figures, mistakes=shown)
+        return f"The model could not be evaluated: {error}."
+    return Evaluation(split=split, dataset=dataset, metrics=metrics, mistakes=shown)
 
 
 def find_mistakes(model: Model, split: Split, log_prob_NK: Floats, most: int) -> list[Mistake]:
-    """Return the clips whose wrong class the model is surest of, the surest first.
+    """Return the misclassified clips with the highest confidence, in falling order.
 
     Args:
-        model: on the host.
-        split: that was predicted.
-        log_prob_NK: log-probabilities of its clips.
-        most: how many.
+        model: on the CPU.
+        split: of N clips.
+        log_prob_NK: their log-probabilities.
+        most: maximum number to return.
     """
     predicted = log_prob_NK.argmax(1)
     wrong = np.flatnonzero(predicted != split.labels)
@@ -119,6 +119,6 @@ def find_mistakes(model: Model, split: Split, log_prob_NK: Floats, most: int) ->
     return found
 
 
-def same_data(run: Run, measured: Measured) -> bool:
-    """Return whether the dataset is the one that the run was trained on."""
-    return bool(run.about.get("dataset") == measured.dataset.fingerprint)
+def is_training_data(run: Run, evaluation: Evaluation) -> bool:
+    """Return whether the run was trained on the evaluated dataset."""
+    return bool(run.about.get("dataset") == evaluation.dataset.fingerprint)

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from cpprune.sweeps.board import Board
+from cpprune.cli.sweep import trials_table
 from cpprune.sweeps.definition import read_sweep
-from cpprune.sweeps.outcome import last_error, read_epochs
-from cpprune.sweeps.results import collect, table, write_csv
+from cpprune.sweeps.results import collect, write_csv
+from cpprune.sweeps.study import SharedStudy
+from cpprune.sweeps.trial import last_error, read_epochs
 from shards.files.atomic import drop_partial_line
 from shards.files.locks import FileLock
 
@@ -16,7 +17,7 @@ from shards.files.locks import FileLock
 @pytest.fixture
 def board(sweep_file, tmp_path, monkeypatch):
     """Opens the folder of a sweep, as a process does; in the end closes what trials were taken with."""
-    hold, files = Board._hold, []
+    hold, files = SharedStudy._hold, []
 
     def noted(self, number):
         found = hold(self, number)
@@ -24,9 +25,9 @@ def board(sweep_file, tmp_path, monkeypatch):
         return found
 
     def open_board(name="sweep", **keys):
-        return Board(tmp_path / name, read_sweep(sweep_file(**keys)), ())
+        return SharedStudy(tmp_path / name, read_sweep(sweep_file(**keys)), ())
 
-    monkeypatch.setattr(Board, "_hold", noted)
+    monkeypatch.setattr(SharedStudy, "_hold", noted)
     yield open_board
     for file in files:
         file.close()
@@ -80,20 +81,20 @@ def test_a_trial_is_taken_by_one_and_free_when_that_has_ended(board):
     assert (first.number, second.number) == (0, 1)
     first.lock.close()
     assert other.claim(2) is None, "a process of the trial still holds its log"
-    assert [row.state for row in other.rows()] == ["running", "running"]
+    assert [row.state for row in other.status()] == ["running", "running"]
     first.log.close()
-    assert [row.state for row in other.rows()] == ["stopped", "running"]
+    assert [row.state for row in other.status()] == ["stopped", "running"]
     again = other.claim(2)
     assert (again.number, again.resumed, again.arguments) == (0, True, first.arguments)
 
 
 def test_a_trial_that_was_queued_but_not_drawn_is_taken_first(board):
-    from cpprune.sweeps.board import grid_cell
+    from cpprune.sweeps.definition import grid_cell
 
     one = board()
     with one.transaction():
         one.study.enqueue_trial(grid_cell(one.sweep, 0))
-    assert one.rows() == []
+    assert one.status() == []
     claims = [board().claim(4) for _ in range(4)]
     assert [claim.arguments["x"] for claim in claims] == [1, 2, 3, 4]
     assert board().claim(4) is None
@@ -103,12 +104,12 @@ def test_a_trial_that_was_not_fully_drawn_gets_the_rest(board):
     parameters = {"x": {"min": 0.0, "max": 1.0}, "y": {"values": [1, 2]}}
     one = board(method="random", parameters=parameters)
     with one.transaction():
-        one.sweep.parameters[0].draw(one.study.ask())
-    assert one.rows() == []
+        one.sweep.parameters[0].suggest(one.study.ask())
+    assert one.status() == []
     claim = board(method="random", parameters=parameters).claim(1)
     assert claim.resumed
     assert claim.arguments.keys() == {"x", "y"}
-    assert one.rows()[0].values == claim.arguments
+    assert one.status()[0].values == claim.arguments
 
 
 def test_a_line_that_a_kill_has_torn_is_taken_away(board):
@@ -122,7 +123,7 @@ def test_a_line_that_a_kill_has_torn_is_taken_away(board):
     assert claim.number == 1
     assert one.journal.read_bytes().startswith(whole)
     end(other, claim, 0.25)
-    assert [row.state for row in one.rows()] == ["done", "done"]
+    assert [row.state for row in one.status()] == ["done", "done"]
 
 
 def test_only_the_torn_line_is_cut(tmp_path):
@@ -184,7 +185,7 @@ def test_the_line_that_says_why(tmp_path, text, status, said):
 def test_a_sweep_without_a_trial_has_results(board, tmp_path):
     one = board()
     found = collect(one)
-    assert table(found) == "no trial was begun"
+    assert trials_table(found) == "no trial has begun"
     write_csv(found, tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text().startswith("number,state,val_log_loss,")
 

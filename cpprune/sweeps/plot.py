@@ -1,4 +1,4 @@
-"""A sweep as a picture: its figure from trial to trial, and over each parameter."""
+"""Plots of a sweep: the metric over trials and over each parameter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PANEL_INCHES = (4.0, 3.2)
 
 
 def draw_sweep(found: dict[str, Any], logarithmic: set[str], path: Path) -> None:
-    """Draw a panel of the figure over the trials, and one over each parameter that varies.
+    """Plot the metric over trials, and over each parameter that varies.
 
     Args:
-        found: what `cpprune.sweeps.results.collect` returns, with a trial at least that is done.
-        logarithmic: names of parameters that are drawn on a logarithmic axis.
+        found: returned by `cpprune.sweeps.results.collect`; at least one trial is done.
+        logarithmic: names of parameters with a logarithmic axis.
         path: of the PNG to write.
     """
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""What a run was made with, down to the run whose model it began with.
+"""The recipe of a run: its settings, including those of the run that trained its initial model.
 
-That model is known by the sha256 of its weights, which `model.json` tells. Its path in the settings is
-one of the folder in which the run was started, which may be another than this.
+That model is identified by the sha256 of its weights, which `model.json` records, since its path in the
+settings is relative to the folder in which the run was started.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from cpprune.config import FREE_KEYS, RunConfig, flatten
 from cpprune.models import artifact
-from cpprune.report.runs import Run, read_mapping
+from cpprune.report.run_folder import Run, read_mapping
 from cpprune.runs.identity import DEFAULTS_THEN
 from cpprune.settings.renamed import current
 from shards.errors import InputError
 
 
 def weights_of(model: Path) -> str | None:
-    """Return the sha256 of a model folder's weights, as it tells it; None if it is no model folder."""
+    """Return the sha256 of the weights that a model folder records; None if it is not a model folder."""
     try:
         weights = artifact.read_description(model).get("weights")
     except InputError:
@@ -27,19 +27,19 @@ def weights_of(model: Path) -> str | None:
     return weights.get("sha256") if isinstance(weights, dict) else None
 
 
-def made_with(run: Run, models: Mapping[str, Path], notes: list[str]) -> dict[str, Any]:
-    """Return all that shaped a run but the seed.
+def recipe(run: Run, models: Mapping[str, Path], notes: list[str]) -> dict[str, Any]:
+    """Return everything that determined a run except the seed.
 
     Args:
         run: the run.
-        models: model folders by the sha256 of their weights.
-        notes: gets a sentence if the model that it began with is not found.
+        models: sha256 of the weights → model folder.
+        notes: receives a sentence if the initial model is not found.
     """
     found = _shaped(run.settings, run.about.get("init"), run.folder, models, [])
     if run.about.get("init") and not isinstance(found["init"], dict):
         notes.append(
-            f"{run.folder} began with a model that is not found ({run.settings.get('init')}): it is one "
-            "thing with runs that began with the same weights, whatever their seed."
+            f"{run.folder} started from a model that is not found ({run.settings.get('init')}): it is "
+            "grouped only with runs that started from the same weights."
         )
     return found | {"dataset": run.about.get("dataset")}
 
@@ -52,7 +52,7 @@ def _shaped(
     above: list[str],
 ) -> dict[str, Any]:
     defaults = {**flatten(RunConfig().to_dict()), **DEFAULTS_THEN}
-    if settings.get("init"):  # the network and the front end are those of that model
+    if settings.get("init"):  # network and front end are those of the model
         defaults = {k: v for k, v in defaults.items() if not k.startswith(("model.", "features."))}
     every = {**defaults, **settings}
     kept = {k: v for k, v in every.items() if k not in FREE_KEYS and k != "seed"}
@@ -74,7 +74,7 @@ def _shaped(
 
 
 def _places(init: str, folder: Path, known: Path | None) -> Iterator[Path]:
-    """Yield where the model may lie that a run began with."""
+    """Yield the folders where the initial model of a run may be."""
     if known is not None:
         yield known
     yield Path(init)

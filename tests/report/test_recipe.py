@@ -84,7 +84,7 @@ def test_another_model_at_that_place_is_not_taken_for_it(cli: Any, project: Path
         group["seeds"] for group in found["groups"]
     ] == [[0], [1]]
     (note, _) = found["notes"]
-    assert "narrow-1 began with a model that is not found (runs/wide-1/model)" in note
+    assert "narrow-1 started from a model that is not found (runs/wide-1/model)" in note
 
 
 def test_seeds_of_one_model_that_is_gone(cli: Any, project: Path) -> None:
@@ -140,10 +140,10 @@ def test_the_time_of_a_training_is_that_of_all_its_starts(
     settings += ["--train.epochs", 2]
     assert cli("train", *settings, "--train.time_limit_minutes", 1e-9).status == 0
     (state,) = run.glob("checkpoints/*/state.json")
-    from test_older_runs import change
+    from run_folder import change_state
 
     assert 0 < json.loads(state.read_text())["progress"]["seconds"] < 3600
-    change(run, lambda state: state["progress"].update(seconds=5000.0))
+    change_state(run, lambda state: state["progress"].update(seconds=5000.0))
     assert cli("train", *settings).status == 0
     seconds = [
         json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()

@@ -1,0 +1,126 @@
+"""`cpprune prune`: training with a pruning schedule, or the plan alone (--dry-run)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpprune.cli.output import table
+from cpprune.cli.train import FLAGS, run
+from cpprune.config import ParsedRun, build_parser, parse
+from shards.errors import InputError
+from shards.files.atomic import check_output
+from shards.files.documents import to_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from cpprune.models.artifact import Model
+    from cpprune.pruning.plan import Plan
+
+
+def prune(argv: list[str]) -> int:
+    """Train with a pruning schedule, or print the plan."""
+    flags = {**FLAGS, "dry-run": "print what would be pruned, and change nothing"}
+    text = "Prune and fine-tune the model --init; without it, prune a fresh network while it is trained."
+    argv = [f"--prune.{a[2:]}" if a == "--plan" or a.startswith("--plan=") else a for a in argv]
+    parsed = parse(build_parser("cpprune prune", text, flags), argv, list(flags))
+    if not parsed.config.prune.prunes:
+        raise InputError(
+            "prune.ratio is not set: say how much to prune with --prune.ratio 0.41 or --prune.budget "
+            "'params<=47028', or use --config configs/prune.yaml"
+        )
+    return _dry_run(parsed) if parsed.switches["dry-run"] else run(parsed)
+
+
+def _dry_run(parsed: ParsedRun) -> int:
+    import torch
+
+    from cpprune.evaluation.complexity import latency
+    from cpprune.pruning.allocation import parse_budget
+    from cpprune.pruning.criteria import CRITERIA
+    from cpprune.pruning.plan import write_plan
+    from cpprune.pruning.preview import preview
+    from cpprune.training.create_model import planned_model
+
+    settings = parsed.config.prune
+    if settings.save_plan:
+        check_output(Path(settings.save_plan), "--prune.save_plan")
+    if CRITERIA[settings.criterion].needs_data and parsed.config.init is None:
+        raise InputError(
+            f"prune.criterion={settings.criterion} needs a trained network and its data: give --init "
+            "MODEL and --data.path"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = planned_model(parsed.config, parsed.explicit).to(device)
+    plans = _plans(parsed, model, device)
+    limits = parse_budget(settings.budget) if settings.budget else []
+    timed = any(limit.quantity == "latency" for limit in limits)
+    shown = preview(model.network, model.input_shape, plans, latency if timed else None)
+    if settings.save_plan:
+        if len(plans) != 1:
+            raise InputError(
+                "prune.save_plan: only a plan of one step can be saved (prune.steps=1)"
+            )
+        write_plan(Path(settings.save_plan), plans[0])
+    print(to_json(shown) if parsed.switches["json"] else _text(shown))
+    return 0
+
+
+def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
+    """Return the plan of every pruning step, each made for what the one before has left."""
+    from cpprune.data.loader import open_checked
+    from cpprune.models.resize import layer_widths
+    from cpprune.pruning.criteria import CRITERIA
+    from cpprune.pruning.pruner import Pruner
+    from cpprune.pruning.surgery import apply_plan
+
+    settings, data = parsed.config.prune, parsed.config.data
+    train = None
+    if CRITERIA[settings.criterion].needs_data:
+        train = open_checked(data.path, model, data.cache, data.cache_bytes).split("train")
+    pruned = copy.deepcopy(model)
+    pruner = Pruner(settings, pruned, train, parsed.config.seed, device)
+    original = layer_widths(pruned.network)
+    plans = []
+    for event in pruner.events:
+        plan = pruner.planner(event, original)()
+        apply_plan(pruned.network, model.input_shape, plan)
+        plans.append(plan)
+    return plans
+
+
+def _text(shown: dict[str, Any]) -> str:
+    head = ["layer", "width", "parameters", "MACs", "scores kept", "scores pruned"]
+    layers = [
+        [
+            layer["name"],
+            *(
+                _arrow(layer[f"{k}before"], layer[f"{k}after"])
+                for k in ("", "parameters_", "macs_")
+            ),
+            *(_range(layer[key]) for key in ("score_kept", "score_cut")),
+        ]
+        for layer in shown["layers"]
+    ]
+    unpruned = [f"{name} is not pruned: it {why}" for name, why in shown["left_alone"].items()]
+    before, after = shown["before"], shown["after"]
+    pairs = {
+        name: (before[key], after[key]) for name, key in (("parameters",) * 2, ("MACs", "macs"))
+    }
+    pairs |= {f"bytes as {k}": (size, after["bytes"][k]) for k, size in before["bytes"].items()}
+    rows = [[name, _arrow(b, a), f"{a / b - 1:+.1%}"] for name, (b, a) in pairs.items()]
+    if "latency_ms" in before:
+        b, a = before["latency_ms"], after["latency_ms"]
+        rows.append(["latency in ms", f"{b:.3f} → {a:.3f}", f"{a / b - 1:+.1%}"])
+    whole = table(["network", "before → after", "change"], rows)
+    return "\n".join([table(head, layers), "", *unpruned, *[""] * bool(unpruned), whole])
+
+
+def _arrow(before: int, after: int) -> str:
+    return f"{before:,} → {after:,}"
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return f"{bounds[0]:.3g} … {bounds[1]:.3g}" if bounds else ""
