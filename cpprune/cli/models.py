@@ -31,7 +31,7 @@ def evaluate(argv: list[str]) -> int:
     if arguments.predictions:
         check_output(arguments.predictions, "--predictions")
 
-    from cpprune.data.loader import open_checked
+    from cpprune.data.compatibility import open_for_model
     from cpprune.distributed import process_group
     from cpprune.evaluation.complexity import complexity
     from cpprune.evaluation.dcase import submission_names, write_submission
@@ -40,7 +40,7 @@ def evaluate(argv: list[str]) -> int:
 
     with process_group.joined("no") as accelerator:
         model = artifact.load(arguments.model, accelerator.device)
-        split = open_checked(arguments.data, model).split(arguments.split)
+        split = open_for_model(arguments.data, model).split(arguments.split)
         report, log_prob = evaluate_model(model, split, accelerator.device)
         if process_group.rank() > 0:
             return 0
@@ -112,6 +112,7 @@ def info(argv: list[str]) -> int:
     import torch
 
     from cpprune.audio.frontend import spec_to_json
+    from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.models.resize import layer_widths
 
@@ -124,7 +125,7 @@ def info(argv: list[str]) -> int:
         "features": spec_to_json(model.features.spec),
         "widths": layer_widths(model.network),
     }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     if timed:
         cost["latency_ms"] = latency(model.network, model.input_shape, device)
     if as_json:

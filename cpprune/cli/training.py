@@ -68,9 +68,8 @@ def _run(parsed: ParsedRun) -> int:
 def _dry_run(parsed: ParsedRun) -> int:
     import copy
 
-    import torch
-
-    from cpprune.data.loader import open_checked
+    from cpprune.data.compatibility import open_for_model
+    from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import latency
     from cpprune.models.resize import layer_widths
     from cpprune.pruning.allocation import parse_budget
@@ -89,7 +88,7 @@ def _dry_run(parsed: ParsedRun) -> int:
             f"prune.criterion={config.prune.criterion} looks at a trained network and its data: give "
             "--init MODEL and --data.path"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = planned_model(config, parsed.explicit).to(device)
     twin = copy.deepcopy(model)
     network = twin.network
@@ -99,7 +98,7 @@ def _dry_run(parsed: ParsedRun) -> int:
         saliency = None
         if config.prune.criterion in MEASURES:
             data = config.data
-            dataset = open_checked(data.path, model, data.cache, data.cache_bytes)
+            dataset = open_for_model(data.path, model, data.cache, data.cache_bytes)
             train = dataset.split("train")
             saliency = measure_saliency(config.prune, twin, train, config.seed, device)
         if config.prune.plan:

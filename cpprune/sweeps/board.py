@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cpprune.deps.optuna import live_trial
 from cpprune.sweeps.definition import EarlyTermination, Sweep
 from shards.credentials import recorded
 from shards.errors import InputError
@@ -182,7 +183,7 @@ class Board:
         Args:
             limit: how many trials there may be in all.
         """
-        from optuna.trial import Trial, TrialState
+        from optuna.trial import TrialState
 
         with self.transaction(), self._replayed():
             trials = self.study.get_trials(deepcopy=False)
@@ -192,7 +193,7 @@ class Board:
                 files = self._hold(frozen.number)
                 if files is not None:
                     self.study.sampler = self._sampler(frozen.number)
-                    return self._claim(Trial(self.study, frozen._trial_id), files, resumed=True)
+                    return self._claim(live_trial(self.study, frozen), files, resumed=True)
             # One that was put into the queue just before its process was killed comes first.
             queued = [t.number for t in trials if t.state == TrialState.WAITING]
             number = queued[0] if queued else len(trials)
@@ -273,12 +274,10 @@ class Board:
 
     def retry(self) -> None:
         """Let all trials that failed be taken again."""
-        from optuna.trial import Trial
-
         with self.transaction():
             for frozen in self.study.get_trials(deepcopy=False):
                 if frozen.user_attrs.get(ERROR):
-                    Trial(self.study, frozen._trial_id).set_user_attr(ERROR, None)
+                    live_trial(self.study, frozen).set_user_attr(ERROR, None)
 
     def rows(self) -> list[Row]:
         """Return how all trials stand."""

@@ -13,7 +13,7 @@ from cpprune.audio.config import IMAGE, PRESETS
 from cpprune.audio.dali import on_dali
 from cpprune.audio.frontend import build_features, spec_to_json
 from cpprune.config import RunConfig, flatten
-from cpprune.data.loader import check_fits
+from cpprune.data.compatibility import check_compatible
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.factory import is_factory
@@ -36,7 +36,7 @@ def start_model(config: RunConfig, dataset: Dataset, given: frozenset[str]) -> M
             `model.factory` does not fit this dataset.
     """
     model = _start(config, given, dataset.classes, dataset.shape)
-    check_fits(dataset, model)
+    check_compatible(dataset, model)
     _check_own_network(model)
     if config.features.backend == "dali":
         model.features = on_dali(model.features)
