@@ -1,12 +1,12 @@
-"""Training beside busy processes: what waiting threads that spin cost, and what sleeping ones lose.
+"""Training on a busy machine: the cost of spinning against that of sleeping OpenMP threads.
 
     python benchmarks/busy.py [--loops 0 1 2] [--seconds 6] [--rounds 3] [--settings …]
 
-Each setting of the OpenMP runtime trains CP-ResNet small on all CPUs, in a process of its
-own (the runtime reads its settings when torch is loaded), beside so many processes that only count.
-Settings take turns within each round, so that what else the machine does meets all of them. Printed are
-clips/s, the lowest and the highest of the rounds, and their median as a part of the runtime's default
-on the machine with the fewest loops.
+Each setting of the OpenMP runtime trains CP-ResNet small on all CPUs, in a process of its own (the
+runtime reads its settings when torch is loaded), beside N processes that keep a CPU busy (--loops). The
+settings take turns within each round, so that other load of the machine affects all of them. Prints the
+lowest and the highest clips/s of the rounds, and their median relative to the runtime's default with the
+fewest busy processes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train(seconds: float, precision: str) -> float:
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Keep so many processes counting while the block runs."""
+    """Keep some processes busy for the length of a block."""
     count = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(count) for _ in range(loops)]
     try:
@@ -81,7 +81,7 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def measure(setting: dict[str, str], seconds: float, precision: str) -> float:
-    """Return the clips/s of a process with this setting."""
+    """Return the clips/s of a process with these settings of the runtime."""
     environment = {k: v for k, v in os.environ.items() if k not in READ_BY_THE_RUNTIME}
     done = subprocess.run(
         [sys.executable, __file__, "--train", str(seconds), "--precision", precision],

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from cpprune import build_model
+from cpprune.distributed.device import default_device
 from cpprune.runs import checkpoint
 from cpprune.runs.checkpoint import Progress, Tensors
 from cpprune.training.config import OptimConfig
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256)
     batch = parser.parse_args().batch
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     network = build_model("cp_resnet").to(device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(OptimConfig(), list(network.parameters()))
     x = torch.randn(batch, 1, 256, 44, device=device)

@@ -1,10 +1,11 @@
-"""Does it matter that a run moves, in its first epoch, from one process to two, to four and to one?
+"""Accuracy of runs whose number of processes changes within the first epoch.
 
     python benchmarks/elastic.py
 
-Each seed is trained on the demo's dataset by one process, and again by as many as the table says, each
-number going on where the one before was stopped; measured on the test split with the last weights. Their
-difference is set beside the spread of seeds. Finished runs are not run again. Needs scipy.
+Each seed is trained on the demo's dataset by one process, and again by one, two, four and one processes
+in turn, each resuming where the one before was stopped. The last weights are evaluated on the test
+split, and the difference is compared with the spread over seeds. Finished runs are not repeated. Needs
+scipy.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 MOVES = (1, 2, 4, 1)
-# Several processes ask one another whether to stop at every fourth step.
+# Several processes agree on whether to stop at every fourth step.
 STOP = ["--train.time_limit_minutes", "1e-9"]
 
 
 def launch(processes: int, *arguments: object) -> None:
-    """Start launch/train.py on so many processes."""
+    """Start launch/train.py on some processes."""
     words = [sys.executable]
     if processes > 1:
         words += [
@@ -46,7 +47,7 @@ def launch(processes: int, *arguments: object) -> None:
 
 
 def measure(out: Path, moves: tuple[int, ...], seed: int, epochs: int) -> dict[str, Any]:
-    """Train (or find it trained) and return what the last weights do on the test split."""
+    """Train, unless that was done before; return the test metrics of the last weights."""
     run, dataset = out / f"{'-'.join(map(str, moves))}-{seed}", out / "demo/dataset"
     settings = ["--config", "configs/demo.yaml", "--data.path", dataset, "--run", run]
     settings += ["--model.channels_multiplier", 1, "--train.epochs", epochs, "--seed", seed]

@@ -1,6 +1,6 @@
 """How fast int16 audio becomes log-mel spectrograms: ours beside the usual ways, in one run.
 
-    python benchmarks/frontend.py [--preset cpjku22_256] [--batch 256]
+    python benchmarks/frontend.py [--preset seed256] [--batch 256]
 
 Also how far that is from the machine's limit: each clip has to be read and its spectrogram written
 (bytes), transformed and filtered (FLOPs); the limit is the slower of the two.
@@ -19,6 +19,7 @@ from torch import Tensor
 from cpprune.audio.config import PRESETS, MelSpec
 from cpprune.audio.filterbank import filter_bank
 from cpprune.audio.frontend import LOG_OFFSET, LogMel
+from cpprune.distributed.device import default_device
 
 
 def plain(spec: MelSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -96,11 +97,11 @@ def work(spec: MelSpec, front_end: LogMel, samples: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="cpjku22_256", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="seed256", choices=sorted(PRESETS))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     single, _, bandwidth = limits.report(device)
 
     spec, samples = PRESETS[arguments.preset], 32_000

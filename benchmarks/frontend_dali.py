@@ -17,6 +17,7 @@ from torch import Tensor
 from cpprune.audio.config import PRESETS
 from cpprune.audio.dali import on_dali
 from cpprune.audio.frontend import LogMel
+from cpprune.distributed.device import default_device
 
 
 def waveforms(clips: int, samples: int, device: torch.device) -> Tensor:
@@ -34,7 +35,7 @@ def seconds(features: LogMel, wave_BT: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def dali_seconds(wave_BT: Tensor, preset: str = "cpjku22_256", rounds: int = 5) -> list[float]:
+def dali_seconds(wave_BT: Tensor, preset: str = "seed256", rounds: int = 5) -> list[float]:
     """Times DALI's front end on these waveforms, after a batch that builds its pipeline."""
     features = on_dali(LogMel(PRESETS[preset])).to(wave_BT.device)
     features(wave_BT)
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64, help="one-second clips in a batch")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     dali = version("nvidia-dali-cuda130")
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()

@@ -1,12 +1,12 @@
-"""Kill a run at random moments, let it go on, and compare what it ends with, bit for bit.
+"""Resumption after SIGKILL at random moments, compared bit for bit with an undisturbed run.
 
     python benchmarks/kills.py --rounds 100 --processes 1 2
 
-Each round is a run with two cuts, a moving average, a penalty and reading workers, killed with SIGKILL
-at a random moment of its life (in a step, in validation, in a cut, in saving, at the very start), begun
-again with the same command, and so on until it ends. Its weights, optimizer state, average, models and
-metrics must be those of the run that nobody killed. Processes are forked from one that has imported
-everything, so a start costs no seconds.
+Each round is a run with two pruning steps, a moving average of the weights, a sparsity regularizer and
+data workers. It is killed at a random moment (during a step, validation, pruning, saving, or at the very
+start) and started again with the same command, until it ends. Its weights, optimizer state, averages,
+models and metrics must equal those of the run that was not killed. Processes are forked from one that
+has imported everything, so that a start takes no seconds.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ def kill(children: Sequence[int]) -> None:
 
 
 def wait(children: Sequence[int]) -> list[int]:
-    """Wait for all and return their exit statuses; minus the signal of those that were killed."""
+    """Wait for all processes; return their exit statuses, or minus the signal that killed them."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def contents(run: Path) -> dict[str, object]:
-    """Return what a run ended with: hashes of tensors, and metrics without what only clocks know."""
+    """Return the hashes of a run's final tensors, and its metrics without those that measure time."""
     last = max((run / "checkpoints").glob("step-*"))
     files = [last / f"{name}.safetensors" for name in ("network", "optimizer", "average")]
     files += [run / name / "model.safetensors" for name in ("model", "model_last")]
@@ -98,7 +98,7 @@ def contents(run: Path) -> dict[str, object]:
 def one_round(
     run: Path, arguments: Sequence[str], world: int, seconds: float, rng: np.random.Generator
 ) -> int:
-    """Run to the end under fire; return how often it was killed.
+    """Run to the end, killed at random moments; return how often it was killed.
 
     Raises:
         RuntimeError: it ended by itself, but not well.
@@ -118,7 +118,7 @@ def one_round(
 
 
 def rounds(folder: Path, dataset: Path, world: int, workers: int, number: int) -> int:
-    """Print what came of so many rounds, and return how many did not end as the undisturbed run."""
+    """Run some rounds, print them, and return how many differ from the undisturbed run."""
 
     def command(run: Path) -> list[str]:
         own = ["--data.path", str(dataset), "--data.workers", str(workers), "--run", str(run)]

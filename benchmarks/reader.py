@@ -1,10 +1,10 @@
-"""How fast batches come out of tar shards: positioned reads, memory and webdataset, from the same files.
+"""Reading speed of batches: positioned reads, clips in memory, and webdataset, from the same shards.
 
     python benchmarks/reader.py                    # clips/s, one process, warm page cache
     python benchmarks/reader.py --encoding flac    # the same where clips have to be decoded
     python benchmarks/reader.py --rows 230350      # memory of a process that holds such an index
 
-`--data DIR` keeps the made dataset there and uses it again.
+`--data DIR` keeps the synthetic dataset there and reuses it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from cpprune.data.memory import Resident, load_resident
+from cpprune.data.memory import InMemoryClips, load_into_memory
 from shards import open_dataset
 from shards.audio.clips import encode
 from shards.build.tar import END_OF_ARCHIVE, Record, write_record
@@ -156,7 +156,7 @@ def decoded(payload: bytes, encoding: str) -> NDArray[np.int16]:
     return samples
 
 
-def checksums(folder: Path, encoding: str, split: Split, loaded: Resident) -> set[int]:
+def checksums(folder: Path, encoding: str, split: Split, loaded: InMemoryClips) -> set[int]:
     """Returns one checksum of all clips for each way, which does not depend on the order."""
     import webdataset
 
@@ -172,11 +172,11 @@ def checksums(folder: Path, encoding: str, split: Split, loaded: Resident) -> se
 def compare(folder: Path, encoding: str, rounds: int) -> None:
     split = open_dataset(folder).split("train")
     clips = len(split)
-    loaded = Resident(torch.empty(0))
+    loaded = InMemoryClips(torch.empty(0))
 
     def load() -> None:
         nonlocal loaded
-        found = load_resident(open_dataset(folder), split.ids, "host", torch.device("cpu"))
+        found = load_into_memory(open_dataset(folder), split.ids, "host", torch.device("cpu"))
         assert found is not None
         loaded = found
 

@@ -1,16 +1,16 @@
-"""How training scales over processes: measured here, and what that says of many GPUs.
+"""Scaling of training over processes: measurements, and a model of many GPUs fitted to them.
 
     python benchmarks/scaling.py [--processes 1 2 4]
 
-Measured are whole steps at one global batch, and all-reduces of several sizes among the same processes.
-The all-reduce is then fitted by latency and bandwidth of a ring,
+Measures whole steps at one global batch size, and all-reduces of several sizes among the same processes.
+Latency and bandwidth of a ring are fitted to the all-reduces:
 
     seconds(n, bytes) = 2 (n − 1) · latency + 2 (n − 1) / n · bytes / bandwidth,
 
-and the table below says what the step of a batch would take where each process computes as fast as one
-does here and the network between them is this machine's: a model, not a measurement. A step sends the
-gradient once, and where batch statistics are those of all processes two short messages a layer. The last
-column is what a node of eight has to read where clips are not kept in memory.
+The second table is that model, not a measurement: the time of a step if each process computes as fast as
+one does here, over this machine's network. A step sends the gradient once, and with global batch
+statistics two short messages per layer. Its last column is what a node of eight has to read if clips are
+not kept in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = [2**k for k in range(8, 23, 2)]  # floats
 
 
 def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
-    """Run as one of the processes: measure, and print from rank 0."""
+    """Measure as one of the processes; rank 0 prints."""
     import torch
     import torch.distributed as dist
     from torch import nn
@@ -81,7 +81,7 @@ def one(dataset: Path, run: Path, batch: int, own_statistics: bool) -> None:
 
 
 def measure(processes: int, dataset: Path, run: Path, more: list[str]) -> dict[str, Any]:
-    """Start so many processes and return what rank 0 found."""
+    """Start some processes and return what rank 0 printed."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc_per_node", str(processes), "--", __file__, "--worker", str(dataset)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -98,7 +98,7 @@ def measure(processes: int, dataset: Path, run: Path, more: list[str]) -> dict[s
 
 
 def fit(rows: list[tuple[int, float, float]]) -> tuple[float, float]:
-    """Return latency and bandwidth from (processes, bytes, seconds), in relative error."""
+    """Fit latency and bandwidth to (processes, bytes, seconds), in relative error."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -127,7 +127,9 @@ def main() -> None:
     import torch
     from reader import make_dataset
 
-    limits.report(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from cpprune.distributed.device import default_device
+
+    limits.report(default_device())
     if torch.cuda.is_available():
         there = torch.cuda.device_count()
         arguments.processes = [n for n in arguments.processes if n <= there]

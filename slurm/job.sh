@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What the jobs share. Sourced by slurm/*.sbatch, in the repository's root.
+# Functions of all jobs: requeueing, training, evaluation. Sourced by slurm/*.sbatch in the repository's root.
 set -euo pipefail
 
-# Whoever ends the job signals all of it. This script outlives its steps, so that they can save.
+# SIGTERM goes to all processes of the job. This script outlives its steps, so that they can save.
 told_to_stop=
 trap 'told_to_stop=yes' TERM
-# SLURM says SAVE_SECONDS before the time limit that it is near.
+# SLURM sends SIGUSR1 SAVE_SECONDS before the time limit.
 time_is_up=
 trap 'time_is_up=yes' USR1
 
@@ -14,12 +14,12 @@ trap 'time_is_up=yes' USR1
 source slurm/read_site.sh
 cpprune=("${CONTAINER[@]}" "$PYTHON" -m cpprune)
 
-# Puts the job back into the queue and ends it. A job that is being cancelled, or that SLURM itself has
-# put back, no longer runs, and is left alone.
+# Requeues the job and ends it. A job that is being cancelled, or that SLURM has requeued itself, is no
+# longer RUNNING and is left alone.
 # usage: requeue WHY
 requeue() {
     local job=$SLURM_JOB_ID comment count=0
-    # One task of an array has the array's own number, which stands for all of them.
+    # SLURM_JOB_ID of the last task of an array is the array's own number, which stands for all its tasks.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]] || exit 1
     if [[ -n $told_to_stop && -z $time_is_up ]]; then
@@ -27,7 +27,7 @@ requeue() {
         scontrol requeue "$job"
         exit 1
     fi
-    # The job's comment counts, as SLURM_RESTART_COUNT also counts preemptions and nodes that failed.
+    # Counted in the job's comment: SLURM_RESTART_COUNT also counts preemptions and node failures.
     comment=$(squeue --noheader --jobs="$job" --format=%k)
     [[ $comment != "(null)" ]] || comment=
     if [[ $comment =~ ^(.*)\ *requeues=([0-9]+)$ ]]; then
@@ -43,8 +43,8 @@ requeue() {
     exit 1
 }
 
-# Runs a command to its end. When the job has to stop before, the command is told to, and the job goes
-# back into the queue, to do it again.
+# Runs a command to its end. If the job has to stop before, it passes SIGTERM on to the command and
+# requeues the job, which then runs the command again.
 # usage: to_end COMMAND…
 to_end() {
     local child told='' status=0
@@ -55,7 +55,7 @@ to_end() {
             kill -TERM "$child" 2>/dev/null || true
             told=yes
         fi
-        sleep 1 || true # which is signalled too
+        sleep 1 || true # sleep receives the signal too
     done
     wait "$child" || status=$?
     ((status != 0)) || return 0
@@ -75,8 +75,8 @@ has_diverged() {
     grep -qs '^ *"failed":' "$1/result.json"
 }
 
-# Trains on all nodes until the run has its result. Ends the job when the run has to go on later: its
-# time is up, it was told to stop, or it failed after it had saved something new.
+# Trains on all nodes until the run has its result. Requeues the job if the run has to be continued: its
+# time is up, it was told to stop, or it failed after it had written a new checkpoint.
 # usage: train_to_end SCRIPT DATASET RUN SETTINGS…
 train_to_end() {
     local script=$1 data=$2 run=$3 before step status=0
@@ -87,9 +87,9 @@ train_to_end() {
         slurm/on_node.sh "$script" "$data" --run="$run" "$@" &
     step=$!
     while kill -0 "$step" 2>/dev/null; do
-        # Again and again: a run that starts only now takes an earlier STOP away.
+        # Repeatedly: a run that is only starting removes an earlier STOP file.
         [[ -z $time_is_up ]] || { mkdir -p "$run" && touch "$run/STOP"; }
-        sleep 1 || true # which is signalled too
+        sleep 1 || true # sleep receives the signal too
     done
     wait "$step" || status=$?
     if ((status == 0)) && [[ -f $run/result.json ]] && ! has_diverged "$run"; then
@@ -102,7 +102,7 @@ train_to_end() {
     elif ((status == 0)) || [[ -n $told_to_stop ]]; then
         requeue "it was told to stop"
     elif has_diverged "$run"; then
-        exit "$status" # it would again
+        exit "$status" # it would diverge again
     elif [[ $(last_checkpoint "$run") != "$before" ]]; then
         requeue "it failed, but has saved something new"
     else
@@ -111,7 +111,7 @@ train_to_end() {
     fi
 }
 
-# Measures the best model of a run on the test split, into RUN/test.json.
+# Evaluates the best model of a run on the test split and writes RUN/test.json.
 # usage: evaluate DATASET RUN
 evaluate() {
     to_end "${cpprune[@]}" evaluate "$2/model" --data="$1" --json >"$2/test.json.new"

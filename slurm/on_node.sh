@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs on each node of a training, started by srun: copies the dataset to the node if the site has
-# SCRATCH, then starts this node's processes.
+# Started by srun on each node of a training: stages the dataset if the site has SCRATCH, then starts the
+# processes of this node.
 # usage: on_node.sh SCRIPT DATASET SETTINGS…
 set -euo pipefail
 # shellcheck source=slurm/read_site.sh
@@ -13,8 +13,8 @@ keep_on_scratch "$data"
 data=$(staged "$data")
 export OMP_NUM_THREADS=$threads
 
-# SLURM signals the launcher and the processes alike. The processes save and end well; the launcher
-# fails, which is then no failure of the run.
+# SLURM signals the launcher and the processes alike. The processes save and exit with status 0; the
+# launcher fails, which is then not a failure of the run.
 told_to_end=
 trap 'told_to_end=yes' TERM
 "${CONTAINER[@]}" "$PYTHON" -m torch.distributed.run \
@@ -24,7 +24,7 @@ trap 'told_to_end=yes' TERM
 launcher=$! status=0
 wait "$launcher" || status=$?
 if [[ -n $told_to_end ]]; then
-    wait "$launcher" || true # the first wait ended with the signal
+    wait "$launcher" || true # the signal has interrupted the first wait
     status=0
 fi
 exit "$status"

@@ -8,15 +8,15 @@ site_mistake() {
 }
 
 bash -n "$CPPRUNE_SITE" || site_mistake "cannot be read, see above"
-# `module load` and `conda activate` are written for shells that go on after a failure and take what is
-# not set for empty. What they print is no answer of ours.
+# `module load` and `conda activate` expect a shell that continues after a failure and treats unset
+# variables as empty. Their output goes to standard error, as it is not part of a script's answer.
 set +eu +o pipefail
 # shellcheck source=slurm/site.env
 source "$CPPRUNE_SITE" >&2
 set -euo pipefail
 
 for name in OPTIONS GPU_OPTIONS CPU_OPTIONS CONTAINER; do
-    # Words of a plain text would be split, or not, in another way than meant.
+    # A plain text would be split into words differently than intended.
     [[ -z ${!name:-} || $(declare -p "$name") == "declare -"[aA]* ]] ||
         site_mistake "$name must be a list: $name=(${!name})"
     [[ -n ${!name:-} ]] || declare -a "$name=()"
@@ -36,7 +36,7 @@ for name in PARTITION CPU_PARTITION ACCOUNT MEMORY_PER_NODE SCRATCH; do
     [[ -n ${!name:-} ]] || printf -v "$name" ''
 done
 
-# As GPUs are asked for, --gpus-per-node or --gres, and how many that is.
+# GPUs as --gpus-per-node or --gres asks for them, and their number.
 GPUS_PER_NODE=${GPUS_PER_NODE:-}
 GPUS_PER_NODE=${GPUS_PER_NODE#--gres=}
 [[ $GPUS_PER_NODE =~ ^(gpu:)?([A-Za-z][A-Za-z0-9_.-]*:)?(0|[1-9][0-9]*)$ ]] ||

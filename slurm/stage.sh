@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# Sourced by what runs on a node, after the site's settings, in the repository's root.
+# Staging of datasets to the disk of a node. Sourced on each node after the site's settings, in the
+# repository's root.
 shopt -s inherit_errexit
 
-# Copies a dataset to the node, unless that was done before, and prints where it is. It stays where it is
-# without SCRATCH, behind a URL, and, with a line that says why, where it cannot be copied safely.
+# Copies a dataset to SCRATCH, unless that was done before, and prints the folder to read it from. That is
+# the original one if SCRATCH is not set, if the dataset is a URL, or, with a line that says why, if it
+# cannot be copied safely.
 # usage: staged DATASET
 staged() {
     local own sha256 folder lock
@@ -51,7 +53,7 @@ staged() {
     echo "$folder"
 }
 
-# Has the cache of a dataset behind a URL on SCRATCH, unless CPPRUNE_CACHE names another folder.
+# Puts the cache of a dataset behind a URL on SCRATCH, unless CPPRUNE_CACHE names another folder.
 # usage: keep_on_scratch DATASET
 keep_on_scratch() {
     local own
@@ -64,7 +66,7 @@ keep_on_scratch() {
     fi
 }
 
-# Whether a folder is ours, is no link, and nobody else can write to it.
+# Whether a folder is owned by this user, is not a link, and is not writable by others.
 only_ours() {
     local mode
     [[ ! -L $1 && -d $1 && -O $1 ]] || return 1
@@ -72,14 +74,14 @@ only_ours() {
     (((8#$mode & 8#022) == 0))
 }
 
-# The names and sizes of the files of a dataset, and its fingerprint. The reader checks every clip.
+# Prints the fingerprint of a dataset and the names and sizes of its files. The reader checks every clip.
 contents() {
     [[ -f $1/dataset.json ]] || return 0
     sha256sum <"$1/dataset.json"
     find -L "$1" -maxdepth 1 -type f -printf '%s %f\n' | sort
 }
 
-# Whether what is in the one folder fits on the disk of the other.
+# Whether the contents of one folder fit on the disk of another.
 fits() {
     local needed free
     needed=$(du -sLb "$1")

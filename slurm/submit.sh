@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits a chain of jobs, each of which starts when the one before has done its work:
+# Submits a chain of jobs, each of which starts when the one before has succeeded:
 # shards → train → prune → evaluate, or with --seeds: shards → all of that for each seed → summary, or
 # with --sweep: shards → train → trials of a sweep.
 set -euo pipefail
@@ -77,11 +77,11 @@ list='[0-9]+(-[0-9]+(:[1-9][0-9]*)?)?' throttle='(%[1-9][0-9]*)?'
     mistake "--agents $agents: must be a whole number, at least 1, or 8%2 for two of eight at a time"
 [[ -z $seeds || $seeds =~ ^$list(,$list)*$throttle$ ]] ||
     mistake "--seeds $seeds: must be numbers, such as 0-4 or 0,7, or 0-9%2 for two at a time"
-# A path is no option, whatever it begins with.
+# A path that begins with - must not be taken for an option.
 for name in data out source train prune sweep site; do
     [[ ${!name} != -* ]] || printf -v "$name" %s "./${!name}"
 done
-# SLURM fills in patterns such as %j; a backslash would keep it from filling in any.
+# SLURM replaces patterns such as %j in the path; a backslash would disable that.
 [[ $out != *\\* ]] || mistake "--out $out: SLURM takes no backslash in the path of a log"
 for file in "$site" ${train:+"$train"} ${prune:+"$prune"} ${sweep:+"$sweep"}; do
     [[ -f $file ]] || mistake "no file $file"
@@ -90,7 +90,7 @@ CPPRUNE_SITE=$(realpath "$site")
 export CPPRUNE_SITE
 # shellcheck source=slurm/read_site.sh
 source slurm/read_site.sh
-# Submitted from within a job: what SLURM has set for that one is not for these.
+# If this runs inside a job, that job's variables are not for the new ones.
 for name in "${!SLURM_@}"; do
     [[ $name == SLURM_CONF || $name == SLURM_JWT || $name == SLURM_CLUSTERS ]] || unset "$name"
 done
@@ -115,7 +115,7 @@ training=(--nodes="$NODES" "${resources[@]}")
 before='' submitted=()
 submit() {
     local name=$1 after=()
-    # Without the second option a job would wait for ever for one that has failed.
+    # Without the second option, a job would wait for ever for one that has failed.
     [[ -z $before ]] || after=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
     shift
     set -- sbatch --parsable --job-name="$name" "${common[@]}" "${after[@]}" "$@"
@@ -131,7 +131,7 @@ submit() {
     echo "$name: job $before"
 }
 
-# usage: take_back NAME, of the job that SLURM does not take
+# Cancels the submitted jobs because SLURM refuses this one. usage: take_back NAME
 take_back() {
     ((${#submitted[@]} == 0)) || scancel "${submitted[@]}"
     mistake "sbatch refuses $1, see above${submitted[*]:+; cancelled: ${submitted[*]}}"

@@ -179,7 +179,7 @@ def tiny_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def counted_reads(number: int, do: Callable[[], object]) -> Iterator[None]:
     """Do something when a batch is read for the n-th time, from shards or from memory."""
-    from cpprune.data.memory import Resident
+    from cpprune.data.memory import InMemoryClips
     from shards.reader import Dataset
 
     calls = 0
@@ -195,7 +195,7 @@ def counted_reads(number: int, do: Callable[[], object]) -> Iterator[None]:
         return count
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (Dataset, Resident):
+        for kind in (Dataset, InMemoryClips):
             patch.setattr(kind, "fetch", counted(kind.fetch))
         yield
     assert calls >= number, f"the run was over after {calls} reads"

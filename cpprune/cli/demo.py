@@ -157,9 +157,8 @@ def _named(base: RunConfig, out: Path, name: str, **changes: Any) -> RunConfig:
 
 def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, Any]:
     """Train a network, unless it is trained already, and evaluate its best epoch on the test split."""
-    import torch
-
-    from cpprune.data.loader import open_checked
+    from cpprune.data.compatibility import open_for_model
+    from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import complexity
     from cpprune.evaluation.predict import evaluate_model
     from cpprune.models import artifact
@@ -170,9 +169,9 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
     if "stopped" in trained:
         raise InputError("the demo was stopped; the same command resumes it")
     write_run_report(config.run, config.data.path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = artifact.load(trained["model"], device)
-    report, _ = evaluate_model(model, open_checked(str(dataset), model).split("test"), device)
+    report, _ = evaluate_model(model, open_for_model(str(dataset), model).split("test"), device)
     cost = complexity(model.network, model.input_shape)
     return {
         "model": title,

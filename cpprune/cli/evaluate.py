@@ -26,7 +26,7 @@ def evaluate(argv: list[str]) -> int:
     if arguments.predictions:
         check_output(arguments.predictions, "--predictions")
 
-    from cpprune.data.loader import open_checked
+    from cpprune.data.compatibility import open_for_model
     from cpprune.distributed import process_group
     from cpprune.evaluation.complexity import complexity
     from cpprune.evaluation.dcase import submission_names, write_submission
@@ -35,7 +35,7 @@ def evaluate(argv: list[str]) -> int:
 
     with process_group.joined("no") as accelerator:
         model = artifact.load(arguments.model, accelerator.device)
-        split = open_checked(arguments.data, model).split(arguments.split)
+        split = open_for_model(arguments.data, model).split(arguments.split)
         report, log_prob = evaluate_model(model, split, accelerator.device)
         if process_group.rank() > 0:
             return 0

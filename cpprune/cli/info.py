@@ -26,6 +26,7 @@ def info(argv: list[str]) -> int:
     import torch
 
     from cpprune.audio.frontend import spec_to_json
+    from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.models.resize import layer_widths
 
@@ -38,7 +39,7 @@ def info(argv: list[str]) -> int:
         "features": spec_to_json(model.features.spec),
         "widths": layer_widths(model.network),
     }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     if timed:
         cost["latency_ms"] = latency(model.network, model.input_shape, device)
     if as_json:

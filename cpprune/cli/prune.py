@@ -35,8 +35,7 @@ def prune(argv: list[str]) -> int:
 
 
 def _dry_run(parsed: ParsedRun) -> int:
-    import torch
-
+    from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import latency
     from cpprune.pruning.allocation import parse_budget
     from cpprune.pruning.criteria import CRITERIA
@@ -52,7 +51,7 @@ def _dry_run(parsed: ParsedRun) -> int:
             f"prune.criterion={settings.criterion} needs a trained network and its data: give --init "
             "MODEL and --data.path"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = planned_model(parsed.config, parsed.explicit).to(device)
     plans = _plans(parsed, model, device)
     limits = parse_budget(settings.budget) if settings.budget else []
@@ -70,7 +69,7 @@ def _dry_run(parsed: ParsedRun) -> int:
 
 def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
     """Return the plan of every pruning step, each made for what the one before has left."""
-    from cpprune.data.loader import open_checked
+    from cpprune.data.compatibility import open_for_model
     from cpprune.models.resize import layer_widths
     from cpprune.pruning.criteria import CRITERIA
     from cpprune.pruning.pruner import Pruner
@@ -79,7 +78,7 @@ def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
     settings, data = parsed.config.prune, parsed.config.data
     train = None
     if CRITERIA[settings.criterion].needs_data:
-        train = open_checked(data.path, model, data.cache, data.cache_bytes).split("train")
+        train = open_for_model(data.path, model, data.cache, data.cache_bytes).split("train")
     pruned = copy.deepcopy(model)
     pruner = Pruner(settings, pruned, train, parsed.config.seed, device)
     original = layer_widths(pruned.network)

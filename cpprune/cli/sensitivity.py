@@ -51,9 +51,8 @@ def sensitivity(argv: list[str]) -> int:
 
     require_matplotlib("cpprune sensitivity")
 
-    import torch
-
-    from cpprune.data.loader import open_checked
+    from cpprune.data.compatibility import open_for_model
+    from cpprune.distributed.device import default_device
     from cpprune.models import artifact
     from cpprune.pruning.importance import measure_saliency
     from cpprune.pruning.sensitivity import SENSITIVITY, measure_sensitivity, write_sensitivity
@@ -62,9 +61,9 @@ def sensitivity(argv: list[str]) -> int:
     folder = arguments.out or arguments.model.parent / "sensitivity"
     claim(folder, SENSITIVITY, "--out")
     pruning = _pruning(arguments.criterion)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = artifact.load(arguments.model, device)
-    dataset = open_checked(arguments.data, model)
+    dataset = open_for_model(arguments.data, model)
     split = dataset.split(arguments.split)
     found = measure_sensitivity(
         model,

@@ -1,1 +1,1 @@
-"""Batches for this rank: clips read ahead, in memory, or on the GPU."""
+"""Training batches of this rank: loading, clips kept in memory, prefetching to the GPU."""

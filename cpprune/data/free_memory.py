@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Free memory, as limited by the machine, its control groups and SLURM."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ ROOT = Path("/")
 
 
 def available_memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> int:
-    """Return the bytes that can be had before the machine, its control groups or SLURM refuse.
+    """Return how many bytes can be allocated before the machine, a control group or SLURM refuses.
 
-    What only caches files counts as free. SLURM's limit counts as if nothing of it were used yet.
+    Caches of files count as free. SLURM's limit counts as if none of it were used yet.
 
     Args:
-        root: of the file system that has `proc` and `sys`.
-        environment: with what SLURM says of the job's memory.
+        root: root folder of the file system that holds `proc` and `sys`.
+        environment: environment with SLURM's variables about the job's memory.
     """
     meminfo = _numbers(root / "proc/meminfo")
-    rooms = [meminfo["MemAvailable:"] * 1024]
+    free = [meminfo["MemAvailable:"] * 1024]
     groups = root / "proc/self/cgroup"
     for line in groups.read_text().splitlines() if groups.is_file() else ():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
-            rooms += _rooms_of_groups(root / "sys/fs/cgroup" / controllers, path.strip("/"))
+            free += _free_in_groups(root / "sys/fs/cgroup" / controllers, path.strip("/"))
 
     def slurm(name: str) -> int:
         text = environment.get(name, "")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
-    # SLURM counts in MiB; 0 is all of the machine, and so is what it would not write.
+    # In MiB; 0 is all of the machine, and so is anything that SLURM would not write.
     per_cpu = slurm("SLURM_MEM_PER_CPU") * slurm("SLURM_CPUS_ON_NODE")
     limit = slurm("SLURM_MEM_PER_NODE") or per_cpu
-    return min([*rooms, limit << 20] if limit else rooms)
+    return min([*free, limit << 20] if limit else free)
 
 
-def _rooms_of_groups(mount: Path, path: str) -> list[int]:
-    """Return what is left in a control group and those above it, of version 1 or 2."""
-    rooms = []
+def _free_in_groups(mount: Path, path: str) -> list[int]:
+    """Return the bytes that are free in a control group and each one above it, of version 1 or 2."""
+    free = []
     for group in [mount / path, *(mount / path).parents]:
         if mount not in [group, *group.parents]:
             break
@@ -49,8 +49,8 @@ def _rooms_of_groups(mount: Path, path: str) -> list[int]:
             text = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
             if text != "max":
                 used = int((group / usage).read_text()) - _file_cache(group / "memory.stat")
-                rooms.append(max(0, int(text) - used))
-    return rooms
+                free.append(max(0, int(text) - used))
+    return free
 
 
 def _file_cache(stat: Path) -> int:
@@ -61,6 +61,6 @@ def _file_cache(stat: Path) -> int:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Return the name and number at the start of every line."""
+    """Return {name: number} for the lines that begin with both."""
     fields = [line.split() for line in path.read_text().splitlines()]
     return {name: int(number) for name, number, *_ in fields if number.isdigit()}

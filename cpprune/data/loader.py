@@ -1,6 +1,6 @@
-"""Batches for this rank: order → reader → tensors.
+"""Global batches of training clips: data order → reader → tensors of this rank.
 
-Which clips a global batch holds is `shards.order` and nothing else; here they are read.
+`shards.order` alone decides which clips a global batch holds; this module reads them.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
 from cpprune.data.config import DataConfig
-from cpprune.data.memory import Resident, load_resident, torch_dtype
-from cpprune.data.prefetch import Feed, Fetch
-from cpprune.models.example import example_input
+from cpprune.data.memory import (
+    InMemoryClips,
+    load_into_memory,
+    torch_dtype,
+)
+from cpprune.data.prefetch import Fetch, Positions, Prefetcher
 from shards.errors import InputError
 from shards.files.atomic import writing
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
 
 if TYPE_CHECKING:
-    from cpprune.models.artifact import Model
     from shards.reader import Dataset, Split
 
 
@@ -35,90 +39,26 @@ class Batch:
     """A global batch, of which this rank holds the clips `start` to `stop`.
 
     Attributes:
-        number: position in the epoch.
-        ids: rows of the index, of the whole global batch [B].
+        number: position in the epoch, from 0.
+        ids: rows of the index of the whole global batch, [B].
         start: first clip of this rank.
         stop: one past its last.
-        clips: this rank's clips, [stop − start, …], int16 waveforms or uint8 images; on a GPU if they
-            were brought there ahead of the step.
+        clips: clips of this rank, [stop − start, …], int16 waveforms or uint8 images; on the GPU if they
+            were prefetched.
     """
 
     number: int
-    ids: NDArray[np.int64]
+    ids: Positions
     start: int
     stop: int
     clips: Tensor
 
 
-def open_checked(
-    path: str, model: Model, cache: str | None = None, cache_bytes: int = 0
-) -> Dataset:
-    """Open a dataset and check that it fits the model; see `shards.open_dataset`.
+def training_positions(split: Split, fraction: float) -> Positions:
+    """Return the positions within the training split that are trained on.
 
-    Raises:
-        InputError: no such dataset, or its rate, shape or classes are not the model's.
-    """
-    import shards
-
-    dataset = shards.open_dataset(path, cache, cache_bytes)
-    check_fits(dataset, model)
-    return dataset
-
-
-def check_fits(dataset: Dataset, model: Model) -> None:
-    """Raise InputError, naming what differs, unless the dataset's clips fit the model."""
-    path = dataset.path
-    if dataset.kind == "image" and model.sample_rate is not None:
-        raise InputError(
-            f"{path}: holds images of shape {list(dataset.shape)}, but the model's front end wants "
-            f"audio at {model.sample_rate} Hz; for images set features.preset=image"
-        )
-    if dataset.kind == "audio" and model.sample_rate is None:
-        raise InputError(
-            f"{path}: holds audio, but the model takes images of shape {list(model.clip_shape)}; "
-            "for audio set features.preset to cpjku22_256, passt_128, dcase24 or cpjku23"
-        )
-    if dataset.sample_rate != model.sample_rate:
-        raise InputError(
-            f"{path}: sample rate {dataset.sample_rate} Hz, but the model's is {model.sample_rate} "
-            f"Hz; build the dataset with --sample-rate {model.sample_rate}"
-        )
-    if tuple(dataset.shape) != tuple(model.clip_shape):
-        raise InputError(
-            f"{path}: clips have shape {list(dataset.shape)}, but the model was made for "
-            f"{list(model.clip_shape)}; build the dataset with clips of the same length"
-        )
-    spec = model.features.spec
-    if spec is not None and dataset.shape[0] < model.features.min_samples:
-        raise InputError(
-            f"{path}: clips of {dataset.shape[0]} samples are too short for features.n_fft"
-            f"={spec.n_fft}; build the dataset with longer clips (--seconds)"
-        )
-    if tuple(dataset.classes) != model.classes:
-        odd = sorted(set(dataset.classes) ^ set(model.classes)) or ["their order"]
-        raise InputError(
-            f"{path}: has other classes than the model (differing: {', '.join(odd[:5])}"
-            f"{' …' if len(odd) > 5 else ''}); evaluate it with a model trained on these classes"
-        )
-    try:
-        with torch.no_grad():
-            example = example_input(model.network, model.input_shape)
-            was_training = model.network.training
-            model.network.eval()(example)
-            model.network.train(was_training)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{path}: its clips give the network an input of shape {list(model.input_shape)}, which it "
-            f"cannot take ({reason}); build the dataset with longer clips (--seconds)"
-        ) from None
-
-
-def training_positions(split: Split, fraction: float) -> NDArray[np.int64]:
-    """Return the positions within the split that are trained on.
-
-    Whole recordings are taken, in an order that does not depend on the fraction, until this part of
-    the clips is reached.
+    Whole recordings are taken, in an order that does not depend on the fraction, until they hold this
+    fraction of the clips.
     """
     if fraction == 1:
         return np.arange(len(split), dtype=np.int64)
@@ -129,21 +69,24 @@ def training_positions(split: Split, fraction: float) -> NDArray[np.int64]:
     return np.flatnonzero(clips_before[place[which]] < fraction * len(split))
 
 
-class TrainingBatches:
-    """The training split in global batches, epoch by epoch.
+class TrainingLoader:
+    """Iterates over the training split in global batches, epoch by epoch.
+
+    Nothing is read before the first epoch begins.
 
     Args:
         dataset: an open dataset.
         config: see `DataConfig`.
-        batch_size: B, the global batch size.
-        seed: of the order.
-        rank: this process's number.
-        world: how many processes there are.
-        device: what they are trained on.
-        ids_file: where to record the ids of this rank's batches, or None.
-        alive: called now and then while clips are brought into memory.
+        batch_size: global batch size B.
+        seed: seed of the data order.
+        rank: rank of this process.
+        world: number of processes.
+        device: device that this rank trains on.
+        ids_file: file to which the ids of this rank's batches are appended, or None.
+        alive: called now and then while clips are loaded into memory.
     """
 
+    # More parameters than is usual: each is a fact of its own, and tests set most of them.
     def __init__(
         self,
         dataset: Dataset,
@@ -158,19 +101,11 @@ class TrainingBatches:
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         split = dataset.split("train")
-        positions = training_positions(split, config.train_fraction)
-        self.dataset = dataset
-        self.rows = split.ids[positions]
+        self.dataset, self.config = dataset, config
+        self.rows = split.ids[training_positions(split, config.train_fraction)]
         self.batch_size, self.seed = batch_size, seed
-        self.rank, self.world = rank, world
-        self.ids_file = ids_file
-        self.config, self.device, self.alive = config, device, alive
-        self.resident: Resident | None = None
-        self._validation: Fetch | None = None
-        self._to_validate = dataset.split("val").ids
-        self._feed: Feed | None = None
-        self._loader: Any = None
-        self._loaded = False
+        self.rank, self.world, self.device = rank, world, device
+        self.ids_file, self.alive = ids_file, alive
 
     def __len__(self) -> int:
         return num_batches(len(self.rows), self.batch_size)
@@ -180,103 +115,102 @@ class TrainingBatches:
         """Number of clips in an epoch."""
         return len(self.rows)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the global batches of an epoch from number `first` on; every rank has to call it.
+    @cached_property
+    def in_memory(self) -> InMemoryClips | None:
+        """The training clips in memory, or None if they are not kept there.
 
-        What they hold is fetched ahead where it is remote, and after it the validation split.
+        The first access loads them and is a collective operation.
+        """
+        return self._load(self.rows)
+
+    @cached_property
+    def validation_in_memory(self) -> InMemoryClips | None:
+        """The validation clips, kept as the training clips are; see `in_memory`."""
+        return self._load(self.dataset.split("val").ids)
+
+    def _load(self, rows: Positions) -> InMemoryClips | None:
+        return load_into_memory(self.dataset, rows, self.config.in_memory, self.device, self.alive)
+
+    def validation(self) -> Fetch:
+        """Return a function that fetches validation clips by their position in the split.
+
+        A collective operation when it is called first.
 
         Raises:
-            InputError: clips cannot be read, or not be kept where they should.
+            InputError: clips cannot be read, or there is no room for them where they should be kept.
         """
-        if not self._loaded:
-            self._load()
+        if self.validation_in_memory is not None:
+            return self.validation_in_memory.fetch
+        split = self.dataset.split("val")
+        return lambda positions: torch.from_numpy(split.fetch(positions))
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the global batches of an epoch from number `first` on. A collective operation.
+
+        Shards of a remote dataset are downloaded ahead: the epoch's, then the validation split's.
+
+        Raises:
+            InputError: clips cannot be read, or there is no room for them where they should be kept.
+        """
         order = epoch_order(len(self.rows), self.seed, epoch)
-        if self.resident is None:
-            self._expect(self.rows[order[first * self.batch_size :]])
-        else:
-            self._expect(self.rows[:0])
-        plan: list[tuple[NDArray[np.int64], int, int]] = []
+        # Both are loaded before anything is trained: what does not fit is refused at once.
+        unread = [] if self.in_memory else [self.rows[order[first * self.batch_size :]]]
+        unread += [] if self.validation_in_memory else [self.dataset.split("val").ids]
+        self.dataset.prefetch(np.concatenate([self.rows[:0], *unread]))
+        batches = []
         for number in range(first, len(self)):
             positions = batch_ids(order, number, self.batch_size)
             own = rank_slice(np.arange(len(positions)), self.rank, self.world)
-            plan.append((positions, int(own[0]) if len(own) else 0, len(own)))
-        own_positions = [positions[start : start + n] for positions, start, n in plan]
-        for offset, clips in enumerate(self._fetch_all(own_positions)):
-            positions, start, n = plan[offset]
-            batch = Batch(first + offset, self.rows[positions], start, start + n, clips)
+            start = int(own[0]) if len(own) else 0
+            batches.append((number, positions, start, start + len(own)))
+        own_positions = [positions[start:stop] for _, positions, start, stop in batches]
+        clips_of_batches = self._read_batches(own_positions)
+        for (number, positions, start, stop), clips in zip(batches, clips_of_batches, strict=True):
+            batch = Batch(number, self.rows[positions], start, stop, clips)
             self._record(epoch, batch)
             yield batch
 
-    def validation(self) -> Fetch:
-        """Return what fetches clips of the validation split, by their position in it.
-
-        They are kept as the training clips are. Every rank has to call it.
-
-        Raises:
-            InputError: clips cannot be read, or not be kept where they should.
-        """
-        if self._validation is None:
-            split, where = self.dataset.split("val"), self.config.in_memory
-            kept = load_resident(self.dataset, split.ids, where, self.device, self.alive)
-            self._validation = kept.fetch if kept else lambda at: torch.from_numpy(split.fetch(at))
-            self._to_validate = self.rows[:0] if kept else split.ids
-        return self._validation
-
-    def _fetch_all(self, own: list[NDArray[np.int64]]) -> Iterator[Tensor]:
-        if self._feed is not None:
-            yield from self._feed.batches(own)
-        elif self._workers:
-            self._batches.plan = [self.rows[positions] for positions in own]
-            for found in self._loader:
-                if isinstance(found, Exception):
-                    raise found
-                yield found
+    def _read_batches(self, batches: list[Positions]) -> Iterator[Tensor]:
+        if self.config.workers and self.in_memory is None:
+            sampler, loader = self._workers
+            sampler.batches = [self.rows[positions] for positions in batches]
+            for clips in loader:
+                if isinstance(clips, Exception):
+                    raise clips
+                yield clips
+        elif self.device.type == "cuda":
+            yield from self._prefetcher.batches(batches)
         else:
-            for positions in own:
-                yield self._fetch(positions)
+            yield from map(self._fetch, batches)
 
-    def _fetch(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
-        if self.resident is not None:
-            return self.resident.fetch(positions, out)
+    def _fetch(self, positions: Positions, out: Tensor | None = None) -> Tensor:
+        if self.in_memory is not None:
+            return self.in_memory.fetch(positions, out)
         rows = self.rows[positions]
         return torch.from_numpy(self.dataset.fetch(rows, None if out is None else out.numpy()))
 
-    def _load(self) -> None:
-        where, device = self.config.in_memory, self.device
-        self.resident = load_resident(self.dataset, self.rows, where, device, self.alive)
-        self._workers = 0 if self.resident else self.config.workers
-        if device.type == "cuda" and not self._workers:
-            self._feed = self._make_feed()
-        self.validation()  # now: what does not fit is refused before anything was trained
-        self._loaded = True
-
-    def _make_feed(self) -> Feed:
+    @cached_property
+    def _prefetcher(self) -> Prefetcher:
         most = -(-self.batch_size // self.world)
-        if self.resident is not None and self.resident.clips.is_cuda:
-            gather = self.resident.gather
-            return Feed(self.device, (), torch.int64, most, _copy_positions, gather)
+        if self.in_memory is not None and self.in_memory.clips.is_cuda:
+            gather = self.in_memory.gather
+            return Prefetcher(self.device, (), torch.int64, most, _copy_positions, gather)
         dtype, shape = torch_dtype(self.dataset), self.dataset.shape
-        return Feed(self.device, shape, dtype, most, self._fetch)
+        return Prefetcher(self.device, shape, dtype, most, self._fetch)
 
-    @property
-    def _batches(self) -> _PlannedBatches:
-        if self._loader is None:
-            from torch.utils.data import DataLoader
-
-            self._loader = DataLoader(
-                _WholeBatches(self.dataset),
-                sampler=_PlannedBatches(),
-                batch_size=None,
-                num_workers=self._workers,
-                persistent_workers=True,
-                pin_memory=torch.cuda.is_available(),
-                multiprocessing_context="forkserver",
-            )
-        batches: _PlannedBatches = self._loader.sampler
-        return batches
-
-    def _expect(self, rows: NDArray[np.int64]) -> None:
-        self.dataset.prefetch(np.concatenate((rows, self._to_validate)))
+    @cached_property
+    def _workers(self) -> tuple[_PlannedBatches, DataLoader[Tensor | Exception]]:
+        sampler = _PlannedBatches()
+        loader = DataLoader(
+            _BatchReader(self.dataset),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.config.workers,
+            persistent_workers=True,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="forkserver",
+        )
+        return sampler, loader
 
     def _record(self, epoch: int, batch: Batch) -> None:
         if self.ids_file is None:
@@ -290,31 +224,31 @@ class TrainingBatches:
                 file.write(json.dumps(line) + "\n")
 
 
-def _copy_positions(positions: NDArray[np.int64], out: Tensor) -> None:
+def _copy_positions(positions: Positions, out: Tensor) -> None:
     out.copy_(torch.from_numpy(positions))
 
 
-class _WholeBatches(torch.utils.data.Dataset[Tensor | Exception]):
-    """What a worker does: read the batch that it is told to."""
+class _BatchReader(TorchDataset[Tensor | Exception]):
+    """Dataset whose items are whole batches, read by a worker process."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, ids: NDArray[np.int64]) -> Tensor | Exception:
+    def __getitem__(self, ids: Positions) -> Tensor | Exception:
         try:
             return torch.from_numpy(self.dataset.fetch(ids))
         except (InputError, OSError) as error:
-            return error  # what a loader raises again holds a worker's traceback as its message
+            return error  # if it were raised, DataLoader would put the worker's traceback into its text
 
 
-class _PlannedBatches(torch.utils.data.Sampler[NDArray[np.int64]]):
-    """The batches still to read, decided before the first is asked for."""
+class _PlannedBatches(Sampler[Positions]):
+    """Sampler that yields the batches of an epoch, which are set before it is iterated over."""
 
     def __init__(self) -> None:
-        self.plan: list[NDArray[np.int64]] = []
+        self.batches: list[Positions] = []
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        return iter(self.plan)
+    def __iter__(self) -> Iterator[Positions]:
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.batches)

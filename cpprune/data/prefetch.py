@@ -1,7 +1,7 @@
-"""Batches on the GPU before the step that needs them.
+"""Prefetching of batches to the GPU.
 
-While step k runs, batch k + 1 is copied to the GPU or gathered there, on a stream of its own, and a
-thread reads batch k + 2 into page-locked memory. The thread calls nothing of CUDA.
+While step k runs, batch k + 1 is copied to the GPU or gathered there, on a CUDA stream of its own, and a
+thread reads batch k + 2 into page-locked memory. The thread makes no CUDA calls.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Positions = NDArray[np.int64]
-Fetch = Callable[[Positions], Tensor]  # clips by their position
+Fetch = Callable[[Positions], Tensor]  # positions in a split → clips
 
 
-class Feed:
-    """Two page-locked buffers and a stream, for one kind of rows.
+class Prefetcher:
+    """Reads batches ahead through two page-locked buffers and a CUDA stream.
 
     Args:
         device: the GPU.
-        shape: of a row in the buffers.
-        dtype: of the rows.
-        rows: as many as a batch has at most.
-        read: writes what belongs to n positions into [n, *shape] on the host.
-        finish: makes the batch of what was read, on the GPU and on the feed's stream.
+        shape: shape of a row of the buffers.
+        dtype: dtype of the buffers.
+        rows: largest number of rows in a batch.
+        read: writes the rows [n, *shape] of n positions into its second argument, on the host.
+        finish: turns the rows, once on the GPU, into the batch; runs on the prefetcher's stream.
     """
 
     def __init__(
@@ -46,31 +46,31 @@ class Feed:
         self.ready = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def batches(self, wanted: Sequence[Positions]) -> Iterator[Tensor]:
-        """Yield the batch of each of these, in order, on the GPU.
+        """Yield the batch of each array of positions, in order, on the GPU.
 
-        What is yielded may be used on the stream that is current then.
+        A batch may be used on the stream that is current when it is yielded.
         """
-        # What is gathered from was written on this stream.
+        # Clips that `finish` gathers from were written on this stream.
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with ThreadPoolExecutor(1) as reader:
-            sent: Tensor | None = None
+            previous: Tensor | None = None
             reading = self._begin(reader, wanted, 0)
             for number in range(len(wanted)):
                 rows = reading.result()
                 upcoming = self._send(rows, number)
                 reading = self._begin(reader, wanted, number + 1)
-                if sent is not None:
-                    yield self._hand_over(sent, number - 1)
-                sent = upcoming
-            if sent is not None:
-                yield self._hand_over(sent, len(wanted) - 1)
+                if previous is not None:
+                    yield self._hand_over(previous, number - 1)
+                previous = upcoming
+            if previous is not None:
+                yield self._hand_over(previous, len(wanted) - 1)
 
     def _begin(
         self, reader: ThreadPoolExecutor, wanted: Sequence[Positions], number: int
     ) -> Future[Tensor]:
         if number >= len(wanted):
             return Future()
-        self.ready[number % 2].synchronize()  # the buffer's last rows are on the GPU
+        self.ready[number % 2].synchronize()  # the buffer's earlier rows have reached the GPU
         return reader.submit(self._read, wanted[number], number)
 
     def _read(self, positions: Positions, number: int) -> Tensor:
@@ -87,6 +87,6 @@ class Feed:
     def _hand_over(self, batch: Tensor, number: int) -> Tensor:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(self.ready[number % 2])
-        # Its memory is the other stream's: not to be used again before this one has read it.
+        # The memory belongs to the other stream, which must not reuse it before this one has read it.
         batch.record_stream(current)
         return batch

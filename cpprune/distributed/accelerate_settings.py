@@ -1,8 +1,7 @@
-"""What `accelerate launch` and its default configuration ask for: what is taken, refused and said.
+"""Settings of `accelerate launch`: refused, ignored with a note, or hidden from Accelerate.
 
-Accelerate reads its settings from the environment, where its launcher puts those of the user's default
-configuration. How a run trains is said by the run's own settings alone, so Accelerate is shown none of
-them but DeepSpeed's, and who asked for something else is told.
+The launcher passes them to Accelerate as environment variables. How a run trains is decided by the run's
+own settings alone: only DeepSpeed's are left for Accelerate to see, and a note names those that differ.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from shards.errors import InputError
 
 # Accelerate's words, from its `str_to_bool`.
 YES, NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0", "")
-PLAIN = "launch with launch/accelerate/multi_gpu.yaml or deepspeed_zero2.yaml"
+REMEDY = "launch with launch/accelerate/multi_gpu.yaml or deepspeed_zero2.yaml"
 REFUSED = {
-    "ACCELERATE_USE_FSDP": "FSDP spreads each weight over the processes, so channels cannot be cut",
+    "ACCELERATE_USE_FSDP": "FSDP shards each weight over the processes, so channels cannot be pruned",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for transformers",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "only data are spread over the processes",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "only data parallelism is supported",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's own process groups are not supported",
 }
-# What says the same in a run, and values that ask for nothing.
-OURS = {
+# Launcher's variable → the run's key that decides instead, and values that request nothing.
+OVERRIDDEN = {
     "ACCELERATE_MIXED_PRECISION": ("train.precision", ("no",)),
     "ACCELERATE_DYNAMO_BACKEND": ("train.compile", ("no",)),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("train.micro_batch_size", ("1", "auto")),
@@ -34,11 +33,11 @@ OURS = {
 }
 
 
-def flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a variable of the environment says yes.
+def read_flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether an environment variable is true; unset is false.
 
     Raises:
-        InputError: it says neither yes nor no.
+        InputError: it is neither true nor false.
     """
     text = environment.get(name, "").strip().lower()
     if text not in YES + NO:
@@ -46,35 +45,35 @@ def flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:
     return text in YES
 
 
-def refuse_what_cannot_be_had() -> None:
-    """Raise InputError where the environment asks for another kind of training than there is."""
+def check_supported() -> None:
+    """Raise InputError if the environment asks for a kind of training that is not supported."""
     for name, why in REFUSED.items():
-        if flag(name):
-            raise InputError(f"{name}: {why}: {PLAIN}, or unset it")
-    if flag("ACCELERATE_USE_CPU") and torch.cuda.is_available():
+        if read_flag(name):
+            raise InputError(f"{name}: {why}: {REMEDY}, or unset it")
+    if read_flag("ACCELERATE_USE_CPU") and torch.cuda.is_available():
         raise InputError(
             "ACCELERATE_USE_CPU asks for the CPU: set CUDA_VISIBLE_DEVICES='' for that, or unset it"
         )
 
 
-def not_taken(values: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> str:
-    """Return a line about settings of the launcher that the run does not follow; empty if none.
+def ignored_settings(values: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> str:
+    """Return a line that names the launcher's settings that the run ignores; empty if there are none.
 
     Args:
-        values: of the run's own settings, as text, by name.
-        environment: where the launcher puts its own.
+        values: the run's own settings, as text, by key.
+        environment: environment that the launcher has set.
     """
     others = []
-    for name, (ours, nothing) in OURS.items():
+    for name, (key, requests_nothing) in OVERRIDDEN.items():
         text = environment.get(name, "").strip()
-        if text and text.lower() not in (*nothing, values.get(ours)):
-            others.append(f"{name}={text} ({ours} decides)")
+        if text and text.lower() not in (*requests_nothing, values.get(key)):
+            others.append(f"{name}={text} ({key} decides)")
     return f"not taken from Accelerate's configuration: {', '.join(others)}" if others else ""
 
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """Hide its own settings from Accelerate, but DeepSpeed's, for the length of a block."""
+    """Hide the launcher's settings from Accelerate, except DeepSpeed's, for the length of a block."""
     names = [
         name
         for name in os.environ

@@ -1,4 +1,4 @@
-"""Collective operations: values shared and gathered over ranks, and networks compared."""
+"""Collective operations on JSON values and tensors; checks that all ranks hold the same network."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cpprune.models.fingerprint import fingerprint
 from shards.errors import InputError
 
 
-def share_json(value: Any, device: torch.device) -> Any:
-    """Return rank 0's value on every rank; what the others pass is not looked at."""
+def broadcast_json(value: Any, device: torch.device) -> Any:
+    """Return rank 0's value on every rank; the values of the other ranks are ignored."""
     if world_size() == 1:
         return value
     payload = json.dumps(value).encode() if rank() == 0 else b""
@@ -29,27 +29,27 @@ def share_json(value: Any, device: torch.device) -> Any:
     return json.loads(bytes(text.cpu().numpy()))
 
 
-def gather_json(value: Any, device: torch.device) -> list[Any]:
+def all_gather_json(value: Any, device: torch.device) -> list[Any]:
     """Return the values of all ranks in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    longest = int(largest(torch.tensor([len(payload)], device=device)).item())
+    longest = int(all_reduce_max(torch.tensor([len(payload)], device=device)).item())
     text = torch.full((1, longest), ord(" "), dtype=torch.uint8, device=device)
     text[0, : len(payload)] = payload.to(device)
-    return [json.loads(bytes(row)) for row in gather_rows(text, world_size()).cpu().numpy()]
+    return [json.loads(bytes(row)) for row in all_gather_rows(text, world_size()).cpu().numpy()]
 
 
-def on_rank_0(do: Callable[[], object], device: torch.device) -> None:
-    """Do something on rank 0 that may fail, such as writing a file, and let all ranks know.
+def run_on_rank_0(function: Callable[[], object], device: torch.device) -> None:
+    """Call a function that may fail, such as one that writes a file, on rank 0; all ranks see a failure.
 
     Raises:
-        InputError: on every rank, when it failed on rank 0.
+        InputError: on every rank, if it failed on rank 0.
     """
     message = None
     if rank() == 0:
         try:
-            do()
+            function()
         except OSError as error:
             message = (
                 f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}); make "
@@ -58,18 +58,21 @@ def on_rank_0(do: Callable[[], object], device: torch.device) -> None:
             )
         except InputError as error:
             message = str(error)
-    message = share_json(message, device)
+    message = broadcast_json(message, device)
     if message is not None:
         raise InputError(message)
 
 
-def gather_rows(rows: Tensor, total: int) -> Tensor:
+def all_gather_rows(rows: Tensor, total: int) -> Tensor:
     """Return the rows of all ranks in rank order, on every rank.
 
     Args:
-        rows: this rank's, [n, …]; ranks hold slices of `total` rows that differ by at most one in
+        rows: rows of this rank, [n, …]. Ranks hold slices of `total` rows that differ by at most one in
             length, as `shards.order.rank_slice` cuts them.
-        total: sum of all ranks' n.
+        total: sum of n over all ranks.
+
+    Returns:
+        [total, …].
     """
     world = world_size()
     if world == 1:
@@ -83,31 +86,31 @@ def gather_rows(rows: Tensor, total: int) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def largest(values: Tensor) -> Tensor:
-    """Return the elementwise maximum over all ranks."""
+def all_reduce_max(values: Tensor) -> Tensor:
+    """Replace a tensor by its elementwise maximum over all ranks, and return it."""
     if world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 
 @torch.no_grad()
-def share_buffers(network: nn.Module) -> None:
-    """Give every rank rank 0's buffers, such as BatchNorm's running statistics."""
+def broadcast_buffers(network: nn.Module) -> None:
+    """Copy rank 0's buffers, such as BatchNorm's running statistics, to every rank."""
     if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 
 
 def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> str:
-    """Raise InputError, naming the ranks, unless all hold this network with equal weights.
+    """Check that all ranks hold this network with equal weights, and return its fingerprint.
 
-    Returns:
-        The fingerprint that all ranks agree on.
+    Raises:
+        InputError: on every rank, naming the ranks whose network differs from rank 0's.
     """
     own = fingerprint(network)
     if world_size() > 1:
         row = torch.frombuffer(bytearray(bytes.fromhex(own)), dtype=torch.uint8).to(device)
-        prints = gather_rows(row.unsqueeze(0), world_size())
+        prints = all_gather_rows(row.unsqueeze(0), world_size())
         differing = [r for r in range(world_size()) if not torch.equal(prints[r], prints[0])]
         if differing:
             raise InputError(

@@ -1,6 +1,6 @@
-"""DeepSpeed ZeRO-1 and ZeRO-2: the optimizer's state is spread over the ranks, the weights are not.
+"""DeepSpeed with ZeRO-1 or ZeRO-2: optimizer state is sharded over the ranks, weights are not.
 
-ZeRO-3 and FSDP spread the weights too, so that no rank has a network to cut.
+ZeRO-3 and FSDP shard the weights too, so that no rank holds a network that could be pruned.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpprune.distributed.accelerate_settings import flag
+from cpprune.deps.deepspeed import allocate_state
+from cpprune.distributed.accelerate_settings import read_flag
 from shards.errors import InputError
 from shards.files.documents import read_json
 
-SWITCH = "ACCELERATE_USE_DEEPSPEED"
+SWITCH = "ACCELERATE_USE_DEEPSPEED"  # environment variable of the launcher
 
 
-def asked_for() -> bool:
+def is_requested() -> bool:
     """Whether the launcher asks for DeepSpeed."""
-    return flag(SWITCH)
+    return read_flag(SWITCH)
 
 
 def make_plugin(precision: str, clip_norm: float) -> Any:
     """Return Accelerate's DeepSpeedPlugin as the launcher's environment describes it.
 
     Args:
-        precision: of the run. Weights stay in float32; the network runs under autocast.
+        precision: precision of the run. Weights stay in float32; the network runs under autocast.
         clip_norm: largest norm of the gradient; 0 is off.
 
     Raises:
-        InputError: DeepSpeed is not installed, or a setting that pruning or this package cannot bear.
+        InputError: DeepSpeed is not installed, or a setting is not supported here.
     """
     if precision == "fp16":
         raise InputError("train.precision=fp16 is not for DeepSpeed: use bf16 or no")
@@ -66,14 +67,14 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
             "'cpprune[deepspeed]'"
         ) from None
     settings |= {
-        # The engine splits batches and says when gradients are due.
+        # The engine makes the micro-batches, and says which is the last.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
-    # Accelerate refuses its own file's settings beside a whole configuration: they are in it.
+    # Accelerate refuses its own fields beside a DeepSpeed configuration, which already includes them.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     try:
         return DeepSpeedPlugin(hf_ds_config=settings)
@@ -101,15 +102,10 @@ def _settings() -> dict[str, Any]:
     return settings
 
 
-def is_zero(optimizer: Any) -> bool:
-    """Whether this is DeepSpeed's optimizer around ours."""
-    return hasattr(optimizer, "single_partition_of_fp32_groups")
+def get_full_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """Return the whole state of a ZeRO optimizer as {"parameter/key": tensor}, on the host.
 
-
-def read_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """Return the optimizer's whole state as {"parameter/key": tensor}, on the host.
-
-    Every rank has to call it.
+    A collective operation.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -127,11 +123,16 @@ def read_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     return found
 
 
-def write_state(network: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state that `read_state` returned. Every rank has to call it."""
+def set_full_optimizer_state(
+    network: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give a ZeRO optimizer the state that `get_full_optimizer_state` returned.
+
+    A collective operation.
+    """
     from deepspeed.utils import safe_set_full_optimizer_state
 
-    _prime(optimizer)
+    allocate_state(optimizer)
     for full, value in tensors.items():
         name, key = full.rsplit("/", 1)
         if value.ndim:
@@ -139,22 +140,3 @@ def write_state(network: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor
         else:
             for state in optimizer.optimizer.state.values():
                 state[key] = value.clone()
-
-
-def _prime(optimizer: Any) -> None:
-    """Make the optimizer allocate its state, by a step of no length."""
-    inner = optimizer.optimizer
-    rates = [group["lr"] for group in inner.param_groups]
-    for group, partition in zip(
-        inner.param_groups, optimizer.single_partition_of_fp32_groups, strict=True
-    ):
-        group["lr"] = 0.0
-        partition.grad = torch.zeros_like(partition)
-    inner.step()
-    for group, partition, rate in zip(
-        inner.param_groups, optimizer.single_partition_of_fp32_groups, rates, strict=True
-    ):
-        group["lr"] = rate
-        partition.grad = None
-    # What DeepSpeed itself does after a first step: parameters learn where their state lies.
-    optimizer._lazy_init_hp_params_optimizer_state()

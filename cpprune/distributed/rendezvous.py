@@ -1,8 +1,9 @@
-"""How the processes of a run find one another, also when a launcher starts them anew.
+"""Rendezvous of the processes of a run, safe against restarts by an elastic launcher.
 
-torchrun and `accelerate launch` hand processes that they start again the store of those before them,
-in which the addresses of the dead still stand; gloo may read one, and wait for it until the timeout.
-So each start first agrees on a name that no other start has, and keeps its addresses under it.
+torchrun and `accelerate launch` give restarted processes the store of the processes before them, which
+still holds the addresses of those that have ended; gloo may read such an address and wait for it until
+the timeout. So the processes of each start first agree on a name that no other start has, and use it as
+the prefix of their addresses.
 """
 
 from __future__ import annotations
@@ -10,29 +11,27 @@ from __future__ import annotations
 import os
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+from cpprune.deps.torch import PrefixStore, Store, TCPStore
 
-PAUSE_SECONDS = 0.02
-_spare: Store | None = None
+POLL_SECONDS = 0.02
+_watchdog_store: Store | None = None
 
 
 def join(rank: int, world_size: int, timeout: timedelta) -> None:
     """Initialise torch's default process group from the environment: NCCL on GPUs, else gloo.
 
     Raises:
-        torch.distributed.DistError: not all processes came in time.
+        torch.distributed.DistError: not all processes joined in time.
     """
-    global _spare
+    global _watchdog_store
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
-    _spare = dist.TCPStore(  # type: ignore[attr-defined]
+    _watchdog_store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
@@ -41,37 +40,38 @@ def join(rank: int, world_size: int, timeout: timedelta) -> None:
     name = agree(store, rank, world_size, timeout)
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore(name, store),  # type: ignore[attr-defined]
+        store=PrefixStore(name, store),
         rank=rank,
         world_size=world_size,
         timeout=timeout,
     )
 
 
-def spare_store() -> Store | None:
-    """Return a second connection to the store, for when the process group's hangs; None of one process.
+def watchdog_store() -> Store | None:
+    """Return the watchdog's own connection to the store; None for a single process.
 
-    It is made with the first, because the process that holds the store may be gone soon after.
+    The process group's connection is of no use to it: a call that hangs there blocks all others. Both
+    are made together, because the process that holds the store may end soon after.
     """
-    return _spare
+    return _watchdog_store
 
 
 def leave() -> None:
     """Leave the process group, if there is one."""
-    global _spare
-    _spare = None
+    global _watchdog_store
+    _watchdog_store = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """Return a name that all processes of this start share, and none of an earlier one.
+    """Return a name that all processes of this start share, and no process of an earlier one.
 
-    Every other rank calls with a word of its own until rank 0 has answered just that word; rank 0 goes
-    on answering, whatever stood there before, until all have taken its name.
+    Each other rank writes a random call until rank 0 has answered exactly that call; rank 0 answers new
+    calls, whatever an earlier start has left, until every rank has acknowledged its name.
 
     Raises:
-        torch.distributed.DistStoreError: not all processes came in time.
+        torch.distributed.DistStoreError: not all processes joined in time.
     """
     own, end = uuid4().hex, time.monotonic() + timeout.total_seconds()
     answered: dict[int, str] = {}
@@ -101,4 +101,4 @@ def _read(store: Store, key: str) -> str:
 def _wait(end: float, what: str) -> None:
     if time.monotonic() > end:
         raise dist.DistStoreError(what)
-    time.sleep(PAUSE_SECONDS)
+    time.sleep(POLL_SECONDS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpprune.audio.frontend import FrontEnd
 from cpprune.data.prefetch import Fetch
-from cpprune.distributed.collectives import gather_rows
+from cpprune.distributed.collectives import all_gather_rows
 from cpprune.distributed.process_group import rank, world_size
 from cpprune.evaluation import metrics
 from shards.errors import InputError
@@ -61,7 +61,7 @@ def predict_split(
         parts.append(network(x.to(memory_format=torch.channels_last)).float())
     network.train(was_training)
     logits = torch.cat(parts) if parts else _no_rows(network, features, split, device)
-    return gather_rows(logits, len(split)).cpu().numpy()
+    return all_gather_rows(logits, len(split)).cpu().numpy()
 
 
 def _no_rows(network: nn.Module, features: FrontEnd, split: Split, device: torch.device) -> Tensor:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+
+from cpprune.deps.torch import AnyConv, AnyNorm
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -51,24 +51,27 @@ def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     """
     changed = False
     for prefix, module in network.named_modules():
-        own = [*module._parameters.items(), *module._buffers.items()]
+        own = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
         resized = False
         for key, tensor in own:
             name = f"{prefix}.{key}" if prefix else key
             shape = tensors[name].shape if name in tensors else None
-            if tensor is None or shape is None or shape == tensor.shape:
+            if shape is None or shape == tensor.shape:
                 continue
-            kernel = slice(2, None) if isinstance(module, _ConvNd) else slice(0, 0)
+            kernel = slice(2, None) if isinstance(module, AnyConv) else slice(0, 0)
             if len(shape) != tensor.ndim or shape[kernel] != tensor.shape[kernel]:
                 raise ValueError(
                     f"{name} has shape {list(shape)}, which is no narrower or wider "
                     f"{list(tensor.shape)}"
                 )
             new = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-            if key in module._parameters:
-                module._parameters[key] = nn.Parameter(new, tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter):
+                setattr(module, key, nn.Parameter(new, tensor.requires_grad))
             else:
-                module._buffers[key] = new
+                setattr(module, key, new)
             resized = True
         if resized:
             _update_attributes(module)
@@ -78,7 +81,7 @@ def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
 
 def _update_attributes(module: nn.Module) -> None:
     """Update a module's attributes, such as `in_channels`, to the shapes of its tensors."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, AnyConv):
         first, second = module.weight.shape[:2]
         if module.groups == module.in_channels == module.out_channels > 1:
             module.groups = first  # depthwise: a group is a channel
@@ -96,6 +99,6 @@ def _update_attributes(module: nn.Module) -> None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = len(module.weight)
-    elif isinstance(module, _NormBase):
+    elif isinstance(module, AnyNorm):
         statistics = module.weight if module.running_mean is None else module.running_mean
         module.num_features = len(statistics)

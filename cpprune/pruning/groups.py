@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpprune.deps.torch import AnyConv
 from cpprune.models.resize import LAYERS, output_width
 from shards.errors import InputError
 
@@ -133,7 +134,7 @@ def _divisions(group: Any) -> list[int]:
     numbers = [1]
     for item in group:
         layer = item.dep.target.module
-        if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups < layer.out_channels:
+        if isinstance(layer, AnyConv) and layer.groups < layer.out_channels:
             numbers.append(layer.groups)
         elif isinstance(layer, nn.GroupNorm):
             numbers.append(layer.num_groups)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cpprune.distributed.collectives import check_ranks_equal, share_json
+from cpprune.distributed.collectives import broadcast_json, check_ranks_equal
 from cpprune.distributed.process_group import rank
 from cpprune.models.artifact import Model
 from cpprune.pruning.config import PruneConfig
@@ -143,7 +143,7 @@ def prune_on_all_ranks(
             message = {"plan": make().to_json()}
         except InputError as error:
             message = {"error": str(error)}
-    message = share_json(message, device)
+    message = broadcast_json(message, device)
     if "error" in message:
         raise InputError(str(message["error"]))
     plan = Plan.from_json(message["plan"])

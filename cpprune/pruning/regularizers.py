@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cpprune.deps.torch import AnyBatchNorm
 from cpprune.models.example import example_input
 from cpprune.pruning.groups import ChannelGroup, Graph, dependency_graph
 from cpprune.pruning.prunable import prunable_groups
@@ -64,7 +65,7 @@ class Penalty:
         norms = {
             f"{name}.weight"
             for name, module in network.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if isinstance(module, AnyBatchNorm)
         }
         own = {s.parameter for _, slices in self.slices for s in slices}
         self.scales = [name for name in self.parameters if name in norms & own]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpprune.data.loader import open_checked
+from cpprune.data.compatibility import open_for_model
+from cpprune.distributed.device import default_device
 from cpprune.evaluation.metrics import Floats
 from cpprune.evaluation.predict import evaluate_model
 from cpprune.models.artifact import Model
@@ -72,12 +73,12 @@ def evaluate_run(run: Run, path: str | None, split: str, mistakes: int) -> Evalu
     place = path or str(run.settings.get("data.path"))
     cache = run.settings.get("data.cache"), run.settings.get("data.cache_bytes") or 0
     try:
-        dataset = open_checked(place, run.model, *cache)
+        dataset = open_for_model(place, run.model, *cache)
         part = dataset.split(split)
     except InputError as error:
         return f"The model was not evaluated, since the data cannot be reached: {error}."
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         metrics, log_prob = evaluate_model(run.model.to(device), part, device)
         shown = find_mistakes(run.model.cpu(), part, log_prob, mistakes)
     except InputError as error:

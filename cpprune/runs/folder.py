@@ -17,7 +17,10 @@ from torch import Tensor
 import cpprune
 from cpprune.config import RunConfig
 from cpprune.distributed import process_group
-from cpprune.distributed.collectives import on_rank_0, share_json
+from cpprune.distributed.collectives import (
+    broadcast_json,
+    run_on_rank_0,
+)
 from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models import artifact
 from cpprune.models.fingerprint import fingerprint
@@ -122,11 +125,11 @@ class RunFolder:
         """Write result.json from the best model; return what it holds, on every rank."""
         written: list[dict[str, Any]] = []
         self._on_rank_0(lambda: written.append(write_result(self.path)))
-        result: dict[str, Any] = share_json(written[:1], self._device)[0]
+        result: dict[str, Any] = broadcast_json(written[:1], self._device)[0]
         return result
 
     def _on_rank_0(self, do: Callable[[], object]) -> None:
-        on_rank_0(do, self._device)
+        run_on_rank_0(do, self._device)
 
 
 def provenance(

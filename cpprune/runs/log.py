@@ -35,7 +35,7 @@ class RunLog:
 
     def track(self, kind: str) -> None:
         """Start the tracker unless it has already received the whole run."""
-        if kind != "none" and not tracking.read_state(self.folder).get("finished"):
+        if kind != "none" and not tracking.read_state(self.folder).finished:
             self.file.touch()
             self.tracker = tracking.Tracking(self.folder, self.say, tracking.SECONDS_AT_END)
 
@@ -45,7 +45,7 @@ class RunLog:
             with self.file.open("a") as file:
                 file.write(to_json(record) + "\n")
             if self.tracker is not None:
-                self.tracker.look()
+                self.tracker.check()
 
     def size(self) -> int:
         """Return the size of metrics.jsonl in bytes."""

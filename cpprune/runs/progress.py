@@ -167,7 +167,7 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
         result: what result.json holds.
         model: of the final size, on the device that it was trained on.
     """
-    val, tracked = result["val"], read_state(Path(config.run)).get("look")
+    val, tracked = result["val"], read_state(Path(config.run)).look
     module = model.family.partition(":")[0] if is_factory(model.family) else ""
     trusted = f" --trust {quote(module)}" if module else ""
     look = [f"{config.run}/metrics.jsonl", *([tracked] if tracked else [])]

@@ -1,7 +1,7 @@
-"""Telling wandb or TensorBoard of a run, from a process of its own.
+"""Experiment tracking with wandb or TensorBoard, from a process of its own.
 
-`cpprune.runs.trackers` follows what the run writes into its folder. So a tracker that fails, hangs or
-loses its network neither stops nor slows the run.
+The process, `cpprune.runs.trackers`, follows what the run writes into its folder. So a tracker that
+fails, hangs or loses its network neither stops nor slows the run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from shards import launcher
 from shards.errors import InputError
-from shards.files.documents import read_json
+from shards.files.atomic import replace_file
+from shards.files.documents import read_json, to_json
 
 # kind → packages that it needs
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -28,15 +29,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 # How long a run waits for its tracker at its end.
 SECONDS_AT_END = 30.0
 
-# Of the run folder: how far its tracker has come, and what it printed.
+# Files of the run folder: the tracker's state, and what its process prints.
 STATE, LOG = "tracking.json", "tracking.log"
 
-# What makes a process one of several. The tracker's is alone.
+# Variables that make a process one of several, which the tracker's process is not.
 RANK_VARIABLES = (*launcher.PREFIXES, "ACCELERATE_")
 
 
 def require(kind: str) -> None:
-    """Raise InputError unless what a tracker needs is installed."""
+    """Raise InputError unless the packages of a tracker are installed."""
     for package in PACKAGES[kind]:
         if find_spec(package) is None:
             raise InputError(
@@ -44,31 +45,55 @@ def require(kind: str) -> None:
             )
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Return how far the tracker of a run has come; empty where there was none.
+@dataclass
+class TrackingState:
+    """How far the tracker of a run has come: tracking.json.
 
-    Returns:
-        `kind`; `told`, the lines of metrics.jsonl that it knows; `id` of the run; `look`, what a person
-        does to see it, and `rest`, to send what is not sent; `problem`, one line; `finished`, whether
-        all is told.
+    Attributes:
+        kind: wandb or tensorboard; empty if the run has no tracker.
+        told: number of lines of metrics.jsonl that were logged.
+        id: id of the run at the tracker.
+        look: URL or command that shows the run.
+        rest: command that sends what has not been sent.
+        problem: what went wrong, in one line; None if nothing did.
+        finished: whether all of the run was logged.
+        pid: the tracker's process.
     """
+
+    kind: str = ""
+    told: int = 0
+    id: str | None = None
+    look: str | None = None
+    rest: str = "begin the same command again"
+    problem: str | None = None
+    finished: bool = False
+    pid: int | None = None
+
+
+def read_state(folder: Path) -> TrackingState:
+    """Return the state of a run's tracker; an empty one if the run has none."""
     try:
-        return read_json(folder / STATE, dict[str, Any], nan=True)
+        return read_json(folder / STATE, TrackingState, nan=True)
     except InputError:
-        return {}
+        return TrackingState()
+
+
+def write_state(folder: Path, state: TrackingState) -> None:
+    """Replace the state of a run's tracker."""
+    replace_file(folder / STATE, folder, (to_json(asdict(state)) + "\n").encode())
 
 
 class Tracking:
-    """The tracker's process, as the run sees it.
+    """The tracker's process, seen from the run.
 
     Args:
-        folder: of the run.
-        say: tells people, in one line, of what went wrong with it; called once at most.
-        seconds: to wait for it at the end.
+        folder: folder of the run.
+        warn: is given one line about what went wrong with the tracker; called once at most.
+        seconds: how long to wait for the tracker at the end of the run.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None], seconds: float) -> None:
-        self.folder, self.say, self.seconds = folder, say, seconds
+    def __init__(self, folder: Path, warn: Callable[[str], None], seconds: float) -> None:
+        self.folder, self.warn, self.seconds = folder, warn, seconds
         self.warned = False
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)
@@ -81,21 +106,21 @@ class Tracking:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the run
+                start_new_session=True,  # Ctrl-C is meant for the run
             )
 
-    def look(self) -> None:
-        """Say so, if something went wrong with the tracker; takes no time."""
+    def check(self) -> None:
+        """Warn if something went wrong with the tracker; does not wait."""
         status = self.process.poll()
         state = read_state(self.folder)
-        problem = state.get("problem") if state.get("pid") == self.process.pid else None
+        problem = state.problem if state.pid == self.process.pid else None
         if status and not problem:
             problem = f"it ended with exit status {status}; see {self.folder / LOG}"
         if problem:
             self._warn(problem)
 
     def close(self, ok: bool) -> None:
-        """Let the tracker tell what is left, for `seconds` at most.
+        """Let the tracker log and send what is left, for `seconds` at most.
 
         Args:
             ok: whether the run ended as it should.
@@ -105,19 +130,19 @@ class Tracking:
             self.process.stdin.write(b"ok\n" if ok else b"failed\n")
             self.process.stdin.close()
         except BrokenPipeError:
-            pass  # it is gone already; `look` says so
+            pass  # it has ended already; `check` says so
         try:
             self.process.wait(self.seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            rest = read_state(self.folder).get("rest", "begin the same command again")
             self._warn(
-                f"it was not done {self.seconds:.0f} s after the end of the run (for the rest: {rest})"
+                f"it was not done {self.seconds:.0f} s after the end of the run (for the rest: "
+                f"{read_state(self.folder).rest})"
             )
-        self.look()
+        self.check()
 
     def _warn(self, problem: str) -> None:
         if not self.warned:
             self.warned = True
-            self.say(f"tracking: {problem}; the run does not depend on it")
+            self.warn(f"tracking: {problem}; the run does not depend on it")

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cpprune.deps.optuna import live_trial
 from cpprune.sweeps.definition import EarlyTermination, Sweep, grid_cell
 from shards.credentials import recorded
 from shards.errors import InputError
@@ -181,7 +182,7 @@ class SharedStudy:
         Args:
             limit: number of trials in all.
         """
-        from optuna.trial import Trial, TrialState
+        from optuna.trial import TrialState
 
         with self.transaction(), self._replayed():
             trials = self.study.get_trials(deepcopy=False)
@@ -191,7 +192,7 @@ class SharedStudy:
                 files = self._hold(frozen.number)
                 if files is not None:
                     self.study.sampler = self._sampler(frozen.number)
-                    return self._claim(Trial(self.study, frozen._trial_id), files, resumed=True)
+                    return self._claim(live_trial(self.study, frozen), files, resumed=True)
             # A trial that was enqueued by a process that was then killed comes first.
             queued = [t.number for t in trials if t.state == TrialState.WAITING]
             number = queued[0] if queued else len(trials)
@@ -272,12 +273,10 @@ class SharedStudy:
 
     def retry(self) -> None:
         """Let all failed trials be claimed again."""
-        from optuna.trial import Trial
-
         with self.transaction():
             for frozen in self.study.get_trials(deepcopy=False):
                 if frozen.user_attrs.get(ERROR):
-                    Trial(self.study, frozen._trial_id).set_user_attr(ERROR, None)
+                    live_trial(self.study, frozen).set_user_attr(ERROR, None)
 
     def status(self) -> list[TrialStatus]:
         """Return the state of every trial whose parameters are all sampled."""

@@ -13,7 +13,7 @@ from cpprune.audio.config import IMAGE, PRESETS
 from cpprune.audio.dali import on_dali
 from cpprune.audio.frontend import build_features, spec_to_json
 from cpprune.config import RunConfig, flatten
-from cpprune.data.loader import check_fits
+from cpprune.data.compatibility import check_compatible
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.factory import is_factory
@@ -28,38 +28,38 @@ DIGIT = (1, 28, 28)
 TEN_CLASSES = tuple(str(k) for k in range(10))
 
 
-def start_model(config: RunConfig, dataset: Dataset, given: frozenset[str]) -> Model:
+def start_model(config: RunConfig, dataset: Dataset, explicit: frozenset[str]) -> Model:
     """Return the model that a run starts from: that of `init`, or a fresh one for this dataset.
 
     Raises:
-        InputError: a setting given by hand contradicts the model of `init`, or the network of
+        InputError: a setting that was set explicitly contradicts the model of `init`, or the network of
             `model.factory` does not fit this dataset.
     """
-    model = _start(config, given, dataset.classes, dataset.shape)
-    check_fits(dataset, model)
+    model = _start(config, explicit, dataset.classes, dataset.shape)
+    check_compatible(dataset, model)
     _check_own_network(model)
     if config.features.backend == "dali":
         model.features = on_dali(model.features)
     return model
 
 
-def planned_model(config: RunConfig, given: frozenset[str]) -> Model:
+def planned_model(config: RunConfig, explicit: frozenset[str]) -> Model:
     """Return the model of `init`, or of the configuration alone, without opening a dataset."""
     spec = config.features.spec()
     clip_shape = DIGIT if spec is None else (spec.sample_rate,)
-    model = _start(config, given, TEN_CLASSES, clip_shape)
+    model = _start(config, explicit, TEN_CLASSES, clip_shape)
     _check_own_network(model)
     return model
 
 
 def _start(
-    config: RunConfig, given: frozenset[str], classes: Sequence[str], clip_shape: Sequence[int]
+    config: RunConfig, explicit: frozenset[str], classes: Sequence[str], clip_shape: Sequence[int]
 ) -> Model:
     if config.model.factory is not None:
         trust_factory(config.model.factory)
     if config.init is not None:
         model = artifact.load(config.init)
-        _refuse_contradictions(config, config.init, model, given)
+        _refuse_contradictions(config, config.init, model, explicit)
         return model
     torch.manual_seed(config.seed)
     network_config = config.model.network_config()
@@ -93,7 +93,7 @@ def _check_own_network(model: Model) -> None:
 
 
 def _refuse_contradictions(
-    config: RunConfig, init: str, model: Model, given: frozenset[str]
+    config: RunConfig, init: str, model: Model, explicit: frozenset[str]
 ) -> None:
     spec = artifact.read_description(Path(init))["features"]
     wanted = flatten(
@@ -119,7 +119,7 @@ def _refuse_contradictions(
     own = IMAGE if spec is None else "its own"
     names = (name for name, preset in PRESETS.items() if spec_to_json(preset) == spec)
     carried["features.preset"] = next(names, own)
-    for key in sorted(given & set(wanted)):
+    for key in sorted(explicit & set(wanted)):
         if key in carried and wanted[key] != carried[key]:
             raise InputError(
                 f"{key}={wanted[key]} was given, but {init} was made with {carried[key]}: leave it "

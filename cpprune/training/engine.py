@@ -64,7 +64,7 @@ class Engine:
     def __init__(
         self, config: RunConfig, model: Model, accelerator: Accelerator, saved: Saved | None = None
     ) -> None:
-        if deepspeed.asked_for() and config.train.compile == "graph":
+        if deepspeed.is_requested() and config.train.compile == "graph":
             raise InputError(
                 "train.compile=graph: DeepSpeed's steps cannot be captured; set train.compile=auto, or "
                 "launch with launch/accelerate/multi_gpu.yaml"
@@ -74,7 +74,7 @@ class Engine:
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         # DeepSpeed lays weights out in its own way, and takes none that lie otherwise.
-        contiguous = deepspeed.asked_for()
+        contiguous = deepspeed.is_requested()
         self.layout = torch.contiguous_format if contiguous else torch.channels_last
         self.ema: Average | None = None
         self._captured: list[cuda_graph.Captured] = []
@@ -140,7 +140,7 @@ class Engine:
         clip_norm = self.config.train.clip_norm
         if clip_norm:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
-        if deepspeed.asked_for() or self.accelerator.scaler is not None:
+        if deepspeed.is_requested() or self.accelerator.scaler is not None:
             # A gradient scaler skips steps itself, also when only its scale was too large.
             skipped = ~torch.isfinite(loss_sum)
         else:
@@ -204,9 +204,9 @@ class Engine:
 
     def share_buffers(self) -> None:
         """Give every rank rank 0's running statistics."""
-        collectives.share_buffers(self.model.network)
+        collectives.broadcast_buffers(self.model.network)
         if self.ema is not None:
-            collectives.share_buffers(self.ema.network)
+            collectives.broadcast_buffers(self.ema.network)
 
     def tensors(self) -> Tensors:
         """Return what a checkpoint stores; every rank has to call it."""
@@ -244,7 +244,7 @@ class Engine:
         optimizer = build_optimizer(
             self.config.optim,
             parameters,
-            fused=not deepspeed.asked_for(),
+            fused=not deepspeed.is_requested(),
             capturable=self._recorder is not None,
         )
         self.close()

@@ -11,9 +11,9 @@ import torch
 
 import shards
 from cpprune.config import RunConfig
-from cpprune.data.loader import TrainingBatches
+from cpprune.data.loader import TrainingLoader
 from cpprune.distributed import collectives, process_group
-from cpprune.distributed.preemption import Stopping
+from cpprune.distributed.preemption import Preemption
 from cpprune.distributed.watchdog import Watchdog
 from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, Any]:
+def train(config: RunConfig, explicit: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Train as the configuration says, or resume the run in its folder.
 
     Args:
         config: the whole tree.
-        given: keys that were set explicitly, which must not contradict the model of `config.init`.
+        explicit: keys that were set explicitly, which must not contradict the model of `config.init`.
 
     Returns:
         The contents of `result.json`: the best validation metrics, parameters and MACs, and the folders.
@@ -58,14 +58,14 @@ def train(config: RunConfig, given: frozenset[str] = frozenset()) -> dict[str, A
     """
     precision, clip_norm = config.train.precision, config.train.clip_norm
     with process_group.joined(precision, clip_norm) as accelerator, ExitStack() as resources:
-        trainer = Trainer(config, given, accelerator, resources)
+        trainer = Trainer(config, explicit, accelerator, resources)
         for epoch in range(trainer.progress.epoch, config.train.epochs):
             trainer.prune_if_due(epoch)
             stopped_by = trainer.train_epoch(epoch)
             if not stopped_by:
                 trainer.validate(epoch)
             trainer.save()
-            stopped_by = stopped_by or trainer.stopping.asked(0)
+            stopped_by = stopped_by or trainer.stopping.stop_reason(0)
             if stopped_by and trainer.progress.epoch < config.train.epochs:
                 return trainer.stopped(stopped_by)
         return trainer.result()
@@ -76,7 +76,7 @@ class Trainer:
 
     Args:
         config: of the run.
-        given: keys that were set explicitly.
+        explicit: keys that were set explicitly.
         accelerator: from `process_group.joined`.
         resources: closes what the run holds, such as its folder.
 
@@ -88,7 +88,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        given: frozenset[str],
+        explicit: frozenset[str],
         accelerator: Accelerator,
         resources: ExitStack,
     ) -> None:
@@ -101,7 +101,7 @@ class Trainer:
         data = config.data
         self.dataset = shards.open_dataset(data.path, data.cache, data.cache_bytes)
         self.train, self.val = self.dataset.split("train"), self.dataset.split("val")
-        self.model = start_model(config, self.dataset, given)
+        self.model = start_model(config, self.dataset, explicit)
         self.identity = identity(config, self.dataset, self.model)
         if config.train.batch_size < self.world:
             raise InputError(
@@ -109,13 +109,13 @@ class Trainer:
                 f"processes, {self.world}"
             )
         limit = config.train.time_limit_minutes
-        self.stopping = resources.enter_context(Stopping(self.run.path, limit, self.device))
+        self.stopping = resources.enter_context(Preemption(self.run.path, limit, self.device))
         self.watchdog = resources.enter_context(Watchdog(0.9 * process_group.timeout_seconds()))
         resources.enter_context(self.run)
         saved = self.run.find_checkpoint(self.identity)
         accelerator.wait_for_everyone()  # before the folder changes
         self.run.open(saved)
-        collectives.on_rank_0(self.stopping.forget_file, self.device)
+        collectives.run_on_rank_0(self.stopping.remove_stop_file, self.device)
         widths = layer_widths(self.model.network)
         self.progress = saved.progress if saved else Progress(widths=widths, original_widths=widths)
         self.started = time.monotonic() - self.progress.seconds
@@ -125,7 +125,7 @@ class Trainer:
         self.pruner = Pruner(config.prune, self.model, self.train, config.seed, self.device)
         self.step.regularizer = self.pruner.regularizer(self.progress.events_done)
         self.skipped = SkippedSteps(self.dataset, self.run, config.train.max_skipped, self.device)
-        self.batches = TrainingBatches(
+        self.batches = TrainingLoader(
             self.dataset,
             data,
             config.train.batch_size,
@@ -219,7 +219,7 @@ class Trainer:
                 every = config.train.checkpoint_steps
                 if every and progress.step % every == 0:
                     self.save()
-                if why := self.stopping.asked(progress.step):
+                if why := self.stopping.stop_reason(progress.step):
                     return why
                 self.skipped.settle(progress, now=False)
         self.skipped.settle(progress)
@@ -311,5 +311,5 @@ class Trainer:
 
     def loss_sums(self) -> list[float]:
         """Return the sum of this epoch's losses so far, of each rank."""
-        sums: list[float] = collectives.gather_rows(self.loss_sum.view(1), self.world).tolist()
+        sums: list[float] = collectives.all_gather_rows(self.loss_sum.view(1), self.world).tolist()
         return sums

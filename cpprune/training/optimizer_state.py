@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cpprune.distributed import deepspeed as zero
+from cpprune.deps.deepspeed import is_zero_optimizer
+from cpprune.distributed import deepspeed
 
 
 def read_moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -19,8 +20,8 @@ def read_moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         network: unwrapped.
         optimizer: over the network's trainable parameters, in their order.
     """
-    if zero.is_zero(optimizer):
-        return zero.read_state(network, optimizer)
+    if is_zero_optimizer(optimizer):
+        return deepspeed.get_full_optimizer_state(network, optimizer)
     names = [name for name, p in network.named_parameters() if p.requires_grad]
     state = optimizer.state_dict()["state"]
     return {
@@ -41,8 +42,8 @@ def write_moments(
     """
     if not tensors:
         return
-    if zero.is_zero(optimizer):
-        zero.write_state(network, optimizer, tensors)
+    if is_zero_optimizer(optimizer):
+        deepspeed.set_full_optimizer_state(network, optimizer, tensors)
         return
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     numbers = {name: number for number, name in enumerate(trained)}

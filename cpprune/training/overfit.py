@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import shards
 from cpprune.config import RunConfig
+from cpprune.distributed.device import default_device
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.training.create_model import start_model
 
@@ -20,7 +21,7 @@ LR = 1e-2
 NEAR_ZERO = 0.05
 
 
-def overfit(config: RunConfig, given: frozenset[str]) -> int:
+def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
     """Overfit one small batch, without augmentation, and say how it went.
 
     One process, no workers, anomaly detection, the shapes of all layers once. Writes nothing.
@@ -29,9 +30,9 @@ def overfit(config: RunConfig, given: frozenset[str]) -> int:
         Exit status: 0 when the loss came near zero, 1 when it did not.
     """
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
-    model = start_model(config, dataset, given).to(device)
+    model = start_model(config, dataset, explicit).to(device)
     split = dataset.split("train")
     positions = np.linspace(0, len(split) - 1, min(CLIPS, len(split))).round().astype(np.int64)
     clips = torch.from_numpy(split.fetch(positions)).to(device)

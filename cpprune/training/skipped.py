@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.data.loader import Batch
-from cpprune.distributed import deepspeed as zero
-from cpprune.distributed.collectives import largest
+from cpprune.distributed import deepspeed
+from cpprune.distributed.collectives import all_reduce_max
 from cpprune.runs.checkpoint import Progress
 from cpprune.runs.divergence import REMEDY, DivergenceError
 from cpprune.runs.folder import RunFolder
@@ -55,7 +55,7 @@ class SkippedSteps:
         """
         if not self.recent or (not now and len(self.recent) < EVERY_STEPS):
             return
-        flags = largest(torch.stack([flag for *_, flag in self.recent]).int()).tolist()
+        flags = all_reduce_max(torch.stack([flag for *_, flag in self.recent]).int()).tolist()
         recent, self.recent = self.recent, []
         for (batch, ids, _), flag in zip(recent, flags, strict=True):
             if not flag:
@@ -70,7 +70,7 @@ class SkippedSteps:
                 f"epoch {progress.epoch + 1}, batch {batch + 1}: the gradient is not finite "
                 f"(clips {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})"
             )
-            if zero.asked_for() or progress.skipped > self.most:
+            if deepspeed.is_requested() or progress.skipped > self.most:
                 raise DivergenceError(
                     f"{what}; {progress.skipped} such step(s), train.max_skipped is {self.most}: look "
                     f"at these clips, {REMEDY}"

@@ -93,7 +93,7 @@ class TrainingStep:
             inputs["clips"],
             inputs,
             self.config.augment,
-            lambda own: collectives.gather_rows(own, total),
+            lambda own: collectives.all_gather_rows(own, total),
         )
         targets = _targets(inputs)
         loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)

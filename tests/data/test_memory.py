@@ -8,10 +8,10 @@ import torch
 from run_folder import assert_same_run, ids_of
 
 import shards
-from cpprune.data import memory as resident
+from cpprune.data import memory
 from cpprune.data.config import DataConfig
-from cpprune.data.loader import TrainingBatches
-from cpprune.data.memory import load_resident
+from cpprune.data.loader import TrainingLoader
+from cpprune.data.memory import load_into_memory
 from shards import InputError
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
@@ -47,7 +47,7 @@ def encoded(scenes_source, tmp_path_factory):
 def epochs(dataset, where, **settings):
     """Return (ids, clips) of every batch of two epochs."""
     config = DataConfig(in_memory=where, **settings)
-    source = TrainingBatches(dataset, config, 7, 3, rank=1, world=2, device=CPU)
+    source = TrainingLoader(dataset, config, 7, 3, rank=1, world=2, device=CPU)
     found = [(batch.ids, batch.clips) for epoch in (0, 3) for batch in source.epoch(epoch, 2)]
     return source, found
 
@@ -59,7 +59,7 @@ def test_batches_are_the_same(encoded, encoding, where, fraction):
     dataset = shards.open_dataset(encoded[encoding])
     _, plain = epochs(dataset, "off", train_fraction=fraction)
     source, found = epochs(dataset, where, train_fraction=fraction, workers=3)
-    assert source.resident is not None
+    assert source.in_memory is not None
     assert len(plain) == len(found) > 4
     for (ids, clips), (other_ids, other) in zip(plain, found, strict=True):
         assert (ids == other_ids).all()
@@ -68,10 +68,9 @@ def test_batches_are_the_same(encoded, encoding, where, fraction):
     dataset.close()
 
 
-def test_nothing_is_read_before_it_is_needed(dataset, monkeypatch):
-    monkeypatch.setattr(resident, "load_resident", None)
-    source = TrainingBatches(dataset, DataConfig(), 7, 3, rank=0, world=1, device=CPU)
-    assert source.resident is None
+def test_nothing_is_read_before_it_is_needed(dataset):
+    source = TrainingLoader(dataset, DataConfig(), 7, 3, rank=0, world=1, device=CPU)
+    assert "in_memory" not in vars(source)
     assert not dataset._checked.any()
 
 
@@ -85,31 +84,31 @@ def test_what_is_damaged_is_named(encoded, tmp_path):
     dataset = shards.open_dataset(copy)
     rows = dataset.split("train").ids
     with pytest.raises(InputError, match=r"train-000004.tar: sample .* is damaged"):
-        load_resident(dataset, rows, "host", CPU)
+        load_into_memory(dataset, rows, "host", CPU)
     dataset.close()
 
 
 @pytest.mark.parametrize(("free", "kept"), [(2.0, True), (1.99, False)])
 def test_auto_leaves_half_of_the_memory(dataset, monkeypatch, free, kept):
     rows = dataset.split("train").ids
-    monkeypatch.setattr(resident, "available_memory", lambda: int(free * 128 * 32_000 * 2))
-    assert (load_resident(dataset, rows, "auto", CPU) is not None) == kept
-    assert load_resident(dataset, rows, "host", CPU) is not None
+    monkeypatch.setattr(memory, "available_memory", lambda: int(free * 128 * 32_000 * 2))
+    assert (load_into_memory(dataset, rows, "auto", CPU) is not None) == kept
+    assert load_into_memory(dataset, rows, "host", CPU) is not None
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
 def test_too_many_clips_are_refused_by_name(dataset, monkeypatch, where):
     rows = dataset.split("train").ids
-    monkeypatch.setattr(resident, "available_memory", lambda: 128 * 32_000 * 2 - 1)
+    monkeypatch.setattr(memory, "available_memory", lambda: 128 * 32_000 * 2 - 1)
     with pytest.raises(InputError, match=r"data.in_memory=host: 0.0 GB of clips .*in_memory=auto"):
-        load_resident(dataset, rows, where, CPU)
+        load_into_memory(dataset, rows, where, CPU)
 
 
 def test_validation_clips_without_room_are_refused_before_anything_is_trained(
     cli, scenes, tmp_path, monkeypatch
 ):
     free = iter([10**9, 10])  # for 32 clips to train on, then for 22 to validate
-    monkeypatch.setattr(resident, "available_memory", lambda: next(free))
+    monkeypatch.setattr(memory, "available_memory", lambda: next(free))
     command = ["prune", *SETTINGS, "--data.path", scenes, "--run", tmp_path / "run"]
     outcome = cli(*command, "--data.in_memory", "host")
     assert outcome.status == 2
@@ -141,7 +140,7 @@ def test_a_run_ends_the_same_and_goes_on_in_another_mode(
         outcome = cli(*command, tmp_path / where, "--data.in_memory", where)
         assert outcome.status == 0
         assert "Loading" not in outcome.err, "so few are loaded at once"
-    monkeypatch.setattr(resident, "SHOWN_BYTES", 0)
+    monkeypatch.setattr(memory, "SHOWN_BYTES", 0)
     with stop_at(7):  # in the second epoch: 4 batches, validation, 2 batches
         more = ["--train.checkpoint_steps", 1]
         assert cli(*command, tmp_path / "changed", "--data.in_memory", "off", *more).status == 130
@@ -156,7 +155,7 @@ def test_a_run_ends_the_same_and_goes_on_in_another_mode(
 def test_threads_read_what_one_reads(encoded):
     dataset = shards.open_dataset(encoded["wav"])
     rows = dataset.split("train").ids[3::2]
-    loaded = load_resident(dataset, rows, "host", CPU)
+    loaded = load_into_memory(dataset, rows, "host", CPU)
     assert (loaded.clips.numpy() == dataset.fetch(rows)).all()
     places = np.array([5, 0, 5, len(rows) - 1])
     out = torch.empty((4, 32_000), dtype=torch.int16)

@@ -9,8 +9,8 @@ import torch
 
 import shards
 from cpprune.data.config import DataConfig
-from cpprune.data.loader import TrainingBatches
-from cpprune.data.prefetch import Feed
+from cpprune.data.loader import TrainingLoader
+from cpprune.data.prefetch import Prefetcher
 
 CPU = torch.device("cpu")
 
@@ -91,9 +91,9 @@ def wanted(*lengths):
 
 
 def test_each_batch_is_sent_ahead_and_waited_for(notes):
-    feed = Feed(CPU, (2,), torch.int16, 5, read, lambda rows: rows.clone())
+    prefetcher = Prefetcher(CPU, (2,), torch.int16, 5, read, lambda rows: rows.clone())
     parts = wanted(5, 5, 3, 5)
-    for number, batch in enumerate(feed.batches(parts)):
+    for number, batch in enumerate(prefetcher.batches(parts)):
         notes.lines.append(("step", number))
         assert torch.equal(batch, TABLE[torch.from_numpy(parts[number])])
     lines = notes.lines
@@ -112,26 +112,26 @@ def test_each_batch_is_sent_ahead_and_waited_for(notes):
 
 
 def test_an_epoch_that_is_left_leaves_nothing_behind(notes):
-    feed = Feed(CPU, (2,), torch.int16, 5, read, lambda rows: rows.clone())
+    prefetcher = Prefetcher(CPU, (2,), torch.int16, 5, read, lambda rows: rows.clone())
     threads = threading.active_count()
-    left = feed.batches(wanted(5, 5, 5, 5))
+    left = prefetcher.batches(wanted(5, 5, 5, 5))
     next(left)
     left.close()
     assert threading.active_count() == threads
     parts = wanted(4, 1)
-    found = list(feed.batches(parts))
+    found = list(prefetcher.batches(parts))
     assert [len(batch) for batch in found] == [4, 1]
     assert torch.equal(found[1], TABLE[torch.from_numpy(parts[1])])
-    assert list(feed.batches([])) == []
+    assert list(prefetcher.batches([])) == []
 
 
 def test_what_cannot_be_read_ends_the_epoch(notes):
     def fails(positions, out):
         raise shards.InputError("damaged")
 
-    feed = Feed(CPU, (2,), torch.int16, 5, fails)
+    prefetcher = Prefetcher(CPU, (2,), torch.int16, 5, fails)
     with pytest.raises(shards.InputError, match="damaged"):
-        list(feed.batches(wanted(5, 5)))
+        list(prefetcher.batches(wanted(5, 5)))
 
 
 @pytest.mark.gpu
@@ -139,7 +139,7 @@ def test_what_cannot_be_read_ends_the_epoch(notes):
 @pytest.mark.parametrize("where", ["off", "host", "device", "auto"])
 def test_a_gpu_gets_the_same_batches(scenes, where):
     dataset, device = shards.open_dataset(scenes), torch.device("cuda")
-    found = TrainingBatches(
+    found = TrainingLoader(
         dataset, DataConfig(in_memory=where), 9, 3, rank=1, world=2, device=device
     )
     for epoch in (0, 1):

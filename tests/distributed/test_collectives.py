@@ -21,14 +21,14 @@ SHAPE = (1, 64, 44)
 ADVICE = "a process does not compute as the others do; the last checkpoint is whole"
 
 
-# --- gather_rows, share_json --------------------------------------------------------------------------
+# --- all_gather_rows, broadcast_json ------------------------------------------------------------------
 
 
 def gathered(total):
     rank, world = dist.get_rank(), dist.get_world_size()
     whole = torch.arange(total * 2, dtype=torch.float32).view(total, 2)
     own = whole[total * rank // world : total * (rank + 1) // world]
-    return collectives.gather_rows(own, total).tolist()
+    return collectives.all_gather_rows(own, total).tolist()
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 8])
@@ -39,11 +39,11 @@ def test_gather_rows_on_every_rank_in_rank_order(ranks, total):
 
 def shared(value):
     own = value if dist.get_rank() == 0 else {"this is": dist.get_rank()}
-    return collectives.share_json(own, CPU)
+    return collectives.broadcast_json(own, CPU)
 
 
 @pytest.mark.parametrize("value", [None, {"keep": [1, 2], "name": "größer"}, "x" * 100_000, []])
-def test_share_json_is_what_rank_0_has(ranks, value):
+def test_broadcast_json_is_what_rank_0_has(ranks, value):
     assert ranks.call(shared, value) == [value] * ranks.world
 
 
@@ -51,11 +51,11 @@ def shared_buffers():
     norm = nn.BatchNorm2d(2)
     norm.running_mean.fill_(dist.get_rank() + 1)
     norm.weight.data.fill_(dist.get_rank() + 1)
-    collectives.share_buffers(norm)
+    collectives.broadcast_buffers(norm)
     return [norm.running_mean.tolist(), norm.weight.tolist()]
 
 
-def test_share_buffers_takes_those_of_rank_0_and_leaves_parameters(ranks):
+def test_broadcast_buffers_takes_those_of_rank_0_and_leaves_parameters(ranks):
     expected = [[[1, 1], [rank + 1, rank + 1]] for rank in range(ranks.world)]
     assert ranks.call(shared_buffers) == expected
 

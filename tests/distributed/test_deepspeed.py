@@ -15,7 +15,7 @@ import torch
 from marks import slow
 from run_folder import assert_same_run, epochs_of, events_of, tensors, weights_of
 
-from cpprune.distributed import deepspeed as zero
+from cpprune.distributed import deepspeed
 from shards.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -204,17 +204,17 @@ def test_other_stages_are_refused(asked, refused, scenes, tmp_path, stage):
 
 def test_fsdp_is_refused(refused, monkeypatch, scenes, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    names = ["FSDP spreads each weight over the processes"]
+    names = ["FSDP shards each weight over the processes"]
     refused("train", "--data.path", scenes, "--run", tmp_path / "run", names=names)
 
 
 def test_fp16_and_offloading_are_refused(asked):
     asked(ZERO_STAGE=1)
     with pytest.raises(InputError, match="fp16 is not for DeepSpeed: use bf16 or no"):
-        zero.make_plugin("fp16", 0)
+        deepspeed.make_plugin("fp16", 0)
     asked(OFFLOAD_OPTIMIZER_DEVICE="cpu")
     with pytest.raises(InputError, match="offloading is not supported"):
-        zero.make_plugin("no", 0)
+        deepspeed.make_plugin("no", 0)
 
 
 def test_a_path_that_torch_cannot_compile_from_is_refused(asked, monkeypatch):
@@ -222,7 +222,7 @@ def test_a_path_that_torch_cannot_compile_from_is_refused(asked, monkeypatch):
     monkeypatch.setattr(torch, "__file__", "/home/a user/torch/__init__.py")
     asked()
     with pytest.raises(InputError, match="no path with a space, such as /home/a user/torch"):
-        zero.make_plugin("no", 0)
+        deepspeed.make_plugin("no", 0)
 
 
 @pytest.mark.parametrize(
@@ -242,4 +242,4 @@ def test_a_wrong_configuration_file(asked, tmp_path, text, message):
         file.write_text(text)
     asked(CONFIG_FILE=file)
     with pytest.raises(InputError, match=message):
-        zero.make_plugin("no", 0)
+        deepspeed.make_plugin("no", 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_folder import assert_same_run
 
-from cpprune.distributed.accelerate_settings import OURS, REFUSED, flag, hidden
+from cpprune.distributed.accelerate_settings import OVERRIDDEN, REFUSED, hidden, read_flag
 from shards.errors import InputError
 from shards.launcher import MPI, NAMES, Launch, of_several, only, process_rank, read_launch
 
@@ -43,7 +43,7 @@ REFUSED_ENVIRONMENTS = [
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in (*NAMES, *OURS, *REFUSED, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
+    for name in (*NAMES, *OVERRIDDEN, *REFUSED, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -192,7 +192,7 @@ def test_the_run_alone_says_how_it_trains(cli, scenes, tiny, tmp_path, monkeypat
     assert done.status == 0, done.err
     (line,) = [line for line in done.err.splitlines() if "not taken" in line]
     for name, value in asked.items():
-        assert f"{name}={value} ({OURS[name][0]} decides)" in line
+        assert f"{name}={value} ({OVERRIDDEN[name][0]} decides)" in line
     assert_same_run(tmp_path / "plain", tmp_path / "run")
 
 
@@ -207,7 +207,7 @@ def test_what_spreads_the_network_is_refused(refused, scenes, tmp_path, monkeypa
 def test_flags(monkeypatch):
     for text, expected in (("true", True), ("True", True), ("1", True), ("no", False), ("", False)):
         monkeypatch.setenv("ACCELERATE_USE_CPU", text)
-        assert flag("ACCELERATE_USE_CPU") is expected
+        assert read_flag("ACCELERATE_USE_CPU") is expected
 
 
 def test_threads_that_accelerate_cannot_read(monkeypatch):

@@ -78,10 +78,10 @@ def test_a_second_interrupt_kills(tmp_path):
     program = """
 import os, signal, sys, torch
 from pathlib import Path
-from cpprune.distributed.preemption import Stopping
-with Stopping(Path(sys.argv[1]), 0, torch.device("cpu")) as stopping:
+from cpprune.distributed.preemption import Preemption
+with Preemption(Path(sys.argv[1]), 0, torch.device("cpu")) as preemption:
     os.kill(os.getpid(), signal.SIGINT)
-    print(stopping.asked(1), flush=True)
+    print(preemption.stop_reason(1), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("still here", flush=True)
 """

@@ -7,7 +7,7 @@ import torch
 from marks import slow
 from run_folder import tensors
 
-from cpprune.data.loader import open_checked
+from cpprune.data.compatibility import open_for_model
 from cpprune.models import artifact
 from cpprune.models.fingerprint import fingerprint
 from cpprune.models.resize import layer_widths
@@ -26,7 +26,7 @@ def plans(model_folder, dataset):
     found = {}
     for criterion in CRITERIA:
         model = artifact.load(model_folder)
-        train = open_checked(dataset, model).split("train")
+        train = open_for_model(dataset, model).split("train")
         config = PruneConfig(ratio=0.4, criterion=criterion, calibration_clips=13)
         saliency = measure_saliency(config, model, train, 7, CPU)
         network, shape = model.network, model.input_shape

@@ -20,7 +20,7 @@ SETTINGS = [
     *("--train.epochs", 2, "--optim.schedule", "constant", "--optim.lr", 1e-2),
 ]
 
-# What cpprune and Accelerate call of wandb; one call fails.
+# What cpprune calls of wandb; one call fails.
 FAKE = """
 import json, os, time, types, _thread
 
@@ -41,12 +41,12 @@ def call(name, **about):
 
 call("import")
 errors = types.SimpleNamespace(UsageError=ValueError)
-config = types.SimpleNamespace(update=lambda values, **_: call("config"))
 Settings = dict
 
 class Run:
     id, offline, url, summary = "abc", False, "http://fake/abc", {}
     settings = types.SimpleNamespace(sync_dir="there")
+    config = types.SimpleNamespace(update=lambda values, **_: call("config"))
     def define_metric(self, *_, **__): call("define")
     def log(self, values, step=None): call("log", step=step, values=values)
     def log_artifact(self, model): call("model")
@@ -156,7 +156,7 @@ def test_what_a_tracker_missed_it_is_told_later(
     told = [one for one in calls_in(tmp_path) if one["name"] == "log"]
     assert [one["step"] for one in told] == [4, 8, None, None]
     assert [*told[2]["values"], *told[3]["values"]] == ["val_per_class", "val_confusion"]
-    assert read_state(run)["finished"] is True
+    assert read_state(run).finished is True
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_server_that_does_not_answer(
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     assert f"{url} does not answer, so wandb is offline" in tracked(100)
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))) == 1
-    assert read_state(tmp_path / "run")["told"] == 2
+    assert read_state(tmp_path / "run").told == 2
 
 
 @pytest.fixture
@@ -223,13 +223,13 @@ def test_a_run_that_is_stopped_on_the_page_of_a_sweep(
     assert told == [first, (8, {"epoch": 1, "step": 8, "lr": 0.1, "best": True})]
     assert calls[-1] == {"name": "finish", "exit_code": 0}
     state = read_state(folder)
-    assert (state["told"], state["look"], state["finished"]) == (2, "http://fake/abc", False)
+    assert (state.told, state.look, state.finished) == (2, "http://fake/abc", False)
 
 
 def test_a_line_that_is_half_written_is_told_when_it_is_whole(tmp_path: Path) -> None:
     import threading
 
-    from cpprune.runs.trackers import follow
+    from cpprune.runs.trackers.follow import follow
 
     path, over = tmp_path / "metrics.jsonl", threading.Event()
     path.write_text('{"a": 1}\n{"a"')

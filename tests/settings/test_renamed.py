@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
-from cpprune.report.runs import read_run
 
 import cpprune
 from cpprune.audio.config import IMAGE, PRESETS, FeaturesConfig
 from cpprune.config import all_keys, build_parser, key_types, parse
+from cpprune.report.run_folder import read_run
 from cpprune.settings import renamed
 from cpprune.settings.choices import choices_of
 

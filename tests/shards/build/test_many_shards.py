@@ -26,13 +26,13 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from shards import open_dataset
 import torch
 from cpprune.data.config import DataConfig
-from cpprune.data.loader import TrainingBatches
+from cpprune.data.loader import TrainingLoader
 
 dataset = open_dataset(sys.argv[1])
 ids = np.random.default_rng(0).permutation(len(dataset))[:4096]
 for _ in range(2):
     print(hashlib.sha256(dataset.fetch(ids).tobytes()).hexdigest())
-batches = TrainingBatches(
+batches = TrainingLoader(
     dataset, DataConfig(workers=1, in_memory="off"), 4096, 0, rank=0, world=1, device=torch.device("cpu")
 )
 for batch in batches.epoch(0):

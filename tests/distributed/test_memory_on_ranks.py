@@ -10,8 +10,8 @@ import torch
 from run_folder import assert_same_run, ids_of
 
 import shards
-from cpprune.data.memory import load_resident
-from cpprune.distributed.collectives import gather_json
+from cpprune.data.memory import load_into_memory
+from cpprune.distributed.collectives import all_gather_json
 from cpprune.distributed.process_group import rank
 from shards import InputError
 
@@ -34,13 +34,13 @@ def _one_memory(folder):
     gc.collect()  # what an earlier run of this process still holds
     dataset = shards.open_dataset(folder)
     rows = np.arange(len(dataset))  # of three shards
-    loaded = load_resident(dataset, rows, "auto", CPU)
+    loaded = load_into_memory(dataset, rows, "auto", CPU)
     read = int(dataset._checked.sum())
     assert (loaded.clips.numpy() == dataset.fetch(rows)).all()
-    gather_json(None, CPU)  # nobody writes before all have compared
+    all_gather_json(None, CPU)  # nobody writes before all have compared
     if rank() == 1:
         loaded.clips[3, 7] = 12_345
-    gather_json(None, CPU)
+    all_gather_json(None, CPU)
     return [_inode(), int(loaded.clips[3, 7]), read]
 
 
@@ -57,7 +57,7 @@ def _damaged(folder):
     if rank() == 1:
         dataset._crc32 ^= np.uint32(1)
     with pytest.raises(InputError) as caught:
-        load_resident(dataset, np.arange(len(dataset)), "host", CPU)
+        load_into_memory(dataset, np.arange(len(dataset)), "host", CPU)
     return str(caught.value)
 
 
@@ -73,9 +73,9 @@ def _without_room_for_files(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
     try:
         rows = dataset.split("train").ids
-        assert load_resident(dataset, rows, "auto", CPU) is None
+        assert load_into_memory(dataset, rows, "auto", CPU) is None
         with pytest.raises(InputError) as caught:
-            load_resident(dataset, rows, "host", CPU)
+            load_into_memory(dataset, rows, "host", CPU)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     return str(caught.value)
