@@ -86,7 +86,7 @@ def _rows(cost: dict[str, Any], where: str) -> list[list[str]]:
         for dtype, size in cost["bytes"].items()
     ]
     field = cost["receptive_field"]
-    rows.append(["receptive field", f"{field['mel_bins']} × {field['frames']}", "bins × frames"])
+    rows.append(["receptive field", f"{field['mel_bins']} bins × {field['frames']} frames", ""])
     if "latency_ms" in cost:
         rows.append(["latency", f"{cost['latency_ms']:.3f}", f"ms for one clip on {where}"])
     return rows
