@@ -150,8 +150,9 @@ def use_global_batch_norm(network: nn.Module) -> None:
             settings = child.eps, child.momentum, child.affine, child.track_running_stats
             new = GlobalBatchNorm2d(child.num_features, *settings)
             new.train(child.training)
-            new._parameters.update(child._parameters)
-            new._buffers.update(child._buffers)
+            kept = *child.named_parameters(recurse=False), *child.named_buffers(recurse=False)
+            for own, tensor in kept:
+                setattr(new, own, tensor)
             setattr(network, name, new)
         else:
             use_global_batch_norm(child)

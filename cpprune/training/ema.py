@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what is evaluated and saved."""
+"""Exponential moving average (EMA) of the weights, which is evaluated and saved in their place."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from cpprune.deps.torch import lerp_each_
+
 
 class Average:
-    """A twin of a network that follows it slowly.
+    """The exponential moving average of a network's weights.
 
-    Its decay is min(decay, (1 + n) / (10 + n)) after n steps, so that the first weights are soon
-    forgotten; it is a function of the step, so there is nothing else to save.
+    After n steps its decay is min(decay, (1 + n) / (10 + n)), so that the first weights are soon
+    forgotten. It is a function of the step, so there is nothing else to save.
 
     Args:
         network: unwrapped module, copied.
-        decay: part of the old average that stays at each step.
+        decay: fraction of the old average that is kept at each step.
 
     Attributes:
         network: the averaged weights and buffers, in evaluation mode.
@@ -28,17 +30,15 @@ class Average:
 
     @torch.no_grad()
     def follow(self, network: nn.Module, step: Tensor) -> None:
-        """Move towards the network's weights and statistics.
+        """Move the average towards the network's weights and running statistics.
 
         Args:
-            network: what was copied; cut both alike.
+            network: the one that was copied; prune both alike.
             step: optimizer steps before this one, a scalar on the network's device.
         """
-        part = 1 - torch.clamp((1 + step) / (10 + step), max=self.decay)
+        weight = 1 - torch.clamp((1 + step) / (10 + step), max=self.decay)
         mine, theirs = self.network.state_dict(), network.state_dict()
         floats = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-        way = torch._foreach_sub([theirs[n] for n in floats], [mine[n] for n in floats])
-        torch._foreach_mul_(way, part)
-        torch._foreach_add_([mine[n] for n in floats], way)
+        lerp_each_([mine[n] for n in floats], [theirs[n] for n in floats], weight)
         for name in mine.keys() - set(floats):
             mine[name].copy_(theirs[name])

@@ -6,7 +6,6 @@ scaling.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, redirect_stdout
@@ -17,6 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cpprune.config import RunConfig
+from cpprune.deps.accelerate import set_sync_gradients
+from cpprune.deps.torch import (
+    copy_each_,
+    make_inductor_deterministic,
+    skip_next_step_if,
+    stop_buffer_broadcast,
+)
 from cpprune.distributed import collectives, deepspeed, process_group
 from cpprune.models.artifact import Model
 from cpprune.models.resize import fit
@@ -109,7 +115,7 @@ class Engine:
         size = min(self.config.train.micro_batch_size or most, most)
         for begin in range(0, most, size):
             last = begin + size >= most
-            self.accelerator.sync_gradients = last  # DeepSpeed steps by this
+            set_sync_gradients(self.accelerator, last)
             waits = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waits else nullcontext():
                 yield slice(begin, begin + size), last
@@ -146,16 +152,13 @@ class Engine:
         else:
             gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
             skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
-            # Fused optimizers read these, which torch's own gradient scaler sets.
-            vars(self.optimizer).update(grad_scale=None, found_inf=skipped.float())
+            skip_next_step_if(self.optimizer, skipped)
         self._accelerated_optimizer.step()
         self._accelerated_optimizer.zero_grad()
         for group, before in zip(self._buffers, buffers_before, strict=True):
             kept = torch.where(skipped, before, _joined(group))
             parts = torch.split(kept, [b.numel() for b in group])
-            torch._foreach_copy_(
-                group, [part.view_as(b) for part, b in zip(parts, group, strict=True)]
-            )
+            copy_each_(group, [part.view_as(b) for part, b in zip(parts, group, strict=True)])
         if self.ema is not None:
             self.ema.follow(self.model.network, step)
         return skipped
@@ -260,7 +263,7 @@ class Engine:
         self._buffers = [[b for b in buffers if b.dtype == dtype] for dtype in dtypes]
         if isinstance(self.wrapped, DistributedDataParallel):
             # Batch statistics are global, or shared when they are needed: not at every step.
-            self.wrapped.broadcast_buffers = False
+            stop_buffer_broadcast(self.wrapped)
         write_moments(network, self.optimizer, optimizer_state)
 
 
@@ -286,11 +289,7 @@ class Forward(nn.Module):
 
 def _compile(network: nn.Module) -> Any:
     """Compile the network such that a resumed run computes the same bits."""
-    from torch._inductor import config as inductor
-
-    # Otherwise Inductor splits sums by what was faster in a trial.
-    if hasattr(inductor, "deterministic"):
-        inductor.deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") != "0"
+    make_inductor_deterministic()
     # Dynamic shapes would be compiled from the second batch size on, whichever comes first.
     return torch.compile(network, dynamic=False)
 
