@@ -1,8 +1,8 @@
-"""Saving everything that a run's future depends on, and going on from it.
+"""Checkpoints: everything that a resumed run depends on.
 
 A checkpoint is a folder: `state.json` and `network`, `optimizer` and `average.safetensors`. It is
-written beside its place and renamed, so there is never half of one; the one before stays until then.
-Random draws are functions of (seed, epoch, batch), so there is no generator to save.
+written under another name and renamed, so that it is never partly written; the previous one stays until
+then. Random numbers are functions of (seed, epoch, batch), so there is no generator state to save.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ Count = Annotated[int, Meta(ge=0)]
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        epoch: the epoch that comes next, or is under way.
-        batch: the global batch of that epoch that comes next.
+        epoch: the current epoch, or the next one between epochs.
+        batch: the next global batch of that epoch.
         step: optimizer steps so far.
         events_done: pruning events that have happened.
-        widths: output channels by layer, as they are now.
-        original_widths: as they were at the start of the run.
+        widths: current output channels by layer.
+        original_widths: output channels by layer at the start of the run.
         val_losses: validation log loss of each epoch so far; None where it was not finite.
-        best: the best value of the monitored figure since the last pruning event, or None.
+        best: the best value of the monitored metric since the last pruning event, or None.
         best_step: the step at which it was measured.
         loss_sums: sum of the losses of this epoch's clips so far, of each rank.
-        clips_seen: how many those are.
-        seconds: how long was trained.
-        skipped: steps so far whose gradient was not finite.
-        metrics_bytes: length of metrics.jsonl, so that lines of lost work are cut off.
+        clips_seen: number of those clips.
+        seconds: training time, without work that was lost and repeated.
+        skipped: number of steps whose gradient was not finite.
+        metrics_bytes: size of metrics.jsonl; what is beyond it when the run resumes is removed.
     """
 
     epoch: Count = 0
@@ -70,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a checkpoint's safetensors files hold, each by name.
+    """The contents of a checkpoint's safetensors files, tensors by name.
 
     Attributes:
         network: weights and buffers.
@@ -99,9 +99,9 @@ def save(
 
     Args:
         folder: the run's checkpoints folder.
-        keep: how many to keep.
+        keep: number of checkpoints to keep.
         progress: see `Progress`.
-        identity: configuration and dataset fingerprint, which a resumed run must share.
+        identity: settings and fingerprints that a resumed run must share; see `runs.identity`.
         tensors: see `Tensors`.
         scaler: state of the gradient scaler, or None.
     """
@@ -139,19 +139,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        # What a user has put into one outlives it.
+        # A folder that holds only files of the user is none.
         if re.fullmatch(r"step-\d+", path.name) and any((path / file).exists() for file in FILES)
     )
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds.
+    """A checkpoint that was read.
 
     Attributes:
         path: its folder.
-        progress: how far the run had come.
-        identity: what a run that goes on has to share.
+        progress: of the run when it was written.
+        identity: what a resumed run must share.
         scaler: state of the gradient scaler, or None.
         tensors: see `Tensors`.
     """
@@ -164,7 +164,7 @@ class Saved:
 
 
 def read(checkpoint: Path) -> Saved:
-    """Read a checkpoint whole.
+    """Read and verify a checkpoint.
 
     Raises:
         InputError: a file of it is damaged or missing.
@@ -203,7 +203,7 @@ class _Identity(TypedDict):
 
 @dataclass(frozen=True)
 class _State:
-    """What `state.json` holds."""
+    """The contents of `state.json`."""
 
     progress: dict[str, Any]
     identity: _Identity
@@ -211,7 +211,7 @@ class _State:
 
 
 def set_aside(folder: Path, last_whole: Path) -> None:
-    """Rename the checkpoints after the last whole one: they are damaged."""
+    """Rename the checkpoints that are newer than the last whole one: they are damaged."""
     for path in list_checkpoints(folder):
         if path.name > last_whole.name:
             aside = path.with_name(f"damaged-{path.name}")

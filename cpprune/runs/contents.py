@@ -1,6 +1,6 @@
-"""Whose a run folder is: who may write into it, and what of it a run that begins anew removes.
+"""The contents of a run folder: what marks it as a run, and what a run that starts again removes.
 
-`environment.json`, the first file of every run, marks it; without that, a checkpoint does.
+`environment.json`, the first file of every run, marks it; failing that, a checkpoint does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shards.files.ownership import Kind, claim, read_mark, remove
 
 LOCK = ".lock"
 MODELS = ("model", "model_last")
-# What a run that begins anew writes over, and what it removes. What else a user keeps there stays.
+# What a run that starts again overwrites, and what it removes. Other files of the user stay.
 _KEPT = ("environment.json", "config.yaml")
 _FILES = ("metrics.jsonl", "result.json", "report.html", tracking.STATE, tracking.LOG)
 _FOLDERS = ("checkpoints", *MODELS, "plans", "ids", "tensorboard")
@@ -41,7 +41,7 @@ REMOVED = (
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether files of this folder show that a run wrote them."""
+    """Return whether a run has written this folder."""
     packages = read_mark(folder / "environment.json").get("packages")
     if isinstance(packages, dict) and "cpprune" in packages:
         return True
@@ -59,7 +59,7 @@ RUN = Kind(
     name="a run",
     parts=(*_KEPT, *_FILES, *(f"{name}/" for name in _FOLDERS)),
     made=is_run,
-    # Whoever starts a run may ask it to stop before it has begun.
+    # A run may be asked to stop before it has started.
     early=frozenset({LOCK, "STOP"}),
 )
 
@@ -69,10 +69,10 @@ _MODEL_OF_A_RUN = replace(artifact.MODEL, made=lambda folder: True)
 
 
 def claim_run(folder: Path) -> None:
-    """Check that a run may write into a folder; touch nothing.
+    """Check that a run may write into a folder, without writing.
 
     Raises:
-        InputError: it holds anything but a run, or something of another kind has the name of a part.
+        InputError: it holds something else than a run.
     """
     claim(folder, RUN, "--run")
     for name in MODELS:
@@ -81,12 +81,12 @@ def claim_run(folder: Path) -> None:
 
 @contextmanager
 def hold_run(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder; for rank 0, which holds it for all ranks.
+    """Lock a run folder against other processes; called on rank 0, for all ranks.
 
-    The lock file stays, so that also processes on machines that see changes late agree on it.
+    The lock file stays, so that machines which see changes late agree on it, too.
 
     Raises:
-        InputError: another process trains there, and goes on doing so for some seconds.
+        InputError: another process trains there.
     """
     there = folder.is_dir()
     busy = f"{folder}: another process trains in this run folder"
@@ -94,7 +94,7 @@ def hold_run(folder: Path) -> Iterator[None]:
         with locked(folder / LOCK, busy, keep=True):
             yield
     finally:
-        # A run that could not begin leaves nothing.
+        # A run that could not start leaves nothing.
         if not there and folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK}:
             with suppress(OSError):
                 (folder / LOCK).unlink()
@@ -102,5 +102,5 @@ def hold_run(folder: Path) -> Iterator[None]:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what an older run has written into a claimed folder, and nothing else."""
+    """Remove the files of an earlier run from a claimed folder, and nothing else."""
     remove(folder, REMOVED)

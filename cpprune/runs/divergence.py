@@ -1,4 +1,4 @@
-"""Trainings that diverge: what is no number is never the best, and a run that fails says so."""
+"""Diverged runs: metrics and weights that are not finite, and how result.json records the failure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ REMEDY = "lower optim.lr or set train.clip_norm, and choose another --run or --r
 
 
 class DivergenceError(InputError):
-    """The run has failed: its gradients, weights or predictions are no numbers any more."""
+    """The run has failed: its gradients, weights or predictions are not finite."""
 
 
 def is_better(value: float | None, best: float | None, monitor: str) -> bool:
-    """Return whether a validation figure beats the best so far; None is one that is not finite."""
+    """Return whether a validation metric is better than the best so far; None stands for not finite."""
     if value is None or best is None:
         return value is not None
     return value < best if monitor == "log_loss" else value > best
@@ -31,7 +31,7 @@ def is_better(value: float | None, best: float | None, monitor: str) -> bool:
 def why_not_finite(
     weights: list[str], figures: Mapping[str, Any], train_loss: float
 ) -> dict[str, str]:
-    """Return `reason`, which stands beside the nulls of an epoch in metrics.jsonl; else nothing.
+    """Return {"reason": …}, which explains the nulls of an epoch in metrics.jsonl, or nothing.
 
     Args:
         weights: names of those that are not finite.
@@ -61,7 +61,7 @@ def check_weights(names: list[str], folder: Path, progress: Progress) -> None:
 
 
 def check_any_finite(best: float | None, folder: Path) -> None:
-    """Raise DivergenceError if no epoch of a run that is over had a finite validation."""
+    """Raise DivergenceError if no epoch of a finished run had finite predictions."""
     if best is None:
         raise DivergenceError(
             f"{folder}: the predictions on the validation split were not finite after any epoch that "
@@ -90,13 +90,13 @@ def failure_written(folder: Path, rank: int) -> Iterator[None]:
 
 
 def forget_failure(folder: Path) -> None:
-    """Remove the result.json of a run that failed and is begun again, or goes on."""
+    """Remove the result.json of a failed run that starts again or resumes."""
     if has_failed(folder):
         (folder / "result.json").unlink()
 
 
 def has_failed(folder: Path) -> bool:
-    """Return whether a run's result.json says that it failed."""
+    """Return whether result.json records that the run failed."""
     try:
         return "failed" in read_json(folder / "result.json", dict[str, Any], nan=True)
     except InputError:

@@ -1,4 +1,4 @@
-"""What makes a run the one that it is: what one that goes on has to share with its checkpoint."""
+"""The identity of a run: the settings, data and model that a resumed run must share with it."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
 def check_same(
     run: Path, saved: Mapping[str, Any], now: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Check that a run may go on from a checkpoint, also from one of an older version.
+    """Check that a run may resume from a checkpoint, also from one of an older version.
 
     Args:
         run: its folder.
         saved: the `identity` in the checkpoint.
-        now: that of the run that wants to go on.
-        say: tells of what differs between the versions and is no reason to stop.
+        now: that of the run that is to be resumed.
+        say: reports differences between versions that are no reason to stop.
 
     Raises:
         InputError: it is another run; the message names what differs.
@@ -91,12 +91,12 @@ def check_same(
 def settings_then(
     saved: Mapping[str, Any], run: Path, keys: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return what settings were when something was written, by a version that may not have had all.
+    """Return the settings of a run that an older version, which lacked some of them, has written.
 
     Args:
-        saved: what was written.
+        saved: the settings that were written.
         run: folder whose config.yaml may name more, as it was at the run's last start.
-        keys: those that are asked for.
+        keys: the settings to return.
     """
     try:
         told = current(flatten(read_yaml(run / "config.yaml", dict[str, Any])))

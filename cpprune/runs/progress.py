@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: a live line of the epoch, and at the end a summary of the run."""
+"""Progress of a run on a terminal: a live line for the epoch, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cpprune.models.artifact import Model
     from cpprune.runs.checkpoint import Saved
 
-# The loss is on the device. Reading it waits for all steps before: so not at every step of a GPU.
+# The loss is on the device. Reading it waits for all earlier steps, so on a GPU it is read rarely.
 STEPS_BETWEEN_READINGS = 50
 SECONDS_BETWEEN_READINGS = 0.25
 
@@ -34,18 +34,18 @@ SECONDS_BETWEEN_READINGS = 0.25
 def epoch_line(
     epoch: str, batches: int, clips: int, done: int, accuracy: float, loss_sum: Tensor
 ) -> Iterator[Callable[[Batch], None]]:
-    """Show how far an epoch is while the block runs, if standard error is a terminal.
+    """Show the progress of an epoch while the block runs, if standard error is a terminal.
 
     Args:
         epoch: such as "3/50".
         batches: of a whole epoch.
         clips: of a whole epoch.
-        done: clips of it that were trained on before.
+        done: clips of it that were trained on before a resume.
         accuracy: macro accuracy on validation of the last epoch; NaN if there was none.
         loss_sum: of all losses of this rank, on the device, which the caller adds to.
 
     Yields:
-        What takes every batch that was trained on.
+        A function to call with every batch after its step.
     """
     if not sys.stderr.isatty():
         yield lambda batch: None
@@ -118,7 +118,7 @@ class RunningLoss:
 
 
 def opening_text(config: RunConfig, model: Model, clips: int, steps: int) -> str:
-    """Return the line that a run begins with: what is trained, on `clips` in `steps` an epoch."""
+    """Return the first line of a run: the network, and `clips` in `steps` an epoch."""
     macs = count_macs(model.network, model.input_shape)
     return (
         f"{config.run}: {model.family} with {count_parameters(model.network):,} parameters and {macs:,} "
@@ -127,7 +127,7 @@ def opening_text(config: RunConfig, model: Model, clips: int, steps: int) -> str
 
 
 def resumed_text(folder: Path, found: Saved, epochs: int) -> str:
-    """Return the line that says from where a run goes on; `epochs` are those in all."""
+    """Return the first line of a resumed run of `epochs` in all."""
     progress = found.progress
     if progress.epoch >= epochs:
         return f"{folder}: is complete already"
@@ -136,14 +136,14 @@ def resumed_text(folder: Path, found: Saved, epochs: int) -> str:
 
 
 def figure_text(value: float | None) -> str:
-    """Return a loss or an accuracy as it is printed; None is one that is not finite."""
+    """Format a loss or an accuracy; None stands for one that is not finite."""
     if value is None or not math.isfinite(value):
         return "not finite"
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def epoch_text(record: dict[str, Any], epochs: int) -> str:
-    """Return the line that says how an epoch went.
+    """Return the line that summarises an epoch.
 
     Args:
         record: of metrics.jsonl.
@@ -160,7 +160,7 @@ def epoch_text(record: dict[str, Any], epochs: int) -> str:
 
 
 def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> list[str]:
-    """Return what is said of a run that is over, and where to look next.
+    """Return the summary of a finished run, and where to look next.
 
     Args:
         config: of the run.

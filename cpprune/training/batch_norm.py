@@ -1,9 +1,9 @@
 """Batch normalisation over the batches of all processes.
 
-With it the number of processes does not change what is learned. torch.nn.SyncBatchNorm does the same on
-GPUs, but not where a process has no rows, in half precision or in a captured step. Here it is made of
-the kernels of torch's own batch normalisation and two short messages, the same on CPUs and GPUs, in
-operators that compilers call as they are.
+It makes results independent of the number of processes. torch.nn.SyncBatchNorm does the same on GPUs,
+but not where a process has no rows, in half precision or in a captured step. This implementation
+consists of the kernels of torch's own batch normalisation and two short collectives, on CPUs and GPUs
+alike, in custom operators that compilers do not trace into.
 """
 
 import torch
@@ -24,7 +24,7 @@ def _normalise(
     channels = len(weight)
     own = weight.new_zeros(2 * channels + 1)
     if x.numel():
-        # Given statistics to move, by nothing, it returns float32 for half precision too.
+        # With running statistics (momentum 0) it returns float32 for half precision, too.
         still = own[:channels], own[channels:-1]
         mean, variance = torch.batch_norm_update_stats(x, still[0], still[1], 0.0)
         own = torch.cat((mean, variance, mean.new_full((1,), x.numel() / channels)))
@@ -33,7 +33,7 @@ def _normalise(
     means, variances, counts = ranks[:, :channels], ranks[:, channels:-1], ranks[:, -1:]
     count = counts.sum()
     mean = (counts * means).sum(0) / count
-    # Chan, Golub and LeVeque's way of joining variances: no difference of large numbers.
+    # Variances combined after Chan, Golub and LeVeque, without a difference of large numbers.
     variance = (counts * (variances + (means - mean).square())).sum(0) / count
     return _scaled(x, mean, variance, weight, bias, eps), mean, variance, count
 
@@ -58,7 +58,7 @@ def _normalise_backward(
         # channels last, or a GPU's kernel does not sum in float32.
         summed = order if x.dtype == torch.float32 else torch.channels_last
         both = [tensor.contiguous(memory_format=summed) for tensor in (d_y, x)]
-        # As if the mean of what it sums over the batch were that of this rank's rows.
+        # Computed as if this rank's rows were the whole batch; corrected below.
         d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
             *(*both, weight, mean, variance, mean, 1 / deviation, True, eps),
             [True, True, True],
@@ -67,7 +67,7 @@ def _normalise_backward(
     own = torch.cat((d_weight, d_bias))
     total = own.clone()
     dist.all_reduce(total)
-    # What is missing is affine in x, as y is; and small, where ranks are alike.
+    # The correction is affine in x, as y is.
     slope, offset = (total / count - own / rows).chunk(2)
     scale = weight / deviation
     d_x.sub_(_scaled(x, mean, variance, scale * slope, scale * offset, eps))

@@ -1,4 +1,4 @@
-"""The model that a run starts from: fresh, or one that was trained before."""
+"""The initial model of a run: freshly initialised, or a trained one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from cpprune.models.trust import trust_factory
 from shards.errors import InputError
 from shards.reader import Dataset
 
-# What stands for a dataset where there is none: one second of audio as in TAU Urban Acoustic Scenes
+# Clip shapes where no dataset is opened: one second of audio as in TAU Urban Acoustic Scenes
 # 2022 Mobile, or a digit of MNIST.
 DIGIT = (1, 28, 28)
 TEN_CLASSES = tuple(str(k) for k in range(10))
 
 
-def start_model(config: RunConfig, dataset: Dataset, explicit: frozenset[str]) -> Model:
+def create_model(config: RunConfig, dataset: Dataset, explicit: frozenset[str]) -> Model:
     """Return the model that a run starts from: that of `init`, or a fresh one for this dataset.
 
     Raises:

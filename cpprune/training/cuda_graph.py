@@ -1,7 +1,7 @@
-"""A step on a GPU, recorded once as a CUDA graph and replayed from then on.
+"""Training steps captured as CUDA graphs and replayed.
 
-A graph reads and writes the same memory whenever it is replayed. So what differs from step to step comes
-in tensors, which are copied to where the graph reads them, and what is kept is changed in place.
+A graph reads and writes the same memory at every replay. Whatever differs from step to step is therefore
+copied into the tensors that the graph reads, and state is changed in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Record = Callable[
 
 
 def recorder(compiled: str, device: torch.device) -> Record | None:
-    """Return what records a step, or None where steps are only taken.
+    """Return a function that captures a step, or None where steps are not captured.
 
     Args:
         compiled: `train.compile`.
@@ -39,7 +39,7 @@ def recorder(compiled: str, device: torch.device) -> Record | None:
         own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         own.wait_stream(torch.cuda.current_stream(device))
         torch.cuda.set_stream(own)
-    # A few steps are taken before one is recorded: the optimizer need not wonder.
+    # The optimizer warns about steps before the first capture, which are intended.
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     pool = torch.cuda.graph_pool_handle()
 
@@ -49,7 +49,7 @@ def recorder(compiled: str, device: torch.device) -> Record | None:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(device)
         try:
-            # Other threads, such as NCCL's watchdog, may do as they like meanwhile.
+            # Other threads, such as NCCL's watchdog, may call CUDA meanwhile.
             with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
                 outputs = run()
         except RuntimeError as error:
@@ -74,17 +74,17 @@ class _Recording:
 
 
 class Captured:
-    """A function of tensors that is recorded for each kind of its inputs, after a few calls.
+    """A function of tensors that is captured for each kind of inputs, after a few plain calls.
 
-    A call is of the same kind as another if the number and the names and shapes of the tensors are the
-    same. The first calls of a kind are plain ones: they compile, and make what is kept.
+    Two calls are of the same kind if the number and the names and shapes of the tensors are the same.
+    The first calls of a kind are plain: they compile kernels and allocate state.
 
     Args:
-        run: the function. It changes in place what it keeps, waits for nothing on the host, and takes
-            nothing from it that differs from call to call.
-        device: where it runs, and where inputs are brought.
-        record: from `recorder`; None never records.
-        plain_calls: plain calls of a kind before it is recorded.
+        run: the function. It changes its state in place, does not wait for the device, and uses no
+            host values that differ from call to call.
+        device: where it runs; inputs are copied there.
+        record: from `recorder`; None never captures.
+        plain_calls: number of plain calls of a kind before it is captured.
     """
 
     def __init__(
@@ -97,18 +97,18 @@ class Captured:
 
     @property
     def recorded(self) -> int:
-        """Return how many kinds of call are replayed by now."""
+        """Return the number of captured kinds."""
         return len(self._recordings)
 
     def forget(self) -> None:
-        """Let go of what was recorded: NCCL does not leave a group that a graph still speaks to."""
+        """Release captured graphs: NCCL does not leave a group that a graph still uses."""
         if self._recordings and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._recordings.clear()
         self._calls.clear()
 
     def __call__(self, inputs: Tensors, number: int) -> tuple[Tensor, ...]:
-        """Return what the function returns, in memory of its own."""
+        """Call or replay the function; the results are in memory of their own."""
         kind = number, *((name, tensor.shape) for name, tensor in inputs.items())
         self._calls[kind] += 1
         if self.record is None or self._calls[kind] <= self.plain_calls:

@@ -29,7 +29,7 @@ from cpprune.runs.environment import peak_memory_bytes
 from cpprune.runs.folder import RunFolder, provenance
 from cpprune.runs.identity import identity
 from cpprune.runs.progress import closing_lines, epoch_line, epoch_text, opening_text, resumed_text
-from cpprune.training.create_model import start_model
+from cpprune.training.create_model import create_model
 from cpprune.training.engine import Engine
 from cpprune.training.optim import lr_factor
 from cpprune.training.skipped import SkippedSteps
@@ -101,7 +101,7 @@ class Trainer:
         data = config.data
         self.dataset = shards.open_dataset(data.path, data.cache, data.cache_bytes)
         self.train, self.val = self.dataset.split("train"), self.dataset.split("val")
-        self.model = start_model(config, self.dataset, explicit)
+        self.model = create_model(config, self.dataset, explicit)
         self.identity = identity(config, self.dataset, self.model)
         if config.train.batch_size < self.world:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The optimizer's state by parameter name, whoever holds it: for checkpoints, and through a cut."""
+"""The optimizer's state by parameter name, for checkpoints and pruning, sharded or not."""
 
 from __future__ import annotations
 

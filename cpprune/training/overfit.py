@@ -13,7 +13,7 @@ import shards
 from cpprune.config import RunConfig
 from cpprune.distributed.device import default_device
 from cpprune.evaluation.complexity import count_parameters
-from cpprune.training.create_model import start_model
+from cpprune.training.create_model import create_model
 
 CLIPS = 16
 STEPS = 300
@@ -32,7 +32,7 @@ def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
     torch.manual_seed(config.seed)
     device = default_device()
     dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
-    model = start_model(config, dataset, explicit).to(device)
+    model = create_model(config, dataset, explicit).to(device)
     split = dataset.split("train")
     positions = np.linspace(0, len(split) - 1, min(CLIPS, len(split))).round().astype(np.int64)
     clips = torch.from_numpy(split.fetch(positions)).to(device)
