@@ -141,7 +141,8 @@ def unit_costs(
     costs = []
     for group in groups:
         curve = sensitivity.curves[group.layer]
-        fraction = np.arange(1, group.units + 1) / group.units
+        units = curve.width // group.blocks  # of the original width, which the group may have left
+        fraction = np.arange(1, units + 1) / units
         cost = np.interp(fraction, curve.cut, curve.increase)
         cost = np.where(fraction > curve.cut[-1] + 1e-9, beyond + fraction - curve.cut[-1], cost)
         costs.append(torch.from_numpy(cost + 1e-9 * fraction))
