@@ -31,7 +31,7 @@ def test_importing_needs_no_torch():
 
 
 def test_training_from_python_is_that_of_the_command(scenes, tmp_path):
-    fields = {"split_fraction": 0.25, "path": str(scenes)}
+    fields = {"train_fraction": 0.25, "path": str(scenes)}
     result = cpprune.train(run=str(tmp_path / "a"), data=fields, train={"epochs": 1})
     assert json.loads((tmp_path / "a/result.json").read_text()) == result
     config = RunConfig(

@@ -41,7 +41,7 @@ REMEDIES = {
 }
 NO_MEMORY = "out of memory: end other programs, or give smaller sizes, batches or fewer workers"
 NO_GPU_MEMORY = (
-    "out of GPU memory: set a smaller train.batch_size or train.micro_batch_size, data.resident=host, "
+    "out of GPU memory: set a smaller train.batch_size or train.micro_batch_size, data.in_memory=host, "
     "or end other programs on the GPU"
 )
 # How torch says that there is no memory, whichever of its allocators says it.

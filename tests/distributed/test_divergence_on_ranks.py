@@ -42,7 +42,7 @@ def main_with_poison(arguments):
         stepped = step(self, epoch, batch, number)
         if number == 9:
             with torch.no_grad():
-                next(self.model.network.parameters()).view(-1)[0] = math.nan
+                next(self.engine.model.network.parameters()).view(-1)[0] = math.nan
         return stepped
 
     TrainingStep.__call__ = poisoned

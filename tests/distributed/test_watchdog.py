@@ -73,7 +73,7 @@ def main_with_other_weights_on_rank_1(arguments):
         stepped = step(self, *words)
         if calls == 3 and os.environ["RANK"] == "1":
             with torch.no_grad():
-                next(self.model.network.parameters()).view(-1)[0].add_(1e-3)
+                next(self.engine.model.network.parameters()).view(-1)[0].add_(1e-3)
         return stepped
 
     TrainingStep.__call__ = drifting

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from typing import Literal
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def tiny_net(tmp_path, monkeypatch):
     names = (*networks.NAMES, "tiny_net")
     monkeypatch.setattr(networks, "__path__", [*networks.__path__, str(tmp_path)])
     monkeypatch.setattr(networks, "NAMES", names)
-    monkeypatch.setattr(model_config, "Family", Literal[names])
+    monkeypatch.setattr(model_config, "NAMES", names)
     yield
     sys.modules.pop("cpprune.models.networks.tiny_net", None)
 

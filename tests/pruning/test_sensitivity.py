@@ -131,17 +131,17 @@ def test_what_is_printed(tiny_run: Path, scenes: Path, tmp_path: Path, cli: Cli)
     command += ["--ratios", "0.5", "--split", "test", "--criterion", "taylor", "--out", tmp_path]
     first = cli(*command, "--json").json
     assert first == json.loads((tmp_path / "sensitivity.json").read_text())
-    assert (first["clips"], first["split"], first.criterion) == (5, "test", "taylor")
+    assert (first["clips"], first["split"], first["criterion"]) == (5, "test", "taylor")
     shown = cli(*command)
     assert shown.status == 0
     assert json.loads((tmp_path / "sensitivity.json").read_text()) == first
     lines = shown.out.splitlines()
     losses = {row["layer"]: row["log_loss"][0] for row in first["layers"]}
-    (marked,) = [line for line in lines[4:-1] if line.startswith("* ")]
-    assert marked.split()[1] == min(losses, key=losses.__getitem__) == first["least_sensitive"]
+    (marked,) = [line for line in lines if line.endswith(" *")]
+    assert marked.split()[0] == min(losses, key=losses.__getitem__) == first["least_sensitive"]
     for row in first["layers"]:
-        (line,) = [line for line in lines if f" {row['layer']} " in line]
-        assert line.split()[-2:] == [str(row["width"]), f"{row['macro_accuracy'][0]:.4f}"]
+        (line,) = [line for line in lines if line.startswith(f"{row['layer']} ")]
+        assert line.split()[1:3] == [str(row["width"]), f"{row['macro_accuracy'][0]:.4f}"]
 
 
 def test_a_layer_that_cannot_be_cut_is_not_the_least_sensitive(

@@ -226,8 +226,8 @@ def test_moments_are_cut_with_their_parameters(make_network: Make) -> None:
         network, SHAPE, lambda: plan_for(network), moments, torch.device("cpu")
     )
     assert parameters(network) == 44_784
-    assert cut.moments.keys() == moments.keys()
+    assert cut.optimizer_state.keys() == moments.keys()
     for name, parameter in network.named_parameters():
-        assert torch.equal(cut.moments[f"{name}/exp_avg"], 3 * parameter)
-        assert torch.equal(cut.moments[f"{name}/exp_avg_sq"], parameter.square())
-        assert cut.moments[f"{name}/step"] == 12
+        assert torch.equal(cut.optimizer_state[f"{name}/exp_avg"], 3 * parameter)
+        assert torch.equal(cut.optimizer_state[f"{name}/exp_avg_sq"], parameter.square())
+        assert cut.optimizer_state[f"{name}/step"] == 12

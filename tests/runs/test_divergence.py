@@ -161,7 +161,7 @@ def test_weights_that_become_nan_end_the_run(train, monkeypatch, tmp_path, avera
         stepped = step(self, epoch, batch, number)
         if number == 3:
             with torch.no_grad():
-                next(self.model.network.parameters()).view(-1)[0] = math.nan
+                next(self.engine.model.network.parameters()).view(-1)[0] = math.nan
         return stepped
 
     monkeypatch.setattr(cpprune.training.loop.TrainingStep, "__call__", poisoned)

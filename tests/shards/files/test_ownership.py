@@ -193,7 +193,7 @@ def test_downloads_and_made_up_clips_go_into_new_folders(name: str, tmp_path: Pa
 def test_the_cache_removes_shards_of_its_own_only(tmp_path: Path) -> None:
     fill(tmp_path, "backups/home.tar", "backups/dataset.json")
     cache = Cache(tmp_path, limit=10)
-    assert not cache._remove_one(tmp_path / "other")
+    assert not cache._evict_one(tmp_path / "other")
     assert (tmp_path / "backups/home.tar").is_file()
 
 
