@@ -28,7 +28,7 @@ PROBE = Path(__file__).with_name("import_probe.py")
 # Packages whose module has another name.
 MODULES = {"torch-pruning": "torch_pruning", "pyyaml": "yaml", "nvidia-dali-cuda130": "nvidia.dali"}
 # Packages that training does not need, and what does.
-NEEDED_BY = {"webdataset": "cpprune shards build webdataset", "torchmetrics": "the tests"}
+NEEDED_BY = {"webdataset": "cpprune shards build webdataset"}
 # Remedies for modules that cannot be imported; others are installed again.
 REMEDIES = {
     "torchaudio": "torch and torchaudio must be built for the same CUDA: pip install "

@@ -90,15 +90,6 @@ class Model(nn.Module):
         return logits
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Former name of `metadata`."""
-        return self.metadata
-
-    @about.setter
-    def about(self, metadata: dict[str, Any]) -> None:
-        self.metadata = metadata
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input of the network: (1, mel bins, frames), or that of an image."""
         return self.features.output_shape(self.clip_shape)

@@ -88,8 +88,7 @@ class PruneConfig:
                 "least 1"
             )
         check_choices(self, "prune")
-        if self.reduction is not None or self.normaliser is not None:
-            check_options(self.criterion, self.reduction, self.normaliser)
+        check_options(self.criterion, self.reduction, self.normaliser)
         if (self.scope == "sensitivity") != (self.sensitivity is not None):
             raise ValueError(
                 f"prune.scope={self.scope}, prune.sensitivity={self.sensitivity}: the scope "

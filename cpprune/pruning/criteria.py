@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-REDUCTIONS = ("mean", "sum", "max", "prod")
-NORMALISERS = ("mean", "max", "sum", "none")
-
 Needs = Literal["weights", "gradients", "squared_gradients"]
 
 
@@ -160,11 +157,6 @@ def check_options(criterion: str, reduction: str | None, normaliser: str | None)
         reduction: how the scores of a channel in the layers of its group are combined.
         normaliser: statistic that a group's scores are divided by.
     """
-    for name, value, choices in (
-        ("reduction", reduction, REDUCTIONS),
-        ("normaliser", normaliser, NORMALISERS),
-    ):
-        if value is not None and value not in choices:
-            raise ValueError(f"prune.{name}={value!r}: choose one of {', '.join(choices)}")
+    for name, value in (("reduction", reduction), ("normaliser", normaliser)):
         if value is not None and name not in CRITERIA[criterion].options:
             raise ValueError(f"prune.criterion={criterion} has no prune.{name}: leave it out")

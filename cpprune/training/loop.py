@@ -100,7 +100,7 @@ class Trainer:
         self.run = RunFolder(config, self.device)
         data = config.data
         self.dataset = shards.open_dataset(data.path, data.cache, data.cache_bytes)
-        self.train, self.val = self.dataset.split("train"), self.dataset.split("val")
+        self.val = self.dataset.split("val")
         self.model = create_model(config, self.dataset, explicit)
         self.identity = identity(config, self.dataset, self.model)
         if config.train.batch_size < self.world:
@@ -122,7 +122,8 @@ class Trainer:
         self.engine = Engine(config, self.model, accelerator, saved)
         resources.callback(self.engine.close)
         self.step = TrainingStep(config, self.engine, self.dataset.labels)
-        self.pruner = Pruner(config.prune, self.model, self.train, config.seed, self.device)
+        train = self.dataset.split("train")
+        self.pruner = Pruner(config.prune, self.model, train, config.seed, self.device)
         self.step.regularizer = self.pruner.regularizer(self.progress.events_done)
         self.skipped = SkippedSteps(self.dataset, self.run, config.train.max_skipped, self.device)
         self.batches = TrainingLoader(

@@ -17,16 +17,6 @@ from shards.manifest import canonical, parse_manifest, sha256_of
 from shards.verify import verify
 
 
-@pytest.fixture
-def url(flaky: Any, tau_dataset: Path) -> str:
-    return f"flaky://{tau_dataset}"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module")
 def clips(tau_dataset: Path) -> np.ndarray:
     """All 200 clips, read from the local folder."""

@@ -93,16 +93,6 @@ def used(cache: Path) -> int:
     return sum(path.stat().st_size for path in cache.glob("[0-9a-f]*/*.tar*"))
 
 
-@pytest.fixture
-def url(flaky: Any, tau_dataset: Path) -> str:
-    return f"flaky://{tau_dataset}"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 def shards_of(dataset: Dataset, cache: Path) -> list[str]:
     """The shards that are there, by name."""
     return sorted(path.name for path in (cache / dataset.fingerprint).glob("*.tar*"))

@@ -23,16 +23,6 @@ NOBODY = 65534
 two_users = pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
 
 
-@pytest.fixture
-def url(flaky: Any, tau_dataset: Path) -> str:
-    return f"flaky://{tau_dataset}"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module")
 def clips(tau_dataset: Path) -> np.ndarray:
     return open_dataset(tau_dataset).fetch(ALL)
