@@ -29,7 +29,7 @@ from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.planner import make_plan
 from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 CLASSES = [str(number) for number in range(10)]
 
@@ -113,7 +113,7 @@ def prune_and_load(entry: Entry, folder: Path) -> Row:
     """Prune a network by 0.3, write it to the folder, load it, train it.
 
     Raises:
-        InputError: it cannot be pruned.
+        UserError: it cannot be pruned.
     """
     size, family, arguments = entry
     shape = (3, size, size)
@@ -177,7 +177,7 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 row = prune_and_load(entry, Path(folder) / "model")
-            except InputError as error:
+            except UserError as error:
                 failures += name not in REFUSED
                 print(f"{name:<25} {error}", flush=True)
                 continue

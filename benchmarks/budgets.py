@@ -32,7 +32,7 @@ from cpprune.pruning.allocation import parse_budget
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.planner import make_plan
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 INPUT_SHAPE = (1, 256, 44)
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def budgets(network: torch.nn.Module) -> int:
     for budget in ("params<=100", "params<=47028,macs<=1000", "latency<=1us"):
         try:
             cut_to(network, budget=budget, scope="local")
-        except InputError as error:
+        except UserError as error:
             print(f"{budget}: {error}")
         else:
             failures += 1

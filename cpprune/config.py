@@ -22,7 +22,7 @@ from cpprune.pruning.config import PruneConfig
 from cpprune.settings.choices import check_choices, choices_of, hints, wrong_choice
 from cpprune.settings.renamed import KEYS, current_key
 from cpprune.training.config import OptimConfig, TrainConfig
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_yaml
 
 
@@ -142,7 +142,7 @@ class ConfigParser(ArgumentParser):
     reads_files = True
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise InputError instead of printing the usage."""
+        """Raise UserError instead of printing the usage."""
         text = " ".join(message.split()).removeprefix('Parser key "config": ')
         if wrong := re.match(r'.*Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', text):
             text = _wrong_value(*wrong.groups())
@@ -150,7 +150,7 @@ class ConfigParser(ArgumentParser):
             text = unknown_key(unknown[1])
         elif unknown := re.match(r"Group '(\w+)' does not accept option '(.+)'", text):
             text = unknown_key(".".join(unknown.groups()))
-        raise InputError(text) from None
+        raise UserError(text) from None
 
 
 def _wrong_value(key: str, value: str) -> str:
@@ -182,13 +182,13 @@ class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,m
             return
         path = Path(values)
         if not path.is_file():
-            raise InputError(f"--config {values}: no such file")
+            raise UserError(f"--config {values}: no such file")
         kind: Any = dict[str, Any] | None
         example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
         settings = flatten(read_yaml(path, kind, remedy=example) or {})
         for key in settings:
             if current_key(key) not in key_types():
-                raise InputError(f"{path}: {unknown_key(key)}")
+                raise UserError(f"{path}: {unknown_key(key)}")
         if not settings.keys().isdisjoint(KEYS):
             values = _under_current_names(path.read_text())
         super().__call__(parser, cfg, values, option)
@@ -248,7 +248,7 @@ def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> Pa
     """Read the configuration from files and the command line.
 
     Raises:
-        InputError: an unknown key, a value that is not allowed, a file that is not there: one line.
+        UserError: an unknown key, a value that is not allowed, a file that is not there: one line.
     """
     words = [_current_word(word) for word in argv]
     try:
@@ -269,7 +269,7 @@ def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> Pa
             }
         )
     except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
     switches = {flag: bool(values[flag.replace("-", "_")]) for flag in flags}
     return ParsedRun(config, explicit, switches)
 
@@ -283,7 +283,7 @@ def _current_word(word: str) -> str:
     """Return an argument under its key's name of today.
 
     Raises:
-        InputError: it names a group of keys, whose value would be read as a file.
+        UserError: it names a group of keys, whose value would be read as a file.
     """
     name, equals, value = word.partition("=")
     key = name.removeprefix("--")
@@ -291,7 +291,7 @@ def _current_word(word: str) -> str:
         return word
     nested_by_wandb = equals and value.lstrip().startswith("{")
     if key in _COMPONENTS and not nested_by_wandb:
-        raise InputError(unknown_key(key))
+        raise UserError(unknown_key(key))
     return f"--{current_key(key)}{equals}{value}"
 
 

@@ -11,13 +11,13 @@ from cpprune.audio.frontend import LogMel
 from cpprune.config import RunConfig
 from cpprune.data.config import DataConfig
 from cpprune.training.config import TrainConfig
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def test_every_public_name_is_there():
     assert {name for name in cpprune.__all__ if not hasattr(cpprune, name)} == set()
     assert set(cpprune.__all__) <= set(dir(cpprune))
-    assert cpprune.UserError is InputError
+    assert cpprune.UserError is UserError
     assert isinstance(cpprune.log_mel("cpjku23"), LogMel)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         cpprune.lode  # noqa: B018

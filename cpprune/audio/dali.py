@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cpprune.audio.config import MelSpec
 from cpprune.audio.frontend import FrontEnd, LogMel
-from shards.errors import InputError
+from shards.errors import UserError
 
 FULL_SCALE = 32768.0
 
@@ -24,16 +24,16 @@ def on_dali(features: FrontEnd) -> DaliLogMel:
     """Return the same front end, computed by DALI.
 
     Raises:
-        InputError: DALI is not installed, or the front end is that of images.
+        UserError: DALI is not installed, or the front end is that of images.
     """
     if features.spec is None:
-        raise InputError(
+        raise UserError(
             "features.backend=dali: images have no front end; leave it out or set it to torch"
         )
     try:
         import nvidia.dali
     except ImportError:
-        raise InputError(
+        raise UserError(
             "features.backend=dali: NVIDIA DALI is not installed; pip install 'cpprune[dali]', or set "
             "features.backend=torch"
         ) from None

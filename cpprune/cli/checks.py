@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cpprune.data.free_memory import available_memory
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.launcher import NAMES, read_launch
 
 GIB = 2**30
@@ -249,7 +249,7 @@ def check_launcher(environment: Mapping[str, str]) -> list[Finding]:
     """Check the variables that launchers set; a leftover of one would let training hang."""
     try:
         note = read_launch(environment).note
-    except InputError as error:
+    except UserError as error:
         return [problem("launcher", str(error))]
     if note:
         return [warning("launcher", note)]

@@ -16,7 +16,7 @@ from cpprune.config import RunConfig
 from cpprune.training.config import TrainConfig
 from shards.build.output_folder import DATASET
 from shards.cli.arguments import whole_number
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file, writing
 from shards.files.documents import to_json
 from shards.files.ownership import Kind, claim, read_mark
@@ -64,14 +64,14 @@ def demo(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.clips < 200 or arguments.epochs < 1:
-        raise InputError("--clips must be at least 200 and --epochs at least 1")
+        raise UserError("--clips must be at least 200 and --epochs at least 1")
 
     begin = time.monotonic()
     out: Path = arguments.out
     claim(out, DEMO, "--out")
     made = read_mark(out / MARK).get("clips", arguments.clips)
     if made != arguments.clips and (out / "audio/meta.csv").is_file():
-        raise InputError(
+        raise UserError(
             f"--out {out}: holds a demo of {made} clips: give --clips {made} or another --out"
         )
     with writing(out, "--out"):
@@ -167,7 +167,7 @@ def run_and_evaluate(title: str, config: RunConfig, dataset: Path) -> dict[str, 
     message(f"\n{title}")
     trained = train(config)
     if "stopped" in trained:
-        raise InputError("the demo was stopped; the same command resumes it")
+        raise UserError("the demo was stopped; the same command resumes it")
     write_run_report(config.run, config.data.path)
     device = default_device()
     model = artifact.load(trained["model"], device)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cpprune.models.trust import trusting
 from shards.cli.command import run_command
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.launcher import of_several, process_rank
 from shards.suggest import did_you_mean
 
@@ -71,11 +71,11 @@ def command(name: str) -> Callable[[list[str]], int]:
     """Return the function of a command.
 
     Raises:
-        InputError: there is none of that name.
+        UserError: there is none of that name.
     """
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
-        raise InputError(f"no command {name!r}: choose one of {', '.join(COMMANDS)}{hint}")
+        raise UserError(f"no command {name!r}: choose one of {', '.join(COMMANDS)}{hint}")
     module, function = COMMANDS[name][0].split(":")
     found: Callable[[list[str]], int] = getattr(import_module(module), function)
     return found

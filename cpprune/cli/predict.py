@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cpprune.cli.arguments import PREDICTIONS_HELP, OneLineParser
 from cpprune.cli.output import message
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import check_output
 from shards.files.documents import to_json
 
@@ -45,7 +45,7 @@ def predict(argv: list[str]) -> int:
     model = artifact.load(arguments.model)
     if model.sample_rate is None:
         shape = list(model.clip_shape)
-        raise InputError(f"{arguments.model} takes images of shape {shape}, not audio")
+        raise UserError(f"{arguments.model} takes images of shape {shape}, not audio")
     results, rows = [], []
     bad: list[dict[str, str]] = []
     for path in _audio_files(arguments.files):
@@ -56,7 +56,7 @@ def predict(argv: list[str]) -> int:
             if arguments.on_error == "stop":
                 more = len(arguments.files) > 1 or arguments.files[0].is_dir()
                 remedy = "; use --on-error skip to predict the others" if more else ""
-                raise InputError(f"{name}: {reason}{remedy}") from reason
+                raise UserError(f"{name}: {reason}{remedy}") from reason
             bad.append({"file": str(path), "reason": str(reason)})
             message(f"{name}: skipped: {reason}")
             continue
@@ -98,5 +98,5 @@ def _audio_files(paths: list[Path]) -> Iterator[Path]:
             if reason.startswith(NEEDS_FFMPEG):
                 message(f"{path}: {count:,} skipped: {reason}: {INSTALL}")
         if not found.files:
-            raise InputError(f"{path} has no audio files")
+            raise UserError(f"{path} has no audio files")
         yield from found.files

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cpprune.cli.output import table
 from cpprune.cli.train import FLAGS, run
 from cpprune.config import ParsedRun, build_parser, parse
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import check_output
 from shards.files.documents import to_json
 
@@ -27,7 +27,7 @@ def prune(argv: list[str]) -> int:
     argv = [f"--prune.{a[2:]}" if a == "--plan" or a.startswith("--plan=") else a for a in argv]
     parsed = parse(build_parser("cpprune prune", text, flags), argv, list(flags))
     if not parsed.config.prune.prunes:
-        raise InputError(
+        raise UserError(
             "prune.ratio is not set: say how much to prune with --prune.ratio 0.41 or --prune.budget "
             "'params<=47028', or use --config configs/prune.yaml"
         )
@@ -47,7 +47,7 @@ def _dry_run(parsed: ParsedRun) -> int:
     if settings.save_plan:
         check_output(Path(settings.save_plan), "--prune.save_plan")
     if CRITERIA[settings.criterion].needs_data and parsed.config.init is None:
-        raise InputError(
+        raise UserError(
             f"prune.criterion={settings.criterion} needs a trained network and its data: give --init "
             "MODEL and --data.path"
         )
@@ -59,9 +59,7 @@ def _dry_run(parsed: ParsedRun) -> int:
     shown = preview(model.network, model.input_shape, plans, latency if timed else None)
     if settings.save_plan:
         if len(plans) != 1:
-            raise InputError(
-                "prune.save_plan: only a plan of one step can be saved (prune.steps=1)"
-            )
+            raise UserError("prune.save_plan: only a plan of one step can be saved (prune.steps=1)")
         write_plan(Path(settings.save_plan), plans[0])
     print(to_json(shown) if parsed.switches["json"] else _text(shown))
     return 0

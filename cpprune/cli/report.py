@@ -7,7 +7,7 @@ from pathlib import Path
 from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.output import message
 from shards.cli.arguments import whole_number
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import to_json
 
 
@@ -33,7 +33,7 @@ def report(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.mistakes < 0:
-        raise InputError(f"--mistakes {arguments.mistakes}: must not be negative")
+        raise UserError(f"--mistakes {arguments.mistakes}: must not be negative")
 
     from cpprune.report.run_report import write_report
 

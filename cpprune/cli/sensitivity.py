@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.output import message, table
 from shards.cli.arguments import whole_number
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.files.documents import to_json
 
@@ -45,7 +45,7 @@ def sensitivity(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     ratios = _ratios(arguments.ratios)
     if arguments.clips < 1:
-        raise InputError(f"--clips {arguments.clips}: must be at least 1")
+        raise UserError(f"--clips {arguments.clips}: must be at least 1")
 
     from cpprune.evaluation.plots import draw_sensitivity, require_matplotlib
 
@@ -88,7 +88,7 @@ def _ratios(text: str) -> list[float]:
         if not 0 < ratios[0] <= ratios[-1] < 1:
             raise ValueError
     except ValueError:
-        raise InputError(
+        raise UserError(
             f"--ratios {text!r}: must be numbers above 0 and below 1, separated by commas, such as "
             "0.25,0.5,0.75"
         ) from None
@@ -101,7 +101,7 @@ def _pruning(criterion: str) -> PruneConfig:
     try:
         return PruneConfig(criterion=criterion)
     except ValueError as error:
-        raise InputError(str(error).replace("prune.criterion=", "--criterion ")) from None
+        raise UserError(str(error).replace("prune.criterion=", "--criterion ")) from None
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.output import table
 from cpprune.evaluation.statistics import spread
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import check_output, write_output
 from shards.files.documents import DocumentError, read_json, to_json, typed
 
@@ -57,7 +57,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read the output of `cpprune evaluate --json`.
 
     Raises:
-        InputError: the file is missing or holds something else, or metrics that are not finite.
+        UserError: the file is missing or holds something else, or metrics that are not finite.
     """
     remedy = "give files with the output of `cpprune evaluate --json`"
     # Older versions wrote NaN where null stands now.
@@ -65,9 +65,9 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         typed(report, _Evaluation)
     except DocumentError as error:
-        raise InputError(f"{path}: {error}; {remedy}") from None
+        raise UserError(f"{path}: {error}; {remedy}") from None
     if any(report.get(name, 0.0) is None for name in ("macro_accuracy", "accuracy", "log_loss")):
-        raise InputError(
+        raise UserError(
             f"{path}: its metrics are not finite, since the training of the model diverged: train "
             "again, with a lower optim.lr or with train.clip_norm"
         )

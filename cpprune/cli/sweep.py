@@ -10,7 +10,7 @@ from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.output import message, table
 from cpprune.sweeps.definition import Sweep, read_sweep
 from shards.cli.arguments import whole_number
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.files.documents import to_json
 
@@ -35,12 +35,12 @@ def sweep(argv: list[str]) -> int:
     arguments = parser.parse_args(own)
     defined = read_sweep(arguments.file)
     if not Path(defined.program).is_file():
-        raise InputError(
+        raise UserError(
             f"{arguments.file}: program: there is no {defined.program} in this folder; run the command "
             "in the repository"
         )
     if arguments.trials is not None and arguments.trials < 1:
-        raise InputError(f"--trials {arguments.trials}: must be at least 1")
+        raise UserError(f"--trials {arguments.trials}: must be at least 1")
     folder = arguments.out or Path("runs/sweeps") / arguments.file.stem
     with writing(folder, "--out"):
         return _run(defined, folder, settings, arguments.trials, arguments.retry, arguments.json)
@@ -74,7 +74,7 @@ def _run(
     if defined.method == "grid":
         limit = min(limit or grid_size(defined), grid_size(defined))
     if limit is None:
-        raise InputError(
+        raise UserError(
             f"method {defined.method} never ends: give --trials N, or run_cap in the file"
         )
     study = SharedStudy(folder, defined, settings)
@@ -97,7 +97,7 @@ def _run(
     failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
     if failed and len(failed) == len(found["trials"]) and not why:
         last = max(failed, key=lambda trial: int(trial["number"]))
-        raise InputError(
+        raise UserError(
             f"{folder}: all {len(failed)} trials failed, the last with: {last['error']}; fix it, then "
             "repeat the command with --retry"
         )

@@ -8,7 +8,7 @@ import torch
 
 import shards
 from cpprune.models.example import example_input
-from shards.errors import InputError
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from cpprune.models.artifact import Model
@@ -21,7 +21,7 @@ def open_for_model(
     """Open a dataset that a model can read; the arguments are those of `shards.open_dataset`.
 
     Raises:
-        InputError: there is no such dataset, or its rate, shape or classes are not the model's.
+        UserError: there is no such dataset, or its rate, shape or classes are not the model's.
     """
     dataset = shards.open_dataset(path, cache, cache_bytes)
     check_compatible(dataset, model)
@@ -29,37 +29,37 @@ def open_for_model(
 
 
 def check_compatible(dataset: Dataset, model: Model) -> None:
-    """Raise InputError, naming what differs, unless a dataset's clips and classes fit the model."""
+    """Raise UserError, naming what differs, unless a dataset's clips and classes fit the model."""
     path = dataset.path
     if dataset.kind == "image" and model.sample_rate is not None:
-        raise InputError(
+        raise UserError(
             f"{path}: holds images of shape {list(dataset.shape)}, but the model's front end wants "
             f"audio at {model.sample_rate} Hz; for images set features.preset=image"
         )
     if dataset.kind == "audio" and model.sample_rate is None:
-        raise InputError(
+        raise UserError(
             f"{path}: holds audio, but the model takes images of shape {list(model.clip_shape)}; "
             "for audio set features.preset to cpjku22_256, passt_128, dcase24 or cpjku23"
         )
     if dataset.sample_rate != model.sample_rate:
-        raise InputError(
+        raise UserError(
             f"{path}: sample rate {dataset.sample_rate} Hz, but the model's is {model.sample_rate} "
             f"Hz; build the dataset with --sample-rate {model.sample_rate}"
         )
     if tuple(dataset.shape) != tuple(model.clip_shape):
-        raise InputError(
+        raise UserError(
             f"{path}: clips have shape {list(dataset.shape)}, but the model was made for "
             f"{list(model.clip_shape)}; build the dataset with clips of the same length"
         )
     spec = model.features.spec
     if spec is not None and dataset.shape[0] < model.features.min_samples:
-        raise InputError(
+        raise UserError(
             f"{path}: clips of {dataset.shape[0]} samples are too short for features.n_fft"
             f"={spec.n_fft}; build the dataset with longer clips (--seconds)"
         )
     if tuple(dataset.classes) != model.classes:
         odd = sorted(set(dataset.classes) ^ set(model.classes)) or ["their order"]
-        raise InputError(
+        raise UserError(
             f"{path}: has other classes than the model (differing: {', '.join(odd[:5])}"
             f"{' …' if len(odd) > 5 else ''}); evaluate it with a model trained on these classes"
         )
@@ -71,7 +71,7 @@ def check_compatible(dataset: Dataset, model: Model) -> None:
             model.network.train(was_training)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(
+        raise UserError(
             f"{path}: its clips give the network an input of shape {list(model.input_shape)}, which it "
             f"cannot take ({reason}); build the dataset with longer clips (--seconds)"
         ) from None

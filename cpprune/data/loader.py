@@ -26,7 +26,7 @@ from cpprune.data.memory import (
     torch_dtype,
 )
 from cpprune.data.prefetch import Fetch, Positions, Prefetcher
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
 
@@ -137,7 +137,7 @@ class TrainingLoader:
         A collective operation when it is called first.
 
         Raises:
-            InputError: clips cannot be read, or there is no room for them where they should be kept.
+            UserError: clips cannot be read, or there is no room for them where they should be kept.
         """
         if self.validation_in_memory is not None:
             return self.validation_in_memory.fetch
@@ -150,7 +150,7 @@ class TrainingLoader:
         Shards of a remote dataset are downloaded ahead: the epoch's, then the validation split's.
 
         Raises:
-            InputError: clips cannot be read, or there is no room for them where they should be kept.
+            UserError: clips cannot be read, or there is no room for them where they should be kept.
         """
         order = epoch_order(len(self.rows), self.seed, epoch)
         # Both are loaded before anything is trained: what does not fit is refused at once.
@@ -237,7 +237,7 @@ class _BatchReader(TorchDataset[Tensor | Exception]):
     def __getitem__(self, ids: Positions) -> Tensor | Exception:
         try:
             return torch.from_numpy(self.dataset.fetch(ids))
-        except (InputError, OSError) as error:
+        except (UserError, OSError) as error:
             return error  # if it were raised, DataLoader would put the worker's traceback into its text
 
 

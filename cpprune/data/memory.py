@@ -23,7 +23,7 @@ from torch import Tensor
 from cpprune.data.free_memory import available_memory
 from cpprune.distributed.collectives import all_gather_json
 from cpprune.distributed.process_group import rank
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.progress import progress
 from shards.workers import cpu_count
 
@@ -91,7 +91,7 @@ def load_into_memory(
         The clips in the order of `rows`, the same on every rank; None if they are not kept in memory.
 
     Raises:
-        InputError: on every rank, if a clip is damaged or there is no room.
+        UserError: on every rank, if a clip is damaged or there is no room.
     """
     size = len(rows) * int(np.prod(dataset.shape)) * dataset.dtype.itemsize
     processes = _all_processes(device)
@@ -107,7 +107,7 @@ def load_into_memory(
         if array is None:
             if where == "auto":
                 return None
-            raise InputError(
+            raise UserError(
                 "data.in_memory=host: the processes of this node cannot open each other's memory "
                 "through /proc; set data.in_memory=off"
             )
@@ -118,7 +118,7 @@ def load_into_memory(
         clips, dataset, rows, dataset.by_shard(rows)[part::of], min(threads, MOST_THREADS), alive
     )
     if errors := [text for text in all_gather_json(error, device) if text is not None]:
-        raise InputError(errors[0])
+        raise UserError(errors[0])
     return InMemoryClips(clips)
 
 
@@ -151,7 +151,7 @@ def _choose(where: str, size: int, processes: Sequence[_Process], device: torch.
         return fitting[-1] if fitting else "off"
     if where != "off" and size > free[where]:
         what = "GPU" if where == "device" else "machine"
-        raise InputError(
+        raise UserError(
             f"data.in_memory={where}: {size / 1e9:.1f} GB of clips do not fit into the "
             f"{free[where] / 1e9:.1f} GB that are free on a {what}; set data.in_memory=auto, which "
             "keeps them where they fit"
@@ -219,7 +219,7 @@ def _fill(
             for done in as_completed([pool.submit(read, shard) for shard in shards]):
                 advance(done.result())
                 alive()
-        except InputError as error:
+        except UserError as error:
             pool.shutdown(cancel_futures=True)
             return str(error)
         except BaseException:

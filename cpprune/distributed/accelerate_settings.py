@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 # Accelerate's words, from its `str_to_bool`.
 YES, NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0", "")
@@ -37,21 +37,21 @@ def read_flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether an environment variable is true; unset is false.
 
     Raises:
-        InputError: it is neither true nor false.
+        UserError: it is neither true nor false.
     """
     text = environment.get(name, "").strip().lower()
     if text not in YES + NO:
-        raise InputError(f"{name}={text!r} in the environment: must be true or false, or not set")
+        raise UserError(f"{name}={text!r} in the environment: must be true or false, or not set")
     return text in YES
 
 
 def check_supported() -> None:
-    """Raise InputError if the environment asks for a kind of training that is not supported."""
+    """Raise UserError if the environment asks for a kind of training that is not supported."""
     for name, why in REFUSED.items():
         if read_flag(name):
-            raise InputError(f"{name}: {why}: {REMEDY}, or unset it")
+            raise UserError(f"{name}: {why}: {REMEDY}, or unset it")
     if read_flag("ACCELERATE_USE_CPU") and torch.cuda.is_available():
-        raise InputError(
+        raise UserError(
             "ACCELERATE_USE_CPU asks for the CPU: set CUDA_VISIBLE_DEVICES='' for that, or unset it"
         )
 

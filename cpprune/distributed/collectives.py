@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpprune.distributed.process_group import rank, world_size
 from cpprune.models.fingerprint import fingerprint
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def broadcast_json(value: Any, device: torch.device) -> Any:
@@ -44,7 +44,7 @@ def run_on_rank_0(function: Callable[[], object], device: torch.device) -> None:
     """Call a function that may fail, such as one that writes a file, on rank 0; all ranks see a failure.
 
     Raises:
-        InputError: on every rank, if it failed on rank 0.
+        UserError: on every rank, if it failed on rank 0.
     """
     message = None
     if rank() == 0:
@@ -56,11 +56,11 @@ def run_on_rank_0(function: Callable[[], object], device: torch.device) -> None:
                 "room or choose another --run; the last checkpoint is whole, and the same command goes "
                 "on from it"
             )
-        except InputError as error:
+        except UserError as error:
             message = str(error)
     message = broadcast_json(message, device)
     if message is not None:
-        raise InputError(message)
+        raise UserError(message)
 
 
 def all_gather_rows(rows: Tensor, total: int) -> Tensor:
@@ -105,7 +105,7 @@ def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> st
     """Check that all ranks hold this network with equal weights, and return its fingerprint.
 
     Raises:
-        InputError: on every rank, naming the ranks whose network differs from rank 0's.
+        UserError: on every rank, naming the ranks whose network differs from rank 0's.
     """
     own = fingerprint(network)
     if world_size() > 1:
@@ -113,7 +113,7 @@ def check_ranks_equal(network: nn.Module, device: torch.device, when: str) -> st
         prints = all_gather_rows(row.unsqueeze(0), world_size())
         differing = [r for r in range(world_size()) if not torch.equal(prints[r], prints[0])]
         if differing:
-            raise InputError(
+            raise UserError(
                 f"{when}: the network of rank {', '.join(map(str, differing))} differs from rank 0's: "
                 "a process does not compute as the others do; the last checkpoint is whole"
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cpprune.deps.deepspeed import allocate_state
 from cpprune.distributed.accelerate_settings import read_flag
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_json
 
 SWITCH = "ACCELERATE_USE_DEEPSPEED"  # environment variable of the launcher
@@ -35,17 +35,17 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
         clip_norm: largest norm of the gradient; 0 is off.
 
     Raises:
-        InputError: DeepSpeed is not installed, or a setting is not supported here.
+        UserError: DeepSpeed is not installed, or a setting is not supported here.
     """
     if precision == "fp16":
-        raise InputError("train.precision=fp16 is not for DeepSpeed: use bf16 or no")
+        raise UserError("train.precision=fp16 is not for DeepSpeed: use bf16 or no")
     settings = _settings()
     zero = settings.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise InputError('DeepSpeed: "zero_optimization" must be an object such as {"stage": 2}')
+        raise UserError('DeepSpeed: "zero_optimization" must be an object such as {"stage": 2}')
     stage = zero.get("stage", 2)
     if stage not in (1, 2):
-        raise InputError(
+        raise UserError(
             f"DeepSpeed ZeRO stage {stage}: use 1 or 2 (launch/accelerate/deepspeed_zero1.yaml or "
             "deepspeed_zero2.yaml); stage 3 spreads each weight over the processes, so channels cannot "
             "be cut, and stage 0 is multi_gpu.yaml"
@@ -53,7 +53,7 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if len(torch.__file__.split()) > 1:
-            raise InputError(
+            raise UserError(
                 f"on a CPU, DeepSpeed compiles a module against torch, which works from no path with "
                 f"a space, such as {torch.__file__}: start it from a virtual environment elsewhere, or "
                 "through a link to this one"
@@ -62,7 +62,7 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
         import deepspeed  # noqa: F401
         from accelerate import DeepSpeedPlugin
     except ImportError as error:
-        raise InputError(
+        raise UserError(
             f"the launcher asks for DeepSpeed, which cannot be imported ({error}): pip install "
             "'cpprune[deepspeed]'"
         ) from None
@@ -79,7 +79,7 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
     try:
         return DeepSpeedPlugin(hf_ds_config=settings)
     except PackageNotFoundError as error:
-        raise InputError(
+        raise UserError(
             f"Accelerate's DeepSpeed support needs {error.name}: pip install 'cpprune[deepspeed]'"
         ) from None
 
@@ -90,15 +90,13 @@ def _settings() -> dict[str, Any]:
         for what in ("OPTIMIZER", "PARAM"):
             name = f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE"
             if os.environ.get(name, "none").lower() != "none":
-                raise InputError(
-                    f"{name}={os.environ[name]}: offloading is not supported; set none"
-                )
+                raise UserError(f"{name}={os.environ[name]}: offloading is not supported; set none")
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return {"zero_optimization": {"stage": int(stage) if stage in ("1", "2") else stage}}
     settings = read_json(Path(file), dict[str, Any], remedy="give a DeepSpeed configuration")
     for key in ("optimizer", "scheduler", "fp16", "bf16"):
         if settings.pop(key, None):
-            raise InputError(f"{file}: leave out {key!r}: the run's own configuration says it")
+            raise UserError(f"{file}: leave out {key!r}: the run's own configuration says it")
     return settings
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from cpprune.deps.accelerate import reset_state
 from cpprune.deps.torch import is_lost_peer
 from cpprune.distributed import accelerate_settings, deepspeed, rendezvous
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.launcher import Launch, only, read_launch
 
 if TYPE_CHECKING:
@@ -43,17 +43,17 @@ def start(launch: Launch, precision: str, clip_norm: float = 0.0) -> Accelerator
         clip_norm: largest norm of the gradient, which DeepSpeed has to know in advance; 0 is off.
 
     Raises:
-        InputError: not all processes have joined, or the device does not support the precision.
+        UserError: not all processes have joined, or the device does not support the precision.
     """
     if precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("train.precision=fp16 needs a GPU: use bf16 or no")
+        raise UserError("train.precision=fp16 needs a GPU: use bf16 or no")
 
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     with redirect_stdout(sys.stderr):  # DeepSpeed prints
         plugin = deepspeed.make_plugin(precision, clip_norm) if deepspeed.is_requested() else None
     if plugin is not None and not launch.variables:
-        raise InputError(
+        raise UserError(
             f"{deepspeed.SWITCH} asks for DeepSpeed, but no launcher has started this process: use "
             "`accelerate launch --config_file launch/accelerate/deepspeed_zero2.yaml`, or unset it"
         )
@@ -81,12 +81,12 @@ def start(launch: Launch, precision: str, clip_norm: float = 0.0) -> Accelerator
             )
     except dist.DistError as error:
         first = str(error).splitlines()[0]
-        raise InputError(
+        raise UserError(
             f"the {launch.world_size} processes of WORLD_SIZE did not all join ({first}): start all of "
             "them with `accelerate launch` or `torchrun`"
         ) from None
     if (joined_processes := accelerator.num_processes) != launch.world_size:
-        raise InputError(
+        raise UserError(
             f"WORLD_SIZE is {launch.world_size}, but {joined_processes} process(es) joined: start with "
             "`accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`"
         )
@@ -113,7 +113,7 @@ def joined(precision: str, clip_norm: float = 0.0) -> Iterator[Accelerator]:
             dist.barrier()  # no rank leaves while another waits for its last message
     except (dist.DistError, RuntimeError) as error:
         if world_size() > 1 and is_lost_peer(error):
-            raise InputError(
+            raise UserError(
                 f"lost the other processes ({str(error).splitlines()[0][:120]}): see what they say; the "
                 "same command goes on from the last checkpoint"
             ) from None
@@ -142,13 +142,13 @@ def timeout_seconds() -> int:
     """Return how long a rank waits for the others: CPPRUNE_TIMEOUT_SECONDS, by default 600.
 
     Raises:
-        InputError: it is not a number of seconds from 1 to a year.
+        UserError: it is not a number of seconds from 1 to a year.
     """
     text = os.environ.get("CPPRUNE_TIMEOUT_SECONDS") or "600"
     if not (
         text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= YEAR_SECONDS and len(text) < 9
     ):
-        raise InputError(
+        raise UserError(
             f"CPPRUNE_TIMEOUT_SECONDS={text!r} in the environment: must be a number from 1 to "
             f"{YEAR_SECONDS}"
         )

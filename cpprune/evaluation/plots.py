@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ DPI = 150
 
 
 def require_matplotlib(what: str) -> None:
-    """Raise InputError unless matplotlib is installed.
+    """Raise UserError unless matplotlib is installed.
 
     Args:
         what: the command that needs it, such as "cpprune sensitivity".
     """
     if find_spec("matplotlib") is None:
-        raise InputError(f"{what} draws with matplotlib: pip install 'cpprune[report]'")
+        raise UserError(f"{what} draws with matplotlib: pip install 'cpprune[report]'")
 
 
 def confusion_figure(classes: Sequence[str], confusion_KK: NDArray[np.int64]) -> Figure:

@@ -15,7 +15,7 @@ from cpprune.data.prefetch import Fetch
 from cpprune.distributed.collectives import all_gather_rows
 from cpprune.distributed.process_group import rank, world_size
 from cpprune.evaluation import metrics
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.order import rank_slice
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def evaluate_model(
     """Return the full report on a split, and the log-probabilities [N, K] that it was made from.
 
     Raises:
-        InputError: the model's output is not finite.
+        UserError: the model's output is not finite.
     """
     logits = predict_split(model.network, model.features, split, device)
     log_prob = metrics.log_softmax(logits)
     wrong = np.flatnonzero(~np.isfinite(log_prob).all(1))
     if len(wrong):
-        raise InputError(
+        raise UserError(
             f"the model's output is not finite for {len(wrong):,} of {len(split):,} clips, such as "
             f"{split.dataset.key(int(split.ids[wrong[0]]))}; {DIVERGED}"
         )
@@ -99,7 +99,7 @@ def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
 
     Raises:
         BadFile: it is not audio, or it is truncated.
-        InputError: the model's output is not finite.
+        UserError: the model's output is not finite.
     """
     from shards.audio.clips import MIN_SOUND, count_clips, cut
     from shards.audio.load import load
@@ -115,7 +115,7 @@ def predict_file(model: Model, path: Path) -> tuple[NDArray[np.float64], int]:
             clips = np.stack([cut(samples, place, length) for place in places])
             parts.append(model(torch.from_numpy(clips)))
     if not torch.cat(parts).isfinite().all():
-        raise InputError(f"{path}: the model's output is not finite; {DIVERGED}")
+        raise UserError(f"{path}: the model's output is not finite; {DIVERGED}")
     probabilities = np.exp(metrics.log_softmax(torch.cat(parts).numpy()))
     sound = np.minimum(length, len(samples) - length * np.arange(number))
     return np.average(probabilities, axis=0, weights=sound), number

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def paired_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
         two-sided paired t-test; None where the difference is the same for every seed.
 
     Raises:
-        InputError: scipy is not installed.
+        UserError: scipy is not installed.
     """
     if find_spec("scipy") is None:
-        raise InputError("paired tests over seeds need scipy: pip install 'cpprune[report]'")
+        raise UserError("paired tests over seeds need scipy: pip install 'cpprune[report]'")
     from scipy import stats
 
     change = np.asarray(one, np.float64) - np.asarray(other, np.float64)

@@ -31,7 +31,7 @@ from cpprune.models.finite import not_finite
 from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
 from cpprune.models.trust import require_trust
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import write_bytes
 from shards.files.documents import read_bytes, read_json, to_json, typed
 from shards.files.ownership import Kind, claim, read_mark, replaced_folder
@@ -116,7 +116,7 @@ def save(
         claimed: whether the caller has claimed a folder above it, such as a run's.
 
     Raises:
-        InputError: the folder holds something other than a model.
+        UserError: the folder holds something other than a model.
     """
     if not claimed:
         claim(folder, MODEL)
@@ -181,7 +181,7 @@ def load(
         `model(wave_BT)` → logits; also `.features`, `.network`, `.classes`.
 
     Raises:
-        InputError: no such folder, its files are damaged or do not fit together, or its network comes
+        UserError: no such folder, its files are damaged or do not fit together, or its network comes
             from a module that is not trusted.
     """
     folder = Path(folder)
@@ -209,7 +209,7 @@ def load(
         if layer_widths(network) != description.widths:
             raise ValueError("widths are not those of the weights")
     if wrong := not_finite(network):
-        raise InputError(
+        raise UserError(
             f"{folder / 'model.safetensors'}: holds numbers that are not finite, in {wrong[0]}: what it "
             "was trained with diverged (train again, with a lower optim.lr or with train.clip_norm), or "
             "the file was changed"
@@ -229,14 +229,14 @@ def load(
 
 @contextmanager
 def _described(file: Path) -> Iterator[None]:
-    """Raise any error of the block as an InputError that names model.json."""
+    """Raise any error of the block as an UserError that names model.json."""
     try:
         yield
-    except InputError:
+    except UserError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
-        raise InputError(
+        raise UserError(
             f"{file}: does not describe the weights beside it ({reason}); copy the folder again from "
             "where it was made"
         ) from None
@@ -245,7 +245,7 @@ def _described(file: Path) -> Iterator[None]:
 def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     payload = read_bytes(path, MOST_WEIGHTS, "copy or export the model anew")
     if hashlib.sha256(payload).hexdigest() != sha256:
-        raise InputError(
+        raise UserError(
             f"{path}: does not match the sha256 in model.json; it is damaged or belongs to "
             "another model: copy the folder again from where it was made"
         )
@@ -256,21 +256,21 @@ def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        InputError: it is not a valid safetensors file.
+        UserError: it is not a valid safetensors file.
     """
     try:
         tensors = safetensors.torch.load(payload)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
+        raise UserError(
             f"{path}: is not a safetensors file ({' '.join(str(error).split())})"
         ) from None
     return tensors
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the contents of `model.json`; raise InputError if there is none."""
+    """Return the contents of `model.json`; raise UserError if there is none."""
     if not folder.is_dir():
-        raise InputError(
+        raise UserError(
             f"{folder}: no such model folder; give the folder that training wrote, such as "
             "runs/NAME/model"
         )
@@ -279,9 +279,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         hint = (
             f"; did you mean {folder / 'model'}?" if (folder / "model/model.json").is_file() else ""
         )
-        raise InputError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
+        raise UserError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
     description = read_json(path, dict[str, Any], nan=True)
     number = description.get("format")
     if type(number) is not int or number != FORMAT:
-        raise InputError(f"{path}: has format {number!r}, this version reads format {FORMAT}")
+        raise UserError(f"{path}: has format {number!r}, this version reads format {FORMAT}")
     return description

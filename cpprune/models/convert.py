@@ -16,7 +16,7 @@ from cpprune.models.artifact import Model
 from cpprune.models.finite import not_finite
 from cpprune.models.networks.cp_resnet import imported_widths
 from cpprune.models.registry import rebuild_model
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.files.locks import locked
 from shards.files.ownership import claim
@@ -36,7 +36,7 @@ def import_state_dict(
         rho: receptive-field parameter.
 
     Raises:
-        InputError: the file cannot be read or holds no CP-ResNet; or `out` cannot be written, holds
+        UserError: the file cannot be read or holds no CP-ResNet; or `out` cannot be written, holds
             something other than a model, or is being written by another process.
     """
     claim(out, artifact.MODEL, "--out")
@@ -46,13 +46,13 @@ def import_state_dict(
     widths = {n.removesuffix(".weight"): t.shape[0] for n, t in convolutions.items()}
     head = widths.pop("feed_forward.0", None)
     if head is None or "in_c.0" not in widths:
-        raise InputError(
+        raise UserError(
             f"{file}: holds no CP-ResNet: it lacks in_c.0.weight or feed_forward.0.weight (its first "
             f"tensors: {', '.join(list(tensors)[:3]) or 'none'})"
         )
     names = list(classes) if classes else list(LABELS)
     if len(names) != head:
-        raise InputError(
+        raise UserError(
             f"{file}: has {head} outputs, but {len(names)} classes were named (--classes)"
         )
     spec = preset_spec(preset)
@@ -65,9 +65,9 @@ def import_state_dict(
         )
     except (ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
+        raise UserError(f"{file}: does not fit a CP-ResNet with --rho {rho} ({reason})") from None
     if wrong := not_finite(network):
-        raise InputError(
+        raise UserError(
             f"{file}: holds numbers that are not finite, in {wrong[0]}: its training has diverged"
         )
     model = Model(
@@ -100,12 +100,12 @@ def _blocks_and_groups(convolutions: dict[str, Tensor]) -> dict[str, list[int]]:
 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise InputError(f"{file}: no such file")
+        raise UserError(f"{file}: no such file")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
+        raise UserError(
             f"{file}: is not a plain state dict ({first[:120]}); save model.state_dict() and import that"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -113,7 +113,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()
     ):
-        raise InputError(f"{file}: is not a state dict: it must map names to tensors")
+        raise UserError(f"{file}: is not a state dict: it must map names to tensors")
     return content
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def is_factory(name: str) -> bool:
@@ -34,18 +34,18 @@ def make(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module
         arguments: the user's keyword arguments.
 
     Raises:
-        InputError: there is no such factory, it is not known to return a network, or it failed.
+        UserError: there is no such factory, it is not known to return a network, or it failed.
     """
     function = find(name)
     try:
         network = function(num_classes=num_classes, **arguments)
     except Exception as error:  # user code can raise anything
-        raise InputError(
+        raise UserError(
             f"model.factory={name}: failed with num_classes={num_classes} and model.arguments="
             f"{dict(arguments)} ({_one_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
-        raise InputError(
+        raise UserError(
             f"model.factory={name}: must return a torch.nn.Module, but returned "
             f"{type(network).__name__}"
         )
@@ -61,15 +61,15 @@ def find(name: str) -> Callable[..., Any]:
     try:
         module = import_module(module_name)
     except Exception as error:  # the import runs user code
-        raise InputError(
+        raise UserError(
             f"model.factory={name}: {module_name} cannot be imported ({_one_line(error)}); run where "
             "its file lies, or put its folder into PYTHONPATH"
         ) from error
     function = getattr(module, attribute, None)
     if function is None:
-        raise InputError(f"model.factory={name}: {module_name} has no {attribute}")
+        raise UserError(f"model.factory={name}: {module_name} has no {attribute}")
     if not _makes_networks(function):
-        raise InputError(
+        raise UserError(
             f"model.factory={name}: is not called, since it is neither a torch.nn.Module nor a "
             "function annotated to return one: write `def ...(num_classes: int, ...) -> nn.Module:`"
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 VARIABLE = "CPPRUNE_TRUST"  # inherited by child processes
 OPTION = "--trust"
@@ -22,7 +22,7 @@ MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
 _named_by_settings: set[str] = set()
 
 
-class UntrustedCodeError(InputError):
+class UntrustedCodeError(UserError):
     """A model folder names code that the user does not trust; the message says how to trust it."""
 
 
@@ -37,7 +37,7 @@ def trusting(argv: Sequence[str]) -> Iterator[list[str]]:
         The words without --trust and its values.
 
     Raises:
-        InputError: --trust without a value, or with a value that is not a list of modules.
+        UserError: --trust without a value, or with a value that is not a list of modules.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     rest: list[str] = []
@@ -67,12 +67,12 @@ def module_names(text: str, given_as: str) -> list[str]:
     """Return the modules of a comma-separated list.
 
     Raises:
-        InputError: one of them is not a module's name.
+        UserError: one of them is not a module's name.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if not MODULE.fullmatch(name):
-            raise InputError(
+            raise UserError(
                 f"{given_as} {text!r}: must name modules, separated by commas, such as my_nets"
             )
     return names

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cpprune.evaluation.complexity import BYTES_PER_PARAMETER, macs_per_parameter
 from cpprune.models.example import example_input
 from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.random_stream import RandomStream
 
 Widths = NDArray[np.int64]
@@ -220,7 +220,7 @@ def allocate(
         narrowing: widths for the fraction that is removed, from 0 to 1.
 
     Raises:
-        InputError: no widths meet all limits; it names the limit and the least that is possible.
+        UserError: no widths meet all limits; it names the limit and the least that is possible.
     """
     if not feasible(model, limits, allowed.narrowest[None])[0]:
         cost = model.cost(allowed.narrowest[None])
@@ -229,7 +229,7 @@ def allocate(
             for limit in limits
             if cost[limit.quantity][0] > limit.bound
         ]
-        raise InputError(
+        raise UserError(
             f"prune.budget: {', '.join(failing)} cannot be met even at the least widths "
             "(prune.min_width)"
         )
@@ -273,7 +273,7 @@ def meet_latency(
         measure: the milliseconds that the network takes when it is cut to widths.
 
     Raises:
-        InputError: even the least widths take too long; it names the limit and what they take.
+        UserError: even the least widths take too long; it names the limit and what they take.
     """
     if measure(start) <= limit.bound:
         return start
@@ -292,7 +292,7 @@ def meet_latency(
         if taken <= limit.bound:
             return path[fast]
         if fast == len(path) - 1:
-            raise InputError(
+            raise UserError(
                 f"prune.budget: {limit.text} (at least {taken:.3g}ms here) cannot be met even at the "
                 "least widths (prune.min_width)"
             )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpprune.pruning.groups import ChannelGroup
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_json
 
 FORMAT = 1
@@ -58,7 +58,7 @@ def read_sensitivity(path: Path) -> Sensitivity:
     at a larger cut is noise, so a curve is the largest increase up to each cut.
 
     Raises:
-        InputError: no such file, or it holds something else.
+        UserError: no such file, or it holds something else.
     """
     remedy = "make it anew with `cpprune sensitivity`"
     found = read_json(path, _File, nan=True, remedy=remedy)
@@ -68,7 +68,7 @@ def read_sensitivity(path: Path) -> Sensitivity:
         curves = {row.layer: _curve(row, found.baseline.log_loss) for row in found.layers}
         return Sensitivity(path, found.criterion, curves)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; {remedy}") from None
+        raise UserError(f"{path}: {error}; {remedy}") from None
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def unit_costs(
         criterion: by which channels are chosen now.
 
     Raises:
-        InputError: it was measured on other layers or widths, or with another criterion.
+        UserError: it was measured on other layers or widths, or with another criterion.
     """
     if sensitivity.criterion != criterion:
-        raise InputError(
+        raise UserError(
             f"{sensitivity.source}: was measured with the criterion {sensitivity.criterion}, not "
             f"prune.criterion={criterion}; set the same, or run cpprune sensitivity --criterion "
             f"{criterion}"
@@ -133,7 +133,7 @@ def unit_costs(
     there = {layer: curve.width for layer, curve in sensitivity.curves.items()}
     if here != there:
         odd = sorted(layer for layer in here | there if here.get(layer) != there.get(layer))
-        raise InputError(
+        raise UserError(
             f"{sensitivity.source}: was measured on a network of other layers or widths (differing: "
             f"{', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}); run cpprune sensitivity on this one"
         )

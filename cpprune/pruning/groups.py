@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cpprune.deps.torch import AnyConv
 from cpprune.models.resize import LAYERS, output_width
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def dependency_graph(network: nn.Module, example: Tensor) -> Iterator[Graph]:
         example: one input, [1, …].
 
     Raises:
-        InputError: the network cannot be traced.
+        UserError: the network cannot be traced.
     """
     modes = {name: module.training for name, module in network.named_modules()}
     trainable = {name: p.requires_grad for name, p in network.named_parameters()}
@@ -101,7 +101,7 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
             )
     except Exception as error:  # the network may be anyone's, and do anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(
+        raise UserError(
             f"the network cannot be traced for pruning ({reason}); it must map one tensor of shape "
             f"{list(example.shape)} to logits"
         ) from error

@@ -22,7 +22,7 @@ from cpprune.models.artifact import Model
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.groups import ChannelGroup
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.order import permutation, rank_slice
 from shards.reader import Split
 
@@ -46,7 +46,7 @@ def score(
         normaliser: see `check_options`.
 
     Raises:
-        InputError: the criterion cannot rank the channels of a group.
+        UserError: the criterion cannot rank the channels of a group.
     """
     importance = CRITERIA[criterion].importance(seed)
     if reduction is not None:
@@ -57,18 +57,18 @@ def score(
     for group in groups:
         values = importance(group.coupled)
         if values is None:
-            raise InputError(
+            raise UserError(
                 f"prune.criterion={criterion}: finds nothing to score in {group.layer}, which has no "
                 "such layers: use another, such as magnitude"
             )
         values = values.detach().double().cpu().view(group.blocks, -1).mean(0)
         if not torch.isfinite(values).all():
-            raise InputError(
+            raise UserError(
                 f"prune.criterion={criterion}: gives scores that are not finite in {group.layer}; "
                 "this network cannot be scored by it (untrained?): use another, such as magnitude"
             )
         if len(values) > 1 and (values == values[0]).all():
-            raise InputError(
+            raise UserError(
                 f"prune.criterion={criterion}: gives every channel of {group.layer} the same score, "
                 "as it does on an untrained network: train first (--init), or use magnitude"
             )

@@ -14,7 +14,7 @@ from cpprune.models.example import example_input
 from cpprune.models.fingerprint import fingerprint, structure
 from cpprune.pruning.groups import ChannelGroup, dependency_graph
 from cpprune.pruning.prunable import prunable_groups
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import write_output
 from shards.files.documents import read_json, to_json, typed
 
@@ -85,7 +85,7 @@ def write_plan(path: Path, plan: Plan) -> None:
     """Write a plan for `read_plan`.
 
     Raises:
-        InputError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     write_output(path, plan_bytes(plan), "--prune.save_plan")
 
@@ -94,12 +94,12 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
     """Read a plan that `cpprune prune --dry-run --prune.save_plan` wrote for exactly this network.
 
     Raises:
-        InputError: no such file, no plan, one for another network, or one that cannot be applied.
+        UserError: no such file, no plan, one for another network, or one that cannot be applied.
     """
     remedy = "make a pruning plan with `cpprune prune --dry-run --prune.save_plan`"
     plan = read_json(path, Plan, remedy=remedy)
     if (plan.structure, plan.weights) != (structure(network), fingerprint(network)):
-        raise InputError(
+        raise UserError(
             f"{path}: was made for another network than this one (or was applied to it already): give "
             "the --init that it was made with, or make a new plan"
         )
@@ -107,13 +107,13 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
         groups = {group.layer: group for group in prunable_groups(graph, network)}
     layers = [entry.layer for entry in plan.groups]
     if len(set(layers)) != len(layers) or not groups.keys() >= set(layers):
-        raise InputError(
+        raise UserError(
             f"{path}: its groups must be some of {', '.join(groups)}, each once; make a new plan"
         )
     for entry in plan.groups:
         group = groups[entry.layer]
         if not _fits(entry, group):
-            raise InputError(
+            raise UserError(
                 f"{path}: {group.layer} has {group.width} channels in {group.blocks} block(s): keep "
                 "must list those that stay, sorted, as many in each block; make a new plan"
             )

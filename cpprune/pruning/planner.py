@@ -61,7 +61,7 @@ def make_plan(
         measure: how a latency is measured, on the network's device.
 
     Raises:
-        InputError: the criterion does not work on this network, no widths meet the budget, or the
+        UserError: the criterion does not work on this network, no widths meet the budget, or the
             file of `prune.sensitivity` cannot be used.
     """
     groups, scores = scored_groups(network, input_shape, config, saliency, seed)

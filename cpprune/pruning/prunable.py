@@ -29,19 +29,19 @@ from cpprune.pruning.groups import (
     exceeds_width,
     remove_channels,
 )
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def prunable_groups(graph: Graph, network: nn.Module) -> list[ChannelGroup]:
     """Return the prunable groups.
 
     Raises:
-        InputError: there is none.
+        UserError: there is none.
     """
     groups, not_prunable = classify_groups(graph, network)
     if not groups:
         reasons = "; ".join(f"{layer} {reason}" for layer, reason in not_prunable.items())
-        raise InputError(f"nothing in this network can be cut: {reasons or 'it has no layers'}")
+        raise UserError(f"nothing in this network can be cut: {reasons or 'it has no layers'}")
     return groups
 
 
@@ -77,7 +77,7 @@ class _TrialPruning:
         try:
             twin = copy.deepcopy(network)
         except RuntimeError as error:
-            raise InputError(
+            raise UserError(
                 f"the network cannot be copied once it was run ({' '.join(str(error).split())[:120]}), "
                 "so it cannot be pruned: it must not keep what it computes"
             ) from None
@@ -85,7 +85,7 @@ class _TrialPruning:
         self.x = torch.randn(1, *example.shape[1:], generator=generator, dtype=torch.float64)
         logits = self._outputs(self.whole, dict(self.whole.named_parameters()))
         if not isinstance(logits, Tensor):
-            raise InputError(
+            raise UserError(
                 f"the network must return its logits as one tensor, not {type(logits).__name__}"
             )
         self.shape = logits.shape

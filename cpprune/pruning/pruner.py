@@ -19,7 +19,7 @@ from cpprune.pruning.planner import make_plan
 from cpprune.pruning.regularizers import Penalty
 from cpprune.pruning.schedule import Event, events
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.reader import Split
 
 
@@ -85,7 +85,7 @@ class Pruner:
             original_widths: output channels by layer at the start of the run.
 
         Raises:
-            InputError: when the function is called: there is no such plan for this network.
+            UserError: when the function is called: there is no such plan for this network.
         """
         config, network, input_shape = self.config, self.model.network, self.model.input_shape
         if config.plan:
@@ -133,19 +133,19 @@ def prune_on_all_ranks(
         device: of this rank's tensors in collective calls.
 
     Raises:
-        InputError: on every rank, when rank 0 cannot make a plan.
-        InputError: naming the ranks whose network differs, before or after the cut.
+        UserError: on every rank, when rank 0 cannot make a plan.
+        UserError: naming the ranks whose network differs, before or after the cut.
     """
     check_ranks_equal(network, device, "before pruning")
     message: dict[str, object] = {}
     if rank() == 0:
         try:
             message = {"plan": make().to_json()}
-        except InputError as error:
+        except UserError as error:
             message = {"error": str(error)}
     message = broadcast_json(message, device)
     if "error" in message:
-        raise InputError(str(message["error"]))
+        raise UserError(str(message["error"]))
     plan = Plan.from_json(message["plan"])
     if optimizer_state:
         optimizer_state = carry(optimizer_state, kept_entries(network, input_shape, plan))

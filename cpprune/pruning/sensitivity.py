@@ -29,7 +29,7 @@ from cpprune.pruning.importance import Saliency
 from cpprune.pruning.plan import Plan
 from cpprune.pruning.planner import keep_best, scored_groups
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file
 from shards.files.documents import to_json
 from shards.files.ownership import Kind, read_mark
@@ -74,7 +74,7 @@ def measure_sensitivity(
         a group its `width`, and the `widths`, `macro_accuracy` and `log_loss` at each of the `ratios`.
 
     Raises:
-        InputError: the criterion does not work on this network, or its output is not finite.
+        UserError: the criterion does not work on this network, or its output is not finite.
     """
     network, input_shape = model.network, model.input_shape
     positions = np.sort(permutation(len(split), 0)[:clips])
@@ -144,7 +144,7 @@ def _figures(network: nn.Module, x_NCFT: Tensor, label_N: NDArray[np.int64]) -> 
     logits = torch.cat([network(part).float() for part in torch.split(x_NCFT, CHUNK)])
     found = metrics.summary(metrics.log_softmax(logits.cpu().numpy()), label_N)
     if found["log_loss"] is None:
-        raise InputError(f"the model's output is not finite; {DIVERGED}")
+        raise UserError(f"the model's output is not finite; {DIVERGED}")
     return {key: found[key] for key in FIGURES}
 
 

@@ -12,7 +12,7 @@ from cpprune.models.example import example_input
 from cpprune.models.fingerprint import structure
 from cpprune.pruning.groups import dependency_graph, remove_channels
 from cpprune.pruning.plan import Plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def kept_entries(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> dict[str, Tensor]:
@@ -58,10 +58,10 @@ def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> No
         plan: made by `cpprune.pruning.planner.make_plan` for a network of this structure.
 
     Raises:
-        InputError: the plan was made for another structure, or was applied already.
+        UserError: the plan was made for another structure, or was applied already.
     """
     if plan.structure != structure(network):
-        raise InputError(
+        raise UserError(
             "the pruning plan was made for a network of another structure (or is applied already): "
             "make a plan for this one"
         )

@@ -18,7 +18,7 @@ from cpprune.evaluation.statistics import holm, paired_test, spread
 from cpprune.report.evaluation import evaluate_run
 from cpprune.report.recipe import recipe, weights_of
 from cpprune.report.run_folder import Run, read_run
-from shards.errors import InputError
+from shards.errors import UserError
 
 METRICS = ("macro_accuracy", "log_loss")
 COSTS = ("parameters", "macs")
@@ -66,7 +66,7 @@ def compare_runs(
         `notes`.
 
     Raises:
-        InputError: a folder is not a run, or no run is finished.
+        UserError: a folder is not a run, or no run is finished.
     """
     notes: list[str] = []
     entries = _entries(folders, split, data, notes)
@@ -135,7 +135,7 @@ def _entries(
         shaped = recipe(run, models, notes)
         entries.append(Entry(label=label, run=run, recipe=shaped, values=kept))
     if not entries:
-        raise InputError(f"there is no finished run to compare: {' '.join(notes)}")
+        raise UserError(f"there is no finished run to compare: {' '.join(notes)}")
     return entries
 
 

@@ -15,7 +15,7 @@ from cpprune.evaluation.predict import evaluate_model
 from cpprune.models.artifact import Model
 from cpprune.report.data_uri import png, wav
 from cpprune.report.run_folder import Run
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.reader import Dataset, Split
 
 
@@ -75,13 +75,13 @@ def evaluate_run(run: Run, path: str | None, split: str, mistakes: int) -> Evalu
     try:
         dataset = open_for_model(place, run.model, *cache)
         part = dataset.split(split)
-    except InputError as error:
+    except UserError as error:
         return f"The model was not evaluated, since the data cannot be reached: {error}."
     try:
         device = default_device()
         metrics, log_prob = evaluate_model(run.model.to(device), part, device)
         shown = find_mistakes(run.model.cpu(), part, log_prob, mistakes)
-    except InputError as error:
+    except UserError as error:
         return f"The model could not be evaluated: {error}."
     return Evaluation(split=split, dataset=dataset, metrics=metrics, mistakes=shown)
 

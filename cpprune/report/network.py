@@ -12,7 +12,7 @@ from cpprune.pruning.allocation import parse_budget
 from cpprune.report import charts
 from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
 from cpprune.report.run_folder import Run, times
-from shards.errors import InputError
+from shards.errors import UserError
 
 Stages = list[tuple[str, dict[str, int]]]
 
@@ -147,7 +147,7 @@ def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
     try:
         limits = parse_budget(str(text))
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise UserError(str(error)) from None
     values = {"params": cost["parameters"], "macs": cost["macs"]}
     return [
         _limit(f"prune.budget: {limit.text}", values[limit.quantity], limit.bound)

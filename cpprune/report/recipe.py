@@ -15,14 +15,14 @@ from cpprune.models import artifact
 from cpprune.report.run_folder import Run, read_mapping
 from cpprune.runs.identity import DEFAULTS_THEN
 from cpprune.settings.renamed import current
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 def weights_of(model: Path) -> str | None:
     """Return the sha256 of the weights that a model folder records; None if it is not a model folder."""
     try:
         weights = artifact.read_description(model).get("weights")
-    except InputError:
+    except UserError:
         return None
     return weights.get("sha256") if isinstance(weights, dict) else None
 

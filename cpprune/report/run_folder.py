@@ -15,7 +15,7 @@ from cpprune.models.artifact import Model
 from cpprune.models.trust import UntrustedCodeError
 from cpprune.settings.renamed import current
 from shards.credentials import recorded
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import (
     DocumentError,
     json_lines,
@@ -157,10 +157,10 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: it is not a run folder, or the model's code is not trusted.
+        UserError: it is not a run folder, or the model's code is not trusted.
     """
     if not (folder / "config.yaml").is_file():
-        raise InputError(
+        raise UserError(
             f"{folder}: is not a run folder (it has no config.yaml); give a folder that `cpprune train` "
             "wrote, such as runs/NAME"
         )
@@ -192,11 +192,11 @@ def read_run(folder: Path) -> Run:
     try:
         found = artifact.load(folder / "model")
         if wrong := _wrong(found.metadata, About):
-            raise InputError(f"{folder / 'model'} was not written by a run ({wrong})")
+            raise UserError(f"{folder / 'model'} was not written by a run ({wrong})")
         model = found
     except UntrustedCodeError:
         raise
-    except InputError as error:
+    except UserError as error:
         notes.append(f"There is no model to show: {error}.")
     return Run(
         folder=folder,
@@ -226,7 +226,7 @@ def read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     """
     try:
         data = read_bytes(path)
-    except InputError as error:
+    except UserError as error:
         notes.append(f"{path.name} cannot be read ({error}).")
         return {}
     try:
@@ -255,7 +255,7 @@ def _metrics(
         return [], [], 0
     try:
         data = read_bytes(path, MAX_METRICS_BYTES)
-    except InputError as error:
+    except UserError as error:
         notes.append(f"metrics.jsonl cannot be read ({error}).")
         return [], [], 0
     epochs, cuts, damaged, skipped = [], [], [], 0

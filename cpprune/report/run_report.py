@@ -32,7 +32,7 @@ def report_document(
         mistakes: number of misclassified clips to include.
 
     Raises:
-        InputError: the folder is not a run.
+        UserError: the folder is not a run.
     """
     run = read_run(folder)
     evaluation = evaluate_run(run, data, split, mistakes)
@@ -107,7 +107,7 @@ def write_report(
         The pages that were written.
 
     Raises:
-        InputError: a folder is not a run, or a page cannot be written.
+        UserError: a folder is not a run, or a page cannot be written.
     """
     folders = list({folder.resolve(): folder for folder in folders}.values())
     pages = [out] if out is not None else [folder / PAGE for folder in folders]

@@ -20,7 +20,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import write_bytes
 from shards.files.documents import parse_json, read_bytes, read_json, to_json, typed
 from shards.files.ownership import remove, replaced_folder
@@ -167,7 +167,7 @@ def read(checkpoint: Path) -> Saved:
     """Read and verify a checkpoint.
 
     Raises:
-        InputError: a file of it is damaged or missing.
+        UserError: a file of it is damaged or missing.
     """
     files = {name: _read_whole(checkpoint, f"{name}.safetensors") for name in TENSOR_FILES}
     text = _read_whole(checkpoint, "state.json")
@@ -220,17 +220,17 @@ def set_aside(folder: Path, last_whole: Path) -> None:
 
 
 def _read_whole(checkpoint: Path, name: str) -> bytes:
-    """Return the bytes of a file of a checkpoint; raise InputError unless they are as written."""
+    """Return the bytes of a file of a checkpoint; raise UserError unless they are as written."""
     try:
         manifest = read_json(checkpoint / "manifest.json", dict[str, str])
         payload = read_bytes(checkpoint / name, MOST_WEIGHTS)
         expected = manifest[name]
-    except (InputError, KeyError) as error:
+    except (UserError, KeyError) as error:
         raise _unusable(checkpoint / name, str(error)) from None
     if hashlib.sha256(payload).hexdigest() != expected:
         raise _unusable(checkpoint / name, "its sha256 differs from manifest.json")
     return payload
 
 
-def _unusable(path: Path, reason: str) -> InputError:
-    return InputError(f"{path}: is damaged or does not fit ({reason})")
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: is damaged or does not fit ({reason})")

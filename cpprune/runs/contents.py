@@ -72,7 +72,7 @@ def claim_run(folder: Path) -> None:
     """Check that a run may write into a folder, without writing.
 
     Raises:
-        InputError: it holds something else than a run.
+        UserError: it holds something else than a run.
     """
     claim(folder, RUN, "--run")
     for name in MODELS:
@@ -86,7 +86,7 @@ def hold_run(folder: Path) -> Iterator[None]:
     The lock file stays, so that machines which see changes late agree on it, too.
 
     Raises:
-        InputError: another process trains there.
+        UserError: another process trains there.
     """
     there = folder.is_dir()
     busy = f"{folder}: another process trains in this run folder"

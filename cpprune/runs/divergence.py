@@ -10,14 +10,14 @@ from typing import Any
 
 from cpprune.models import artifact
 from cpprune.runs.checkpoint import Progress
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file
 from shards.files.documents import read_json, to_json
 
 REMEDY = "lower optim.lr or set train.clip_norm, and choose another --run or --resume never"
 
 
-class DivergenceError(InputError):
+class DivergenceError(UserError):
     """The run has failed: its gradients, weights or predictions are not finite."""
 
 
@@ -99,7 +99,7 @@ def has_failed(folder: Path) -> bool:
     """Return whether result.json records that the run failed."""
     try:
         return "failed" in read_json(folder / "result.json", dict[str, Any], nan=True)
-    except InputError:
+    except UserError:
         return False
 
 
@@ -121,6 +121,6 @@ def _kept(folder: Path) -> str:
 def _last_finite(folder: Path, name: str) -> dict[str, Any] | None:
     try:
         found = artifact.read_description(folder / name)
-    except InputError:
+    except UserError:
         return None
     return found if {"provenance", "metrics"} <= found.keys() else None

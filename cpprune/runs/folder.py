@@ -31,7 +31,7 @@ from cpprune.runs.environment import environment
 from cpprune.runs.identity import check_same
 from cpprune.runs.log import RunLog
 from shards.credentials import recorded
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file, writing
 from shards.files.documents import DocumentError, parse_json, to_json
 
@@ -39,7 +39,7 @@ from shards.files.documents import DocumentError, parse_json, to_json
 class RunFolder:
     """Writes and reads the files of a run.
 
-    Every rank has to call every method. Rank 0 writes; where it cannot, all ranks raise InputError. As a
+    Every rank has to call every method. Rank 0 writes; where it cannot, all ranks raise UserError. As a
     context it keeps other processes from training in the folder, records in result.json that the run
     has diverged, and lets the tracker finish.
 
@@ -48,7 +48,7 @@ class RunFolder:
         device: of this rank's tensors in collective calls.
 
     Raises:
-        InputError: the folder holds something else than a run.
+        UserError: the folder holds something else than a run.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -199,16 +199,16 @@ def find_checkpoint(
         say: reports a checkpoint that is damaged and skipped, or of an older version.
 
     Raises:
-        InputError: the folder holds a run with other settings or data, only damaged checkpoints, or
+        UserError: the folder holds a run with other settings or data, only damaged checkpoints, or
             none where one has to be.
     """
     found = checkpoint.list_checkpoints(folder / "checkpoints")
     if resume == "never" or not found:
         if resume == "must":
-            raise InputError(f"{folder}: has no checkpoint to resume; leave out --resume must")
+            raise UserError(f"{folder}: has no checkpoint to resume; leave out --resume must")
         finished = (folder / "result.json").is_file() and not divergence.has_failed(folder)
         if resume != "never" and finished:
-            raise InputError(
+            raise UserError(
                 f"{folder}: holds a finished run whose checkpoints are gone; choose another --run, or "
                 "replace it with --resume never"
             )
@@ -217,14 +217,14 @@ def find_checkpoint(
     for path in reversed(found):
         try:
             saved = checkpoint.read(path)
-        except InputError as error:
+        except UserError as error:
             damage.append(str(error))
             continue
         for message in damage:
             say(f"{message}; going on from {path.name} instead")
         check_same(folder, saved.identity, identity, say)
         return saved
-    raise InputError(
+    raise UserError(
         f"{damage[0]}, and there is no whole checkpoint in {folder}: start again with --resume never"
     )
 

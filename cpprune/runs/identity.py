@@ -14,7 +14,7 @@ from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.settings.renamed import current
 from shards import random_stream
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_bytes, read_yaml
 from shards.manifest import sha256_of
 from shards.reader import Dataset
@@ -28,7 +28,7 @@ def identity(config: RunConfig, dataset: Dataset, model: Model) -> dict[str, Any
     """Return what a resumed run must share with the one that wrote its checkpoint.
 
     Raises:
-        InputError: a file that the settings name cannot be read.
+        UserError: a file that the settings name cannot be read.
     """
     settings = {k: v for k, v in flatten(config.to_dict()).items() if k not in FREE_KEYS}
     # What files hold is pinned by its hash, wherever they lie.
@@ -58,7 +58,7 @@ def check_same(
         say: reports differences between versions that are no reason to stop.
 
     Raises:
-        InputError: it is another run; the message names what differs.
+        UserError: it is another run; the message names what differs.
     """
     saved_settings = current(saved["settings"])
     then = settings_then(saved_settings, run, now["settings"])
@@ -75,7 +75,7 @@ def check_same(
         changed.append("the front end of the model")
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise InputError(
+        raise UserError(
             f"{run}: holds a run with other settings ({'; '.join(changed[:3])}{more}); give the same to "
             "resume it, choose another --run, or replace it with --resume never"
         )
@@ -100,7 +100,7 @@ def settings_then(
     """
     try:
         told = current(flatten(read_yaml(run / "config.yaml", dict[str, Any])))
-    except InputError:
+    except UserError:
         told = {}
     for key in FILE_KEYS:
         told.pop(key, None)  # a path; here it is of what the file holds

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from shards import launcher
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file
 from shards.files.documents import read_json, to_json
 
@@ -37,10 +37,10 @@ RANK_VARIABLES = (*launcher.PREFIXES, "ACCELERATE_")
 
 
 def require(kind: str) -> None:
-    """Raise InputError unless the packages of a tracker are installed."""
+    """Raise UserError unless the packages of a tracker are installed."""
     for package in PACKAGES[kind]:
         if find_spec(package) is None:
-            raise InputError(
+            raise UserError(
                 f"track={kind} needs {package}: pip install 'cpprune[{kind}]', or leave it out"
             )
 
@@ -74,7 +74,7 @@ def read_state(folder: Path) -> TrackingState:
     """Return the state of a run's tracker; an empty one if the run has none."""
     try:
         return read_json(folder / STATE, TrackingState, nan=True)
-    except InputError:
+    except UserError:
         return TrackingState()
 
 

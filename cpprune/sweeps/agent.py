@@ -15,7 +15,7 @@ from typing import Any
 from cpprune.sweeps.command import command_words
 from cpprune.sweeps.study import Claim, SharedStudy
 from cpprune.sweeps.trial import best_epoch, last_error, read_epochs, read_result
-from shards.errors import InputError
+from shards.errors import UserError
 
 POLL_SECONDS = 0.2
 MAX_FAILURES = 3  # in a row
@@ -72,7 +72,7 @@ class Agent:
             What stopped it before that; empty if nothing did.
 
         Raises:
-            InputError: three trials in a row failed.
+            UserError: three trials in a row failed.
         """
         with self.signals:
             while not self.signals.count:
@@ -128,7 +128,7 @@ class Agent:
         self.message(f"trial-{claim.number:04d}: failed: {error}")
         self.failures += 1
         if self.failures == MAX_FAILURES:
-            raise InputError(
+            raise UserError(
                 f"{self.study.folder}: {MAX_FAILURES} trials in a row failed, the last with: {error}; "
                 "fix it, then repeat the command with --retry"
             )
@@ -152,7 +152,7 @@ class Agent:
                 start_new_session=True,  # Ctrl-C reaches this process only, which asks the trial to stop
             )
         except OSError as error:
-            raise InputError(f"command: {words[0]} cannot be started ({error.strerror})") from None
+            raise UserError(f"command: {words[0]} cannot be started ({error.strerror})") from None
 
     def _watch(self, process: subprocess.Popen[bytes], claim: Claim) -> bool:
         """Wait for a trial, stopping it if need be; return whether it ended early."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from cpprune.sweeps.command import DEFAULT_COMMAND, check_command
 from cpprune.sweeps.parameters import Parameter, read_parameter
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import read_yaml
 
 METHODS = ("grid", "random", "bayes")
@@ -67,13 +67,13 @@ def read_sweep(path: Path) -> Sweep:
     """Read a sweep.
 
     Raises:
-        InputError: the file cannot be read, or a key of it is wrong or not supported.
+        UserError: the file cannot be read, or a key of it is wrong or not supported.
     """
     tree = _read(path)
     try:
         return _sweep(tree)
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from cpprune.deps.optuna import live_trial
 from cpprune.sweeps.definition import EarlyTermination, Sweep, grid_cell
 from shards.credentials import recorded
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import drop_partial_line, replace_file
 from shards.files.documents import DocumentError, json_lines, read_bytes, read_json
 from shards.files.locks import FileLock, is_locked, open_locked
@@ -93,12 +93,12 @@ class SharedStudy:
         settings: arguments that are added to the command of every trial.
 
     Raises:
-        InputError: the folder holds another sweep or cannot be written, or Optuna is not installed.
+        UserError: the folder holds another sweep or cannot be written, or Optuna is not installed.
     """
 
     def __init__(self, folder: Path, sweep: Sweep, settings: tuple[str, ...]) -> None:
         if find_spec("optuna") is None:
-            raise InputError("cpprune sweep needs Optuna: pip install 'cpprune[sweep]'")
+            raise UserError("cpprune sweep needs Optuna: pip install 'cpprune[sweep]'")
         self.folder, self.sweep = folder, sweep
         self.varied = [p.name for p in sweep.parameters if p.distribution != "constant"]
         claim(folder, SWEEP, "--out")
@@ -127,7 +127,7 @@ class SharedStudy:
         theirs = read_json(path, dict[str, Any], remedy="choose another --out")
         for key, value in mine.items():
             if key in theirs and recorded(theirs[key]) != value:  # older versions had fewer keys
-                raise InputError(
+                raise UserError(
                     f"{self.folder}: holds another sweep ({key} differs); choose another --out, or "
                     "repeat the same file and settings to resume"
                 )
@@ -152,14 +152,14 @@ class SharedStudy:
 
     @contextmanager
     def _replayed(self) -> Iterator[None]:
-        """Turn errors of replaying the journal, which Optuna does not check, into an InputError."""
+        """Turn errors of replaying the journal, which Optuna does not check, into an UserError."""
         try:
             yield
-        except (InputError, OSError):
+        except (UserError, OSError):
             raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise InputError(
+            raise UserError(
                 f"{self.journal}: is damaged ({reason}); choose another --out, or remove the folder to "
                 "start the sweep again"
             ) from None

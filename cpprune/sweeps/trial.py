@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import DocumentError, json_lines, read_bytes, read_json, typed
 
 # The last line of a traceback, with or without the rank. Launchers append tracebacks of their own.
@@ -53,7 +53,7 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
                 typed(record, _Epoch)
                 epochs.append(record)
         except DocumentError as error:
-            raise InputError(f"{path}: line {number} {error}; repair or remove this file") from None
+            raise UserError(f"{path}: line {number} {error}; repair or remove this file") from None
     return epochs
 
 
@@ -66,7 +66,7 @@ def read_result(run: Path) -> dict[str, Any] | None:
     try:
         typed(found, _Result)
     except DocumentError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     return None if "failed" in found else found
 
 

@@ -19,7 +19,7 @@ from cpprune.models.artifact import Model
 from cpprune.models.factory import is_factory
 from cpprune.models.registry import build_model, check_logits
 from cpprune.models.trust import trust_factory
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.reader import Dataset
 
 # Clip shapes where no dataset is opened: one second of audio as in TAU Urban Acoustic Scenes
@@ -32,7 +32,7 @@ def create_model(config: RunConfig, dataset: Dataset, explicit: frozenset[str]) 
     """Return the model that a run starts from: that of `init`, or a fresh one for this dataset.
 
     Raises:
-        InputError: a setting that was set explicitly contradicts the model of `init`, or the network of
+        UserError: a setting that was set explicitly contradicts the model of `init`, or the network of
             `model.factory` does not fit this dataset.
     """
     model = _start(config, explicit, dataset.classes, dataset.shape)
@@ -66,7 +66,7 @@ def _start(
     try:
         network = build_model(config.model.family, num_classes=len(classes), **network_config)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise UserError(str(error)) from None
     model = Model(
         network,
         build_features(config.features.spec()),
@@ -77,7 +77,7 @@ def _start(
     )
     wanted = config.model.input_shape
     if wanted is not None and tuple(wanted) != tuple(model.input_shape):
-        raise InputError(
+        raise UserError(
             f"model.input_shape={wanted}: the front end gives {list(model.input_shape)}; leave it out, "
             "or change features.*"
         )
@@ -89,7 +89,7 @@ def _check_own_network(model: Model) -> None:
         try:
             check_logits(model.network, model.input_shape, len(model.classes))
         except ValueError as error:
-            raise InputError(f"model.factory={model.family}: {error}") from None
+            raise UserError(f"model.factory={model.family}: {error}") from None
 
 
 def _refuse_contradictions(
@@ -121,7 +121,7 @@ def _refuse_contradictions(
     carried["features.preset"] = next(names, own)
     for key in sorted(explicit & set(wanted)):
         if key in carried and wanted[key] != carried[key]:
-            raise InputError(
+            raise UserError(
                 f"{key}={wanted[key]} was given, but {init} was made with {carried[key]}: leave it "
                 "out, since a model carries its network and front end with it"
             )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 Tensors = Mapping[str, Tensor]
 Run = Callable[[Tensors, int], tuple[Tensor, ...]]
@@ -57,7 +57,7 @@ def recorder(compiled: str, device: torch.device) -> Record | None:
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
             reason = str(cause).strip().splitlines()[0]
-            raise InputError(
+            raise UserError(
                 f"train.compile=graph: a step of this network cannot be captured ({reason}); use "
                 "train.compile=auto"
             ) from error

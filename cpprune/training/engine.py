@@ -34,7 +34,7 @@ from cpprune.training.batch_norm import use_global_batch_norm
 from cpprune.training.ema import Average
 from cpprune.training.optim import build_optimizer
 from cpprune.training.optimizer_state import read_moments, write_moments
-from shards.errors import InputError
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,7 +59,7 @@ class Engine:
         saved: the checkpoint to restore, or None.
 
     Raises:
-        InputError: the configuration asks for what the launcher's DeepSpeed cannot do, or nothing in
+        UserError: the configuration asks for what the launcher's DeepSpeed cannot do, or nothing in
             the network can be trained.
 
     Attributes:
@@ -71,7 +71,7 @@ class Engine:
         self, config: RunConfig, model: Model, accelerator: Accelerator, saved: Saved | None = None
     ) -> None:
         if deepspeed.is_requested() and config.train.compile == "graph":
-            raise InputError(
+            raise UserError(
                 "train.compile=graph: DeepSpeed's steps cannot be captured; set train.compile=auto, or "
                 "launch with launch/accelerate/multi_gpu.yaml"
             )
@@ -237,7 +237,7 @@ class Engine:
             self.ema = Average(network, train.ema_decay)
         parameters = [p for p in network.parameters() if p.requires_grad]
         if not parameters:
-            raise InputError("every parameter of the network is frozen: there is nothing to train")
+            raise UserError("every parameter of the network is frozen: there is nothing to train")
         how = train.compile if self.device.type == "cuda" else "off"
         if how != "off":
             torch.compiler.reset()  # or code would be made for the first few prunings only

@@ -34,7 +34,7 @@ from cpprune.training.engine import Engine
 from cpprune.training.optim import lr_factor
 from cpprune.training.skipped import SkippedSteps
 from cpprune.training.step import TrainingStep
-from shards.errors import InputError
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,7 +53,7 @@ def train(config: RunConfig, explicit: frozenset[str] = frozenset()) -> dict[str
         next.
 
     Raises:
-        InputError: something in the configuration, the data or the run folder has to be mended.
+        UserError: something in the configuration, the data or the run folder has to be mended.
         DivergenceError: the run has failed, as result.json then says too.
     """
     precision, clip_norm = config.train.precision, config.train.clip_norm
@@ -104,7 +104,7 @@ class Trainer:
         self.model = create_model(config, self.dataset, explicit)
         self.identity = identity(config, self.dataset, self.model)
         if config.train.batch_size < self.world:
-            raise InputError(
+            raise UserError(
                 f"train.batch_size={config.train.batch_size}: must be at least the number of "
                 f"processes, {self.world}"
             )

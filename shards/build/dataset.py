@@ -31,7 +31,7 @@ from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan
 from shards.build.shard_job import ShardJob, make_shard
 from shards.build.spool import Spooled, needs_spool, spool
 from shards.build.summary import closing_lines, printable_line
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import publish, replace_file, writing
 from shards.files.locks import locked
 from shards.files.ownership import read_mark, remove
@@ -78,7 +78,7 @@ def build_dataset(
         The manifest of the finished dataset.
 
     Raises:
-        InputError: if the source cannot be used, `out` holds something else, the disk is too small,
+        UserError: if the source cannot be used, `out` holds something else, the disk is too small,
             or with `on_error` "stop" a file is bad.
     """
     folder, workers, plan = _planned(options, out, workers, show=show)
@@ -131,10 +131,10 @@ def build_part(
         Whether the dataset is finished already.
 
     Raises:
-        InputError: as `build_dataset`; also if there is no such part, or it is being done elsewhere.
+        UserError: as `build_dataset`; also if there is no such part, or it is being done elsewhere.
     """
     if not 1 <= number <= of:
-        raise InputError(f"--part {number} --of {of}: use --part 1 to --part {of}")
+        raise UserError(f"--part {number} --of {of}: use --part 1 to --part {of}")
     folder, workers, plan = _planned(options, out, workers, show=show)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists():
@@ -159,14 +159,14 @@ def build_part(
 def _finished(folder: Path, plan: Plan) -> Manifest:
     manifest = read_manifest(folder)
     if manifest.source.get("plan") != plan.sha256:
-        raise InputError(
+        raise UserError(
             f"{folder} is a finished dataset of other arguments or other sources; "
             "name another --out, or use --overwrite to replace it"
         )
     for shard in manifest.shards:
         path = folder / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise InputError(
+            raise UserError(
                 f"{folder} is finished but {shard.name} is missing or cut short; "
                 "copy it again, or use --overwrite to build it again"
             )
@@ -183,7 +183,7 @@ def _planned(
     # The next build would take the dataset for a class.
     source = Path(options.source).resolve()
     if options.source_kind.walks_folder and source in (folder.resolve(), *folder.resolve().parents):
-        raise InputError(f"--out {folder}: lies in --source {options.source}; name a place outside")
+        raise UserError(f"--out {folder}: lies in --source {options.source}; name a place outside")
     return folder, workers, make_plan(options, workers, show=show)
 
 
@@ -195,7 +195,7 @@ def _refuse_small_disk(folder: Path, plan: Plan) -> None:
     # FLAC takes half of it at most of the time, but noise takes it all.
     needed = 2 * plan.bytes if needs_spool(plan) else plan.bytes
     if needed - have > free:
-        raise InputError(
+        raise UserError(
             f"--out {folder}: the build takes {needed / 1e9:.1f} GB and "
             f"{free / 1e9:.1f} GB are free on that disk; name another place"
         )
@@ -256,7 +256,7 @@ def _claim(work: Path, plan: Plan) -> None:
         if then.get(name) != value
     ]
     why = "; ".join(changed) or "the source's files or lists have changed since"
-    raise InputError(
+    raise UserError(
         f"{work.parent} holds an unfinished build with other arguments or inputs ({why}); "
         "start it with the same ones to continue, or use --overwrite to begin anew"
     )
@@ -288,7 +288,7 @@ def _make_shards(
     made = records_of(jobs[0].out) if jobs else set()
     for job in jobs:
         if os.path.lexists(job.out / job.name) and job.name not in made:
-            raise InputError(f"{job.out / job.name} is no shard of this build; move it away")
+            raise UserError(f"{job.out / job.name} is no shard of this build; move it away")
     records: dict[int, dict[str, Any]] = {}
     clips = sum(len(job.clips) for job in jobs)
     with progress("Writing clips", clips, show=show) as advance:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.audio.clips import MIN_SOUND, count_clips
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import MAX_VALUES, SPLITS
 from shards.sources.registry import SourceKind, source_kinds
 
@@ -89,9 +89,9 @@ class BuildOptions:
         for name, (good, allowed) in checks.items():
             if not good:
                 option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} is {getattr(self, name)!r}; use {allowed}")
+                raise UserError(f"{option} is {getattr(self, name)!r}; use {allowed}")
         if self.length > MAX_VALUES:
-            raise InputError(
+            raise UserError(
                 f"--seconds {self.seconds:g} at --sample-rate {self.sample_rate}: a clip has at most "
                 f"{MAX_VALUES:,} samples; use fewer of either"
             )
@@ -105,7 +105,7 @@ class BuildOptions:
         for name in sorted(frozenset().union(*(kind.options for kind in kinds)) - mine):
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 those = ", ".join(kind.name for kind in kinds if name in kind.options)
-                raise InputError(f"--{name.replace('_', '-')} is for {those}, not for {self.kind}")
+                raise UserError(f"--{name.replace('_', '-')} is for {those}, not for {self.kind}")
 
     @property
     def source_kind(self) -> SourceKind:

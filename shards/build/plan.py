@@ -14,7 +14,7 @@ from shards.build.options import BuildOptions
 from shards.build.remarks import Remarks, remarks
 from shards.build.scan import Bad, Scan, scan
 from shards.build.splits import carve_validation, draw_splits, joined, refuse_parted
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import FORMAT, SPLITS
 from shards.sources.source import Item, Source
 
@@ -67,13 +67,13 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
     """Reads the source's lists and headers and decides every clip's split, shard and place.
 
     Raises:
-        InputError: if the source cannot be used, or with `on_error` "stop" at a bad file or a class
+        UserError: if the source cannot be used, or with `on_error` "stop" at a bad file or a class
             without a clip.
     """
     source = options.source_kind.read(options)
     if options.on_error == "stop":
         for folder, content in source.empty.items():
-            raise InputError(
+            raise UserError(
                 f"the class folder {folder} has no audio files{content and f' ({content})'}; "
                 "fill or remove it, or leave the class out with --on-error skip"
             )
@@ -81,7 +81,7 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
     if found.bad and options.on_error == "stop":
         raise bad_file_error(found.bad[0], options)
     if not found.items:
-        raise InputError(f"{options.source}: none of its {len(source.items):,} files can be used")
+        raise UserError(f"{options.source}: none of its {len(source.items):,} files can be used")
     source, found, lost = _without_lost(source, found, options)
     units = joined([item.together or item.name for item in found.items], found.copies)
     items = _with_splits(found, units, source, options)
@@ -113,9 +113,9 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
     )
 
 
-def bad_file_error(bad: Bad, options: BuildOptions) -> InputError:
+def bad_file_error(bad: Bad, options: BuildOptions) -> UserError:
     """Returns the error that ends a build at its first bad file."""
-    return InputError(
+    return UserError(
         f"{bad.filename} in {options.source} is bad: {bad.reason}; "
         "mend or remove it, or use --on-error skip"
     )
@@ -127,14 +127,14 @@ def _without_lost(
     """Returns both without the classes of which nothing is left, and the names of those.
 
     Raises:
-        InputError: with `on_error` "stop", if there is one.
+        UserError: with `on_error` "stop", if there is one.
     """
     there = {item.label for item in found.items}
     lost = [name for label, name in enumerate(source.classes) if label not in there]
     if not lost or source.fixed_classes:
         return source, found, []
     if options.on_error == "stop":
-        raise InputError(
+        raise UserError(
             f"{options.source}: nothing is left of the class {lost[0]}: all its files are shorter than "
             "a clip; use --short pad, or leave the class out with --on-error skip"
         )

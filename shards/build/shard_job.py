@@ -16,7 +16,7 @@ from shards.audio.load import BadFile, Clips, load
 from shards.build.plan import BuildOptions, Clip
 from shards.build.spool import Spooled, read_spooled
 from shards.build.tar import END_OF_ARCHIVE, Record, write_record
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import replace_file, sync, temporary_name, unfinished
 from shards.files.documents import DocumentError, read_json, typed
 from shards.manifest import WORK_NAME, sha256_of_file
@@ -132,7 +132,7 @@ def _read_record(path: Path, groups: int) -> dict[str, Any] | None:
         record = read_json(path, dict[str, Any], max_bytes=MOST_RECORD)
         typed(record, _Record)
         typed(record.get("rows"), list[tuple[row]])  # type: ignore[valid-type]
-    except (InputError, DocumentError):
+    except (UserError, DocumentError):
         return None
     return record
 

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import SPLITS
 
 MOST_SWAPS = 100
@@ -123,13 +123,13 @@ def refuse_parted(column: str, values: Iterable[str], splits: Iterable[str]) -> 
     """Checks that no unit is in two splits.
 
     Raises:
-        InputError: naming the first that is.
+        UserError: naming the first that is.
     """
     seen: dict[str, str] = {}
     for value, split in zip(values, splits, strict=True):
         first = seen.setdefault(value, split)
         if first != split:
-            raise InputError(
+            raise UserError(
                 f"the {column} {value!r} is in two splits ({first} and {split}); "
                 "clips of one must not part: put them into one split"
             )

@@ -18,7 +18,7 @@ from shards.audio.clips import cut
 from shards.audio.file_range import AudioFile
 from shards.audio.load import BadFile, Clips, Heard, blocks
 from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import publish, replace_file, temporary_name, unfinished
 from shards.files.documents import DocumentError, read_json, typed
 from shards.progress import progress
@@ -65,7 +65,7 @@ def spool(
         scale.
 
     Raises:
-        InputError: at the first bad file, if the build is to stop there.
+        UserError: at the first bad file, if the build is to stop there.
     """
     clips = Counter[tuple[str, AudioFile]]()
     for _, _, of_shard in plan.shards:
@@ -165,7 +165,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = read_json(path, dict[str, Any])
         typed(record, _Record)
-    except (InputError, DocumentError):
+    except (UserError, DocumentError):
         return None
     return record if f"{record['file']}.json" == path.name else None
 

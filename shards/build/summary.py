@@ -23,7 +23,7 @@ def summarise(location: str | Path) -> dict[str, Any]:
     """Describes a dataset with what JSON can hold.
 
     Raises:
-        InputError: if it cannot be opened.
+        UserError: if it cannot be opened.
     """
     dataset = open_dataset(location)
     manifest = dataset.manifest

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from shards.errors import InputError
+from shards.errors import UserError
 
 
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises InputError."""
-        raise InputError(f"{message} (see {self.prog} --help)")
+        """Raises UserError."""
+        raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

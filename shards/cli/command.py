@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.credentials import without_credentials
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.launcher import process_rank
 
 LONGEST_LINE = 4000
@@ -120,7 +120,7 @@ def one_line(text: str) -> str:
 
 def explain(error: BaseException) -> str | None:
     """Return what went wrong and what helps, or None for what no user can mend."""
-    if isinstance(error, InputError):
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         return _explain_os_error(error)

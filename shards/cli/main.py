@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shards.cli.arguments import OneLineParser, number, text, whole_number
 from shards.credentials import without_credentials
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.sources.registry import source_kinds
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         The exit status: 0, or 1 if `verify` found something.
 
     Raises:
-        InputError: for what the user can mend; the caller prints it and exits with 2.
+        UserError: for what the user can mend; the caller prints it and exits with 2.
         SystemExit: for `--help`.
     """
     arguments = _parser().parse_args(argv)
@@ -209,7 +209,7 @@ def _folds(text: str) -> tuple[tuple[str, str], ...]:
 
 def _workers(given: int | None) -> int | None:
     if given is not None and given < 1:
-        raise InputError(f"--workers is {given}; use 1 or more")
+        raise UserError(f"--workers is {given}; use 1 or more")
     return given
 
 
@@ -282,9 +282,9 @@ def _build_part(arguments: argparse.Namespace, options: "BuildOptions", workers:
 
     number, of = arguments.part, arguments.of
     if number is None or of is None:
-        raise InputError("--part and --of go together: --part 1 --of 4")
+        raise UserError("--part and --of go together: --part 1 --of 4")
     if arguments.overwrite:
-        raise InputError(f"--part with --overwrite: delete {arguments.out} before the parts begin")
+        raise UserError(f"--part with --overwrite: delete {arguments.out} before the parts begin")
     finished = build_part(options, arguments.out, number, of, workers=workers, show=True)
     if arguments.json:
         _say(json.dumps({"out": str(arguments.out), "part": number, "finished": finished}))

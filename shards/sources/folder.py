@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.sources.names import printable
 from shards.sources.registry import source
 from shards.sources.source import Item, Source
@@ -37,9 +37,7 @@ def _check(options: "BuildOptions") -> None:
         re.compile(pattern or "")
         (pattern or "").encode()
     except (re.error, RecursionError, OverflowError, UnicodeEncodeError) as error:
-        raise InputError(
-            f"--keep-together {pattern!r} is no regular expression: {error}"
-        ) from error
+        raise UserError(f"--keep-together {pattern!r} is no regular expression: {error}") from error
 
 
 @source(
@@ -65,20 +63,20 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
             group, or else its match, is the same never part.
 
     Raises:
-        InputError: if the folder is missing, has no classes, or can be read in several ways.
+        UserError: if the folder is missing, has no classes, or can be read in several ways.
     """
     if not root.is_dir():
-        raise InputError(f"{root} does not exist or is not a folder")
+        raise UserError(f"{root} does not exist or is not a folder")
     known = endings()
     all_found = beside(root, known)
     splits = {} if layout == "classes" else _splits(root, layout, known, all_found)
     parts = {split: root / name for name, split in splits.items()} or {"": root}
     if splits and "train" not in parts:
-        raise InputError(f"{root} has {', '.join(sorted(splits))} but no train folder")
+        raise UserError(f"{root} has {', '.join(sorted(splits))} but no train folder")
     names = {split: folders(folder) for split, folder in parts.items()}
     classes = tuple(sorted({name for of_split in names.values() for name in of_split}))
     if not classes:
-        raise InputError(_no_classes(root, known, list(parts.values()), layout))
+        raise UserError(_no_classes(root, known, list(parts.values()), layout))
     items: list[Item] = []
     empty: dict[str, str] = {}
     for split, folder in parts.items():
@@ -98,7 +96,7 @@ def read(root: Path, layout: str = "auto", together: str | None = None) -> Sourc
     if splits:
         for name in classes:
             if name not in names["train"]:
-                raise InputError(f"the class {printable(name)} has no folder in {parts['train']}")
+                raise UserError(f"the class {printable(name)} has no folder in {parts['train']}")
     return Source(
         kind="audio",
         classes=tuple(printable(name) for name in classes),
@@ -119,7 +117,7 @@ def _splits(root: Path, layout: str, known: frozenset[str], all_found: Found) ->
     names = folders(root)
     splits = dict(split_names(names, f"--source {root}"))
     if layout == "splits" and not splits:
-        raise InputError(f"--layout splits: {root} has no folder called train, val or test")
+        raise UserError(f"--layout splits: {root} has no folder called train, val or test")
     if not splits:
         return {}
     for name in names:
@@ -128,7 +126,7 @@ def _splits(root: Path, layout: str, known: frozenset[str], all_found: Found) ->
         found = walk(root / name, known)
         if found.files and layout == "auto":
             given = ", ".join(sorted(splits))
-            raise InputError(
+            raise UserError(
                 f"{root} has {given}, which may be splits, beside {printable(name)} with audio, which "
                 "is none: move it away, or use --layout splits (to leave it aside) or --layout classes"
             )
@@ -156,7 +154,7 @@ def _together(items: list[Item], pattern: str) -> list[Item]:
     matches = [expression.search(item.name) for item in items]
     found = [match[1 if expression.groups else 0] if match else "" for match in matches]
     if items and not any(found):
-        raise InputError(
+        raise UserError(
             f"--keep-together {pattern!r} finds nothing in any path, as {items[0].name}"
         )
     return [item._replace(together=of or "") for item, of in zip(items, found, strict=True)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import sha256_of_file
 from shards.sources.registry import source
 from shards.sources.source import Item, Source, folder_of
@@ -40,7 +40,7 @@ def read(root: Path) -> Source:
     `torch.randperm` with a generator seeded with 1, as `torch.utils.data.random_split` divides.
 
     Raises:
-        InputError: if a file is missing, damaged, or images and labels differ in number.
+        UserError: if a file is missing, damaged, or images and labels differ in number.
     """
     import torch
 
@@ -51,9 +51,9 @@ def read(root: Path) -> Source:
         digits = _read_idx(root, image_name, 3, lists)
         labels = _read_idx(root, label_name, 1, lists)
         if len(digits) != len(labels):
-            raise InputError(f"{root}: {len(digits)} {part} images but {len(labels)} labels")
+            raise UserError(f"{root}: {len(digits)} {part} images but {len(labels)} labels")
         if len(labels) and labels.max() > 9:
-            raise InputError(f"{root / label_name}: a label is {labels.max()}; digits are 0 to 9")
+            raise UserError(f"{root / label_name}: a label is {labels.max()}; digits are 0 to 9")
         splits = ["test"] * len(labels)
         if part == "train":
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
@@ -65,7 +65,7 @@ def read(root: Path) -> Source:
             items.append(Item(name, "", label, split, name))
         images.append(digits[:, None])
     if images[0].shape[1:] != images[1].shape[1:]:
-        raise InputError(f"{root}: train and t10k images differ in size")
+        raise UserError(f"{root}: train and t10k images differ in size")
     return Source(
         kind="image",
         classes=tuple(str(digit) for digit in range(10)),
@@ -84,27 +84,27 @@ def _read_idx(root: Path, name: str, axes: int, lists: dict[str, str]) -> NDArra
         if path.is_file():
             break
     else:
-        raise InputError(f"{root} has neither {name} nor {name}.gz")
+        raise UserError(f"{root} has neither {name} nor {name}.gz")
     if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path} is none of MNIST's files: it has more than {MOST_BYTES:,} bytes")
+        raise UserError(f"{path} is none of MNIST's files: it has more than {MOST_BYTES:,} bytes")
     lists[path.name] = sha256_of_file(path)
     size = 4 + 4 * axes
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(size)
             if head[:4] != bytes((0, 0, 8, axes)) or len(head) < size:
-                raise InputError(f"{path} is not an IDX file of bytes with {axes} axes")
+                raise UserError(f"{path} is not an IDX file of bytes with {axes} axes")
             shape = tuple(int(length) for length in np.frombuffer(head[4:], dtype=">u4"))
             count = math.prod(shape)
             if count > MOST_BYTES or count > MOST_PACKED * path.stat().st_size:
-                raise InputError(
+                raise UserError(
                     f"{path} is damaged, or none of MNIST's kind: its header says {shape}, which its "
                     f"{path.stat().st_size:,} bytes do not hold, or which is more than {MOST_BYTES:,}"
                 )
             # One byte more than there should be, so that there is none, and the checksum is compared.
             data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     if len(data) != count:
-        raise InputError(f"{path} is cut short or damaged: its header says {shape}")
+        raise UserError(f"{path} is cut short or damaged: its header says {shape}")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

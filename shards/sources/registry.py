@@ -26,7 +26,7 @@ class SourceKind:
         help: what `--source` is, in one line.
         read: lists the clips. No audio is decoded.
         options: fields of `BuildOptions` that only the sources that name them understand.
-        check: raises InputError for options that do not suit it, before anything is read.
+        check: raises UserError for options that do not suit it, before anything is read.
         walks_folder: all audio below `--source` is used, so that `--out` must not lie in it.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio.file_range import AudioFile
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import sha256_of
 from shards.sources.names import printable
 
@@ -86,10 +86,10 @@ def folder_of(options: "BuildOptions") -> Path:
     """Returns `--source`.
 
     Raises:
-        InputError: it is not a folder.
+        UserError: it is not a folder.
     """
     if not options.source.is_dir():
-        raise InputError(f"--source {options.source} does not exist or is not a folder")
+        raise UserError(f"--source {options.source} does not exist or is not a folder")
     return options.source
 
 
@@ -118,15 +118,15 @@ def read_table(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
         delimiter: what parts the columns; found in the header line if None.
 
     Raises:
-        InputError: if it is missing, no text, or lacks a column.
+        UserError: if it is missing, no text, or lacks a column.
     """
     if not path.is_file():
-        raise InputError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
+        raise UserError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     head = text.partition("\n")[0]
     if delimiter is None:
         delimiter = max("\t,;|", key=head.count)
@@ -140,11 +140,11 @@ def read_table(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
             elif cells:
                 rows.append((reader.line_num, _row(path, reader.line_num, names, cells)))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     if not names:
-        raise InputError(f"{path} is empty")
+        raise UserError(f"{path} is empty")
     if not rows:
-        raise InputError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows")
     return Table(names, rows, sha256_of(data))
 
 
@@ -153,7 +153,7 @@ def _header(path: Path, cells: list[str], columns: tuple[str, ...]) -> tuple[str
     for name in columns:
         if names.count(name) != 1:
             number = "no column" if name not in names else "several columns"
-            raise InputError(
+            raise UserError(
                 f"{path} has {number} {name!r}; its columns are {', '.join(map(printable, names))}"
             )
     return names
@@ -161,7 +161,7 @@ def _header(path: Path, cells: list[str], columns: tuple[str, ...]) -> tuple[str
 
 def _row(path: Path, line: int, names: tuple[str, ...], cells: list[str]) -> dict[str, str]:
     if any(cells[len(names) :]):
-        raise InputError(
+        raise UserError(
             f"{path}, line {line}: {len(cells)} cells, but the header names {len(names)} columns; "
             "put quotes around a cell that holds the separator"
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import SPLITS
 from shards.sources.names import printable
 
@@ -32,7 +32,7 @@ def split_names(names: Collection[str], where: str) -> Mapping[str, str]:
     """Returns the split that each of the names means, in any case; names of no split are left out.
 
     Raises:
-        InputError: if two of them mean the same split; the message begins with `where`.
+        UserError: if two of them mean the same split; the message begins with `where`.
     """
     words = {word: split for split, of_split in _WORDS.items() for word in of_split}
     trained = any(words.get(name.lower()) == "train" for name in names)
@@ -41,7 +41,7 @@ def split_names(names: Collection[str], where: str) -> Mapping[str, str]:
     for split in SPLITS:
         same = sorted(name for name, of in found.items() if of == split)
         if len(same) > 1:
-            raise InputError(
+            raise UserError(
                 f"{where}: {same[0]!r} and {same[1]!r} both mean the {split} split; "
                 "rename one or put them together"
             )

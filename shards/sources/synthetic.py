@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.files.ownership import Kind, claim, remove
 from shards.progress import progress
@@ -67,14 +67,14 @@ def synthesise(
     The same seed and number give the same bytes, whatever the number of workers.
 
     Raises:
-        InputError: if there are too few clips to have every scene in every split, or `out` holds
+        UserError: if there are too few clips to have every scene in every split, or `out` holds
             something.
     """
     folder = Path(out).absolute()
     if clips < FEWEST_CLIPS:
-        raise InputError(f"--clips is {clips}; use {FEWEST_CLIPS} or more")
+        raise UserError(f"--clips is {clips}; use {FEWEST_CLIPS} or more")
     if seed < 0:
-        raise InputError(f"--seed is {seed}; use a whole number, 0 or more")
+        raise UserError(f"--seed is {seed}; use a whole number, 0 or more")
     claim(folder, SYNTHETIC, "--out")
     segments = lay_out(clips)
     jobs = [(folder, seed, part) for part in _parts(segments, 20)]

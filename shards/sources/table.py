@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.audio.file_range import AudioFile
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.manifest import INDEX_TYPES, LONGEST_TEXT, SPLITS
 from shards.sources.names import printable
 from shards.sources.registry import source
@@ -77,7 +77,7 @@ def read(path: Path, columns: Columns, audio_root: Path | None) -> Source:
         audio_root: what file names are relative to; the table's own folder if None.
 
     Raises:
-        InputError: if a column is missing or a row cannot be used.
+        UserError: if a column is missing or a row cannot be used.
     """
     refuse_reserved(columns.groups)
     table = read_table(path, columns.named())
@@ -104,7 +104,7 @@ def from_rows(
         class_order: the key by which class names are sorted.
 
     Raises:
-        InputError: if a row cannot be used.
+        UserError: if a row cannot be used.
     """
     unit = columns.together or next(
         (name for name in ("location", "recording") if name in columns.groups), None
@@ -115,14 +115,14 @@ def from_rows(
     for (place, cells), split in zip(rows, splits, strict=True):
         name, label = cells[columns.filename], cells[columns.label]
         if not name or not label:
-            raise InputError(f"{place}: no {columns.filename} or no {columns.label}")
+            raise UserError(f"{place}: no {columns.filename} or no {columns.label}")
         used = (columns.label, *columns.groups)
         if long := next((column for column in used if len(cells[column]) > LONGEST_TEXT), None):
-            raise InputError(f"{place}: {long} has more than {LONGEST_TEXT:,} letters; shorten it")
+            raise UserError(f"{place}: {long} has more than {LONGEST_TEXT:,} letters; shorten it")
         if "\0" in name:
-            raise InputError(f"{place}: {printable(name)} is no file name")
+            raise UserError(f"{place}: {printable(name)} is no file name")
         if name in seen:
-            raise InputError(f"{place}: {printable(name)} is listed twice")
+            raise UserError(f"{place}: {printable(name)} is listed twice")
         seen.add(name)
         known = cells["recording"] if "recording" in columns.groups else ""
         items.append(
@@ -156,11 +156,11 @@ def refuse_reserved(groups: Sequence[str]) -> None:
     """Refuses group columns that every dataset has, and those named twice."""
     for name in groups:
         if name in RESERVED:
-            raise InputError(
+            raise UserError(
                 f"--group-columns: {name!r} is a name that a dataset needs itself; rename the column"
             )
         if groups.count(name) > 1:
-            raise InputError(f"--group-columns names {name!r} twice")
+            raise UserError(f"--group-columns names {name!r} twice")
 
 
 def _others(groups: Sequence[str]) -> tuple[str, ...]:
@@ -173,9 +173,7 @@ def _splits(where: str, rows: Sequence[Row], columns: Columns) -> tuple[list[str
     name = columns.split or ("split" if "split" in there else None)
     if name is None:
         if columns.folds:
-            raise InputError(
-                f"--folds: {where} has no column 'split'; name one with --split-column"
-            )
+            raise UserError(f"--folds: {where} has no column 'split'; name one with --split-column")
         fold = "the column fold is not used; for its folds: --split-column fold --folds test=…"
         return [""] * len(rows), (fold,) if "fold" in there else ()
     cells = [row.cells[name] for row in rows]
@@ -187,7 +185,7 @@ def _splits(where: str, rows: Sequence[Row], columns: Columns) -> tuple[list[str
         meant = {cell: words[cell.lower()] for cell in set(cells) if cell.lower() in words}
     for (place, row), cell in zip(rows, cells, strict=True):
         if cell not in meant:
-            raise InputError(
+            raise UserError(
                 f"{place}: {printable(row[columns.filename])} has the split "
                 f"{printable(cell)!r}; use {', '.join(SPLITS)}{_fold_hint(cells)}"
             )
@@ -205,12 +203,12 @@ def _by_fold(where: str, cells: set[str], folds: Sequence[tuple[str, str]]) -> M
     for split, fold in folds:
         if fold not in cells:
             listed = ", ".join(printable(cell) for cell in sorted(cells)[:20])
-            raise InputError(f"--folds: {where} has no {fold!r}; it has {listed}")
+            raise UserError(f"--folds: {where} has no {fold!r}; it has {listed}")
         if meant.setdefault(fold, split) != split:
-            raise InputError(f"--folds: {fold!r} is both {meant[fold]} and {split}")
+            raise UserError(f"--folds: {fold!r} is both {meant[fold]} and {split}")
     rest = sorted(cells - meant.keys())
     if "" in rest:
-        raise InputError(f"--folds: {where} is blank in some rows; fill them")
+        raise UserError(f"--folds: {where} is blank in some rows; fill them")
     if rest and "train" in meant.values():
-        raise InputError(f"--folds says what train is, but not what {rest[0]!r} is; name it too")
+        raise UserError(f"--folds says what train is, but not what {rest[0]!r} is; name it too")
     return meant | dict.fromkeys(rest, "train")

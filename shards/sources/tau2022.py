@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.sources.names import printable
 from shards.sources.registry import source
 from shards.sources.source import Item, Source, folder_of, read_table
@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?:.*/)?[^/-]+-([^/-]+)-([^/-]+)-([^/-]+)-\d+-([^/-]+)\.wav
 
 def _one_second(options: "BuildOptions") -> None:
     if options.seconds != 1.0:
-        raise InputError("--seconds: the clips of tau2022 last one second; leave it at 1.0")
+        raise UserError("--seconds: the clips of tau2022 last one second; leave it at 1.0")
 
 
 @source("tau2022", help="a folder in TAU's layout", options=("split_csv",), check=_one_second)
@@ -50,7 +50,7 @@ def read(root: Path, split_csv: Path | None) -> Source:
         split_csv: a training subset such as `split5.csv`, instead of all of `fold1_train.csv`.
 
     Raises:
-        InputError: if a list is missing, or they contradict one another.
+        UserError: if a list is missing, or they contradict one another.
     """
     meta = read_table(
         root / META, ("filename", "scene_label", "identifier", "source_label"), delimiter="\t"
@@ -65,12 +65,12 @@ def read(root: Path, split_csv: Path | None) -> Source:
         for _, row in table.rows:
             name = row["filename"]
             if name not in by_name:
-                raise InputError(f"{path}: {name} is not in {root / META}")
+                raise UserError(f"{path}: {name} is not in {root / META}")
             if name in items:
-                raise InputError(f"{path}: {name} is listed twice (it is in {items[name].split})")
+                raise UserError(f"{path}: {name} is listed twice (it is in {items[name].split})")
             known = by_name[name]
             if row["scene_label"] != known["scene_label"]:
-                raise InputError(
+                raise UserError(
                     f"{path}: {name} is {row['scene_label']!r} here and "
                     f"{known['scene_label']!r} in {root / META}"
                 )
@@ -91,12 +91,12 @@ def _item(root: Path, row: dict[str, str], split: str) -> Item:
     name, scene = row["filename"], row["scene_label"]
     match = _NAME.fullmatch(name)
     if match is None:
-        raise InputError(
+        raise UserError(
             f"{root / META}: {name!r} is not named as TAU names its files, "
             "{scene}-{city}-{location}-{segment}-{0..9}-{device}.wav"
         )
     if scene not in LABELS:
-        raise InputError(
+        raise UserError(
             f"{root / META}: {name} has the unknown scene_label {scene!r}; "
             "use the source kind `table` for other labels"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.audio.formats import DECODERS, has_ffmpeg
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.sources.names import printable
 
 LONGEST_ENDING = 12
@@ -48,7 +48,7 @@ def walk(folder: Path, known: frozenset[str]) -> Found:
     """Lists a folder to any depth; a folder that links lead to is listed once, and none above it.
 
     Raises:
-        InputError: if a folder cannot be listed.
+        UserError: if a folder cannot be listed.
     """
     found = Found()
     seen = {_identity(above) for above in folder.resolve().parents}
@@ -68,7 +68,7 @@ def folders(folder: Path) -> list[str]:
     """Returns the names of the sub-folders that are not hidden, links included.
 
     Raises:
-        InputError: if the folder cannot be listed.
+        UserError: if the folder cannot be listed.
     """
     return sorted(
         entry.name
@@ -143,4 +143,4 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError(f"{printable(str(folder))} cannot be listed: {error.strerror}") from error
+        raise UserError(f"{printable(str(folder))} cannot be listed: {error.strerror}") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shards.audio.file_range import FileRange
 from shards.audio.formats import DECODERS, decoder_of
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.files.documents import DocumentError, parse_json
 from shards.sources.names import printable
 from shards.sources.registry import source
@@ -86,7 +86,7 @@ def read(pattern: Path, columns: Columns) -> Source:
         columns: as of a table.
 
     Raises:
-        InputError: if there are no tars, or no samples that can be used.
+        UserError: if there are no tars, or no samples that can be used.
     """
     refuse_reserved(columns.groups)
     tars = _expand(pattern)
@@ -96,12 +96,12 @@ def read(pattern: Path, columns: Columns) -> Source:
         _add(tar, tar.absolute().relative_to(top).as_posix(), columns, found)
     if not found.rows:
         name, reason = found.bad[0] if found.bad else (str(pattern), "it has no audio files")
-        raise InputError(f"--source {pattern} has no samples that can be used: {name}: {reason}")
+        raise UserError(f"--source {pattern} has no samples that can be used: {name}: {reason}")
     rows, notes = _with_tar_splits(found, columns)
     wanted = (columns.split, columns.together, *columns.groups)
     for name in filter(None, wanted):
         if name not in found.columns:
-            raise InputError(f"--source {pattern}: no sample has {name!r} in its JSON")
+            raise UserError(f"--source {pattern}: no sample has {name!r} in its JSON")
     columns = replace(columns, filename=_NAME, label=_LABEL)
     listed = from_rows(rows, columns, f"--source {pattern}", found.files.__getitem__, _by_number)
     return replace(listed, bad=tuple(found.bad), aside=found.aside, notes=(*notes, *listed.notes))
@@ -118,24 +118,24 @@ def _expand(pattern: Path) -> list[Path]:
     if pattern.is_dir():
         tars = sorted([*pattern.glob("*.tar"), *pattern.glob("*/*.tar")])
         if not tars:
-            raise InputError(f"--source {pattern} has no .tar files")
+            raise UserError(f"--source {pattern} has no .tar files")
         return tars
     try:
         for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", str(pattern)):
             if abs(int(last) - int(first)) >= MOST_TARS:
-                raise InputError(f"--source {pattern} names more than {MOST_TARS:,} tars")
+                raise UserError(f"--source {pattern} names more than {MOST_TARS:,} tars")
         names = (name for part in str(pattern).split("::") for name in braceexpand(part))
         tars = [Path(name) for name in islice(names, MOST_TARS + 1)]
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, UserError):
             raise
-        raise InputError(f"--source {pattern}: its braces cannot be expanded ({error})") from None
+        raise UserError(f"--source {pattern}: its braces cannot be expanded ({error})") from None
     if len(tars) > MOST_TARS:
-        raise InputError(f"--source {pattern} names more than {MOST_TARS:,} tars")
+        raise UserError(f"--source {pattern} names more than {MOST_TARS:,} tars")
     for tar in tars:
         if not tar.is_file():
             what = "is not a regular file" if tar.exists() else "does not exist"
-            raise InputError(f"--source {pattern}: {tar} {what}")
+            raise UserError(f"--source {pattern}: {tar} {what}")
     return tars
 
 

@@ -11,7 +11,7 @@ from run_folder import assert_same_run, ids_of, metrics, weights_of
 from cpprune.audio.config import PRESETS, MelSpec
 from cpprune.audio.dali import on_dali
 from cpprune.audio.frontend import LOG_OFFSET, LogMel, ScaleImage
-from shards import InputError
+from shards import UserError
 
 pytestmark = pytest.mark.dali
 if "CI" not in os.environ:
@@ -82,10 +82,10 @@ def test_a_window_shorter_than_its_transform():
 
 
 def test_images_and_a_missing_library_are_named(monkeypatch):
-    with pytest.raises(InputError, match=r"features.backend=dali: images have no front end"):
+    with pytest.raises(UserError, match=r"features.backend=dali: images have no front end"):
         on_dali(ScaleImage())
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(InputError, match=r"DALI is not installed; pip install 'cpprune\[dali\]'"):
+    with pytest.raises(UserError, match=r"DALI is not installed; pip install 'cpprune\[dali\]'"):
         on_dali(LogMel(MelSpec()))
 
 

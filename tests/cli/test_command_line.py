@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shards.cli.command import LONGEST_LINE, run_command
-from shards.errors import InputError
+from shards.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def os_error(number, *names):
 @pytest.mark.parametrize(
     ("error", "names"),
     [
-        (InputError("model.json: is missing"), ["model.json: is missing"]),
+        (UserError("model.json: is missing"), ["model.json: is missing"]),
         (os_error(errno.ENOSPC, "out/a.tar"), ["out/a.tar", "No space left", "make room"]),
         (os_error(errno.EROFS, "out/a.tar"), ["out/a.tar", "Read-only", "another folder"]),
         (os_error(errno.EACCES, "a.csv"), ["a.csv", "Permission denied", "ls -ld"]),
@@ -58,7 +58,7 @@ def os_error(number, *names):
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), ["UTF-8", "0xff"]),
         (OverflowError("int too big to convert"), ["too large", "int too big"]),
         (ValueError("embedded null byte"), ["NUL"]),
-        (InputError("two\nlines\r\x1b[2J"), [r"two lines\r\x1b[2J"]),
+        (UserError("two\nlines\r\x1b[2J"), [r"two lines\r\x1b[2J"]),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -76,7 +76,7 @@ def test_what_a_user_can_mend_is_one_line(capfd, error, names):
 
 
 def test_a_line_is_not_endless(capfd):
-    assert run_command(raising(InputError(f"begin {'x' * 100_000} end")), debug=False) == 2
+    assert run_command(raising(UserError(f"begin {'x' * 100_000} end")), debug=False) == 2
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert len(err) < LONGEST_LINE + 100

@@ -25,9 +25,9 @@ def test_unknown_command(refused):
 
 
 def test_debug_shows_the_traceback(cli):
-    from shards.errors import InputError
+    from shards.errors import UserError
 
-    with pytest.raises(InputError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         cli("info", "nowhere", "--debug")
 
 

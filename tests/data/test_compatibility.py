@@ -17,7 +17,7 @@ from cpprune.audio.config import MelSpec
 from cpprune.audio.frontend import build_features
 from cpprune.data.compatibility import check_compatible, open_for_model
 from cpprune.models.artifact import Model
-from shards import Dataset, InputError
+from shards import Dataset, UserError
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 
@@ -98,7 +98,7 @@ def test_a_dataset_that_fits(folder: Path, dataset: Dataset) -> None:
 def test_a_dataset_that_does_not_fit(
     changes: dict[str, Any], message: str, dataset: Dataset
 ) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         check_compatible(dataset, make_model(**changes))
     assert str(dataset.path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -106,10 +106,10 @@ def test_a_dataset_that_does_not_fit(
 
 def test_images_do_not_fit_a_model_for_audio(dataset: Dataset) -> None:
     dataset.kind, dataset.sample_rate, dataset.shape = "image", None, (1, 28, 28)
-    with pytest.raises(InputError, match=r"images of shape \[1, 28, 28\].*features.preset=image"):
+    with pytest.raises(UserError, match=r"images of shape \[1, 28, 28\].*features.preset=image"):
         check_compatible(dataset, make_model())
     check_compatible(dataset, make_model(spec=None, clip_shape=(1, 28, 28)))
-    with pytest.raises(InputError, match=r"clips have shape \[1, 28, 28\]"):
+    with pytest.raises(UserError, match=r"clips have shape \[1, 28, 28\]"):
         check_compatible(dataset, make_model(spec=None, clip_shape=(1, 32, 32)))
 
 
@@ -120,5 +120,5 @@ def test_a_clip_just_long_enough_fits(dataset: Dataset) -> None:
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing"):
+    with pytest.raises(UserError, match="nothing"):
         open_for_model(str(tmp_path / "nothing"), make_model())

@@ -14,7 +14,7 @@ import torch
 import shards
 from cpprune.data.config import DataConfig
 from cpprune.data.loader import Batch, TrainingLoader, training_positions
-from shards import Dataset, InputError
+from shards import Dataset, UserError
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 from shards.order import epoch_order
@@ -181,7 +181,7 @@ def test_a_worker_says_what_it_cannot_read_in_one_line(
     source = batches(shards.open_dataset(copy), workers=workers)
     for shard in copy.glob("train-*.tar"):
         shard.unlink()
-    with pytest.raises(InputError, match=r"train-.*tar") as caught:
+    with pytest.raises(UserError, match=r"train-.*tar") as caught:
         list(source.epoch(0))
     assert "\n" not in str(caught.value)
 
@@ -210,7 +210,7 @@ def test_a_damaged_clip_is_named(folder: Path, tmp_path: Path) -> None:
     payload[512 + 44 + 100] ^= 1  # in the samples of the first clip
     shard.write_bytes(payload)
     dataset = shards.open_dataset(copy)
-    with pytest.raises(InputError, match=rf"{shard.name}: sample .* is damaged"):
+    with pytest.raises(UserError, match=rf"{shard.name}: sample .* is damaged"):
         list(batches(dataset).epoch(0))
     dataset.close()
 

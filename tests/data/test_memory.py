@@ -12,7 +12,7 @@ from cpprune.data import memory
 from cpprune.data.config import DataConfig
 from cpprune.data.loader import TrainingLoader
 from cpprune.data.memory import load_into_memory
-from shards import InputError
+from shards import UserError
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
 
@@ -83,7 +83,7 @@ def test_what_is_damaged_is_named(encoded, tmp_path):
     shard.write_bytes(payload)
     dataset = shards.open_dataset(copy)
     rows = dataset.split("train").ids
-    with pytest.raises(InputError, match=r"train-000004.tar: sample .* is damaged"):
+    with pytest.raises(UserError, match=r"train-000004.tar: sample .* is damaged"):
         load_into_memory(dataset, rows, "host", CPU)
     dataset.close()
 
@@ -100,7 +100,7 @@ def test_auto_leaves_half_of_the_memory(dataset, monkeypatch, free, kept):
 def test_too_many_clips_are_refused_by_name(dataset, monkeypatch, where):
     rows = dataset.split("train").ids
     monkeypatch.setattr(memory, "available_memory", lambda: 128 * 32_000 * 2 - 1)
-    with pytest.raises(InputError, match=r"data.in_memory=host: 0.0 GB of clips .*in_memory=auto"):
+    with pytest.raises(UserError, match=r"data.in_memory=host: 0.0 GB of clips .*in_memory=auto"):
         load_into_memory(dataset, rows, where, CPU)
 
 

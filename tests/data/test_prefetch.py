@@ -127,10 +127,10 @@ def test_an_epoch_that_is_left_leaves_nothing_behind(notes):
 
 def test_what_cannot_be_read_ends_the_epoch(notes):
     def fails(positions, out):
-        raise shards.InputError("damaged")
+        raise shards.UserError("damaged")
 
     prefetcher = Prefetcher(CPU, (2,), torch.int16, 5, fails)
-    with pytest.raises(shards.InputError, match="damaged"):
+    with pytest.raises(shards.UserError, match="damaged"):
         list(prefetcher.batches(wanted(5, 5)))
 
 

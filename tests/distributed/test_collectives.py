@@ -14,7 +14,7 @@ from cpprune.models.fingerprint import fingerprint
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.pruner import prune_on_all_ranks
 from cpprune.training.batch_norm import use_global_batch_norm
-from shards.errors import InputError
+from shards.errors import UserError
 
 CPU = torch.device("cpu")
 SHAPE = (1, 64, 44)
@@ -84,7 +84,7 @@ def compared(rank, name):
         tensor[-1] = torch.nextafter(tensor[-1], torch.tensor(9.0))
     try:
         return collectives.check_ranks_equal(own, CPU, "before pruning")
-    except InputError as error:
+    except UserError as error:
         return str(error)
 
 
@@ -121,7 +121,7 @@ def pruned(criterion, rank_to_change):
 
     try:
         cut = prune_on_all_ranks(own, SHAPE, plan, {}, CPU)
-    except InputError as error:
+    except UserError as error:
         whole = all(torch.equal(t, before[name]) for name, t in own.state_dict().items())
         return [type(error).__name__, str(error), whole]
     return [cut.fingerprint, cut.plan.to_json(), layer_widths(own)]

@@ -16,7 +16,7 @@ from marks import slow
 from run_folder import assert_same_run, epochs_of, events_of, tensors, weights_of
 
 from cpprune.distributed import deepspeed
-from shards.errors import InputError
+from shards.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -210,10 +210,10 @@ def test_fsdp_is_refused(refused, monkeypatch, scenes, tmp_path):
 
 def test_fp16_and_offloading_are_refused(asked):
     asked(ZERO_STAGE=1)
-    with pytest.raises(InputError, match="fp16 is not for DeepSpeed: use bf16 or no"):
+    with pytest.raises(UserError, match="fp16 is not for DeepSpeed: use bf16 or no"):
         deepspeed.make_plugin("fp16", 0)
     asked(OFFLOAD_OPTIMIZER_DEVICE="cpu")
-    with pytest.raises(InputError, match="offloading is not supported"):
+    with pytest.raises(UserError, match="offloading is not supported"):
         deepspeed.make_plugin("no", 0)
 
 
@@ -221,7 +221,7 @@ def test_a_path_that_torch_cannot_compile_from_is_refused(asked, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "__file__", "/home/a user/torch/__init__.py")
     asked()
-    with pytest.raises(InputError, match="no path with a space, such as /home/a user/torch"):
+    with pytest.raises(UserError, match="no path with a space, such as /home/a user/torch"):
         deepspeed.make_plugin("no", 0)
 
 
@@ -241,5 +241,5 @@ def test_a_wrong_configuration_file(asked, tmp_path, text, message):
     if text is not None:
         file.write_text(text)
     asked(CONFIG_FILE=file)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         deepspeed.make_plugin("no", 0)

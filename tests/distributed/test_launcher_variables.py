@@ -12,7 +12,7 @@ import torch
 from run_folder import assert_same_run
 
 from cpprune.distributed.accelerate_settings import OVERRIDDEN, REFUSED, hidden, read_flag
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.launcher import MPI, NAMES, Launch, of_several, only, process_rank, read_launch
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
@@ -63,7 +63,7 @@ def test_nothing_is_said_where_there_is_nothing(environment):
 
 @pytest.mark.parametrize("environment", REFUSED_ENVIRONMENTS, ids=lambda e: str(e)[:60])
 def test_what_speaks_of_several_and_is_not_whole_is_refused(environment):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         read_launch(environment)
     assert "\n" not in str(error.value)
     assert any(name in str(error.value) for name in environment)
@@ -93,7 +93,7 @@ def test_every_combination_has_one_of_three_ends():
         environment = {n: v for n, v in zip(values, chosen, strict=True) if v is not None}
         try:
             launch = read_launch(environment)
-        except InputError:
+        except UserError:
             ends.add("refused")
             continue
         ends.add("used" if launch.variables else "alone")

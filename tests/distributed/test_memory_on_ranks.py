@@ -13,7 +13,7 @@ import shards
 from cpprune.data.memory import load_into_memory
 from cpprune.distributed.collectives import all_gather_json
 from cpprune.distributed.process_group import rank
-from shards import InputError
+from shards import UserError
 
 CPU = torch.device("cpu")
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", 9, "--train.epochs", 2]
@@ -56,7 +56,7 @@ def _damaged(folder):
     dataset._crc32 = dataset._crc32.copy()
     if rank() == 1:
         dataset._crc32 ^= np.uint32(1)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         load_into_memory(dataset, np.arange(len(dataset)), "host", CPU)
     return str(caught.value)
 
@@ -74,7 +74,7 @@ def _without_room_for_files(folder):
     try:
         rows = dataset.split("train").ids
         assert load_into_memory(dataset, rows, "auto", CPU) is None
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(UserError) as caught:
             load_into_memory(dataset, rows, "host", CPU)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

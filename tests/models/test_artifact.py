@@ -22,7 +22,7 @@ from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 CLASSES = ["bus", "metro", "park", "tram"]
 SPEC = MelSpec(
@@ -196,19 +196,19 @@ def test_a_failed_save_leaves_the_older_model(
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing: no such model folder"):
+    with pytest.raises(UserError, match=r"nothing: no such model folder"):
         artifact.load(tmp_path / "nothing")
 
 
 def test_a_run_folder_is_answered_with_its_model(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no model.json.*did you mean .*/model\?"):
+    with pytest.raises(UserError, match=r"holds no model.json.*did you mean .*/model\?"):
         artifact.load(folder.parent)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(UserError, match=name):
         artifact.load(folder)
 
 
@@ -218,14 +218,14 @@ def test_a_flipped_byte_is_noticed(place: int, folder: Path) -> None:
     payload = bytearray(path.read_bytes())
     payload[place] ^= 1
     path.write_bytes(payload)
-    with pytest.raises(InputError, match=r"model.safetensors: does not match the sha256"):
+    with pytest.raises(UserError, match=r"model.safetensors: does not match the sha256"):
         artifact.load(folder)
 
 
 def test_cut_weights_are_noticed(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match="does not match the sha256"):
+    with pytest.raises(UserError, match="does not match the sha256"):
         artifact.load(folder)
 
 
@@ -234,7 +234,7 @@ def test_weights_of_another_kind_are_noticed(payload: bytes, folder: Path) -> No
     (folder / "model.safetensors").write_bytes(payload)
     digest = hashlib.sha256(payload).hexdigest()
     edit(folder, lambda d: d["weights"].update(sha256=digest))
-    with pytest.raises(InputError, match=r"model\.safetensors: is not a safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: is not a safetensors file"):
         artifact.load(folder)
 
 
@@ -251,7 +251,7 @@ def test_tensors_that_do_not_fit_are_noticed(change: str, folder: Path) -> None:
     path.write_bytes(safetensors.torch.save(tensors))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     edit(folder, lambda d: d["weights"].update(sha256=digest))
-    with pytest.raises(InputError, match=r"model\.json: does not describe the weights"):
+    with pytest.raises(UserError, match=r"model\.json: does not describe the weights"):
         artifact.load(folder)
 
 
@@ -260,7 +260,7 @@ def test_tensors_that_do_not_fit_are_noticed(change: str, folder: Path) -> None:
 )
 def test_what_is_no_description_is_named(text: str, folder: Path) -> None:
     (folder / "model.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(InputError, match=r"model\.json"):
+    with pytest.raises(UserError, match=r"model\.json"):
         artifact.load(folder)
 
 
@@ -270,7 +270,7 @@ REQUIRED = ["format", "architecture", "config", "widths", "classes", "clip_shape
 @pytest.mark.parametrize("key", [*REQUIRED, "weights"])
 def test_a_missing_key_is_noticed(key: str, folder: Path) -> None:
     edit(folder, lambda d: d.pop(key))
-    with pytest.raises(InputError, match=r"model\.json"):
+    with pytest.raises(UserError, match=r"model\.json"):
         artifact.load(folder)
 
 
@@ -314,7 +314,7 @@ def test_what_does_not_fit_together_is_named(
         description[path[-1]] = value
 
     edit(folder, change)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         artifact.load(folder)
 
 

@@ -17,7 +17,7 @@ import cpprune
 from cpprune.audio.config import PRESETS
 from cpprune.models.convert import import_state_dict
 from cpprune.models.resize import layer_widths
-from shards.errors import InputError
+from shards.errors import UserError
 from shards.sources.tau2022 import LABELS
 
 
@@ -43,7 +43,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
     def check(payload: bytes, **options: Any) -> str:
         file = tmp_path / "weights.pth"
         file.write_bytes(payload)
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(UserError) as caught:
             import_state_dict(file, tmp_path / "model", "cpjku22_256", **options)
         assert not (tmp_path / "model").exists()
         message = str(caught.value)
@@ -147,9 +147,9 @@ def test_another_rho_is_refused(refused: Callable[..., str]) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing.pth: no such file"):
+    with pytest.raises(UserError, match=r"nothing.pth: no such file"):
         import_state_dict(tmp_path / "nothing.pth", tmp_path / "model", "cpjku22_256")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         import_state_dict(tmp_path, tmp_path / "model", "cpjku22_256")
 
 
@@ -221,7 +221,7 @@ def test_any_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         file.write_bytes(payload)
         try:
             import_state_dict(file, tmp_path / "model", "cpjku22_256")
-        except InputError as refusal:
+        except UserError as refusal:
             messages.append(str(refusal))
     assert messages
     assert all(message.startswith(f"{file}: ") for message in messages)

@@ -12,7 +12,7 @@ import cpprune
 from cpprune.models import factory
 from cpprune.models.config import ModelConfig
 from cpprune.models.registry import check_logits
-from shards.errors import InputError
+from shards.errors import UserError
 
 SOURCE = """
 from __future__ import annotations
@@ -110,7 +110,7 @@ def test_arguments_are_passed(module: str) -> None:
 
 def test_what_does_not_make_networks_is_not_called(module: str, tmp_path: Path) -> None:
     for name in ("silent", "number", "unknown", "cached", "instance", "constant"):
-        with pytest.raises(InputError, match=f"{module}:{name}: is not called, since") as caught:
+        with pytest.raises(UserError, match=f"{module}:{name}: is not called, since") as caught:
             cpprune.build_model(f"{module}:{name}", num_classes=3)
         assert "\n" not in str(caught.value)
     assert sys.modules[module].called == []
@@ -122,7 +122,7 @@ def test_what_does_not_make_networks_is_not_called(module: str, tmp_path: Path) 
         "builtins:eval": {"source": "1"},
         "torch:load": {"f": "x"},
     }.items():
-        with pytest.raises(InputError, match="is not called"):
+        with pytest.raises(UserError, match="is not called"):
             cpprune.build_model(name, **arguments)
     assert not trace.exists()
 
@@ -141,14 +141,14 @@ def test_what_does_not_make_networks_is_not_called(module: str, tmp_path: Path) 
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(module: str, name: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         cpprune.build_model(name)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"model.factory={name}: ")
 
 
 def test_wrong_arguments_are_named(module: str) -> None:
-    with pytest.raises(InputError, match=r"model.arguments=\{'depth': 3\}.*unexpected keyword"):
+    with pytest.raises(UserError, match=r"model.arguments=\{'depth': 3\}.*unexpected keyword"):
         cpprune.build_model(f"{module}:tiny", depth=3)
 
 

@@ -17,7 +17,7 @@ from cpprune.audio.config import MelSpec
 from cpprune.audio.frontend import build_features
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
-from shards.errors import InputError
+from shards.errors import UserError
 
 SPEC = MelSpec(
     sample_rate=8000, window=200, hop=80, n_fft=256, n_mels=40, fmin_jitter=3, fmax_jitter=500
@@ -259,5 +259,5 @@ def test_a_pipe_in_place_of_a_file_is_refused(cli, folder):
     for name in ("model.safetensors", "model.json"):
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(InputError):
+        with pytest.raises(UserError):
             artifact.load(folder)

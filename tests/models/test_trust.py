@@ -15,7 +15,7 @@ import yaml
 import cpprune
 from cpprune.cli.main import main
 from cpprune.models import artifact, trust
-from shards.errors import InputError
+from shards.errors import UserError
 
 MODULE = "strange_nets"
 SOURCE = """
@@ -83,9 +83,9 @@ def test_nothing_is_imported_that_only_a_folder_names(cli, scenes, strange, word
 
 
 def test_nor_by_the_library_or_in_debug_mode(strange, scenes):
-    with pytest.raises(InputError, match=r"trust=\['strange_nets'\]"):
+    with pytest.raises(UserError, match=r"trust=\['strange_nets'\]"):
         cpprune.load("run/model")
-    with pytest.raises(InputError, match="--trust"):
+    with pytest.raises(UserError, match="--trust"):
         main(["train", "--init", "run/model", "--data.path", str(scenes), "--debug"])
     assert not Path("imported").exists()
 
@@ -139,11 +139,11 @@ def test_a_package_is_trusted_with_what_is_below_it(monkeypatch):
     for name in ("nets.audio:f", "nets.audio.small:f"):
         trust.require_trust(name, here)
     for name in ("nets:f", "nets.audiovisual:f", "nets.audio_more:f", "audio:f"):
-        with pytest.raises(InputError, match="--trust"):
+        with pytest.raises(UserError, match="--trust"):
             trust.require_trust(name, here)
     trust.require_trust("single:f", here, trust.module_names("single", "x"))
     trust.require_trust("single:f", here, "single")
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         trust.require_trust("s:f", here, "single")
 
 
@@ -187,5 +187,5 @@ def test_whatever_a_folder_names_nothing_is_imported(strange, name, monkeypatch)
     monkeypatch.setattr(factory, "import_module", lambda name: pytest.fail(f"imported {name}"))
     path = Path("run/model/model.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": name}))
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         artifact.load(Path("run/model"))

@@ -18,7 +18,7 @@ from cpprune.pruning.groups import dependency_graph
 from cpprune.pruning.plan import GroupPlan
 from cpprune.pruning.prunable import prunable_groups
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 SHAPE = (1, 256, 44)
 Make = Callable[..., nn.Module]
@@ -142,7 +142,7 @@ def test_a_budget_that_is_met_cuts_nothing(make_network: Make) -> None:
 def test_a_budget_that_cannot_be_met_is_named(
     budget: str, changes: dict[str, Any], message: str, make_network: Make
 ) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         cut_to(make_network(), budget, **changes)
 
 

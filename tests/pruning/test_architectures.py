@@ -13,7 +13,7 @@ from networks import plan_for
 
 import cpprune
 from cpprune.pruning.surgery import apply_plan, kept_entries
-from shards.errors import InputError
+from shards.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/architectures.py"
 
@@ -75,7 +75,7 @@ def test_it_is_pruned_and_comes_back_and_trains(name: str, tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 @pytest.mark.parametrize("name", ARCHITECTURES.REFUSED)
 def test_what_cannot_be_pruned_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be copied once it was run") as caught:
+    with pytest.raises(UserError, match="cannot be copied once it was run") as caught:
         ARCHITECTURES.prune_and_load(ARCHITECTURES.REFUSED[name], tmp_path / "model")
     assert "\n" not in str(caught.value)
 

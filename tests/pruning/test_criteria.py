@@ -15,7 +15,7 @@ from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.groups import dependency_graph
 from cpprune.pruning.importance import saliency, score
 from cpprune.pruning.prunable import prunable_groups
-from shards.errors import InputError
+from shards.errors import UserError
 
 Groups = list[tuple[list[str], list[str], list[str]]]
 
@@ -128,14 +128,14 @@ def test_tracing_leaves_no_trace(fails: bool, make_network: Callable[..., nn.Mod
 def test_an_untrained_network_has_no_bn_scales(make_network: Callable[..., nn.Module]) -> None:
     untrained = cpprune.build_model("cp_resnet", base_channels=8)
     message = "prune.criterion=bn_scale: .*same score.*untrained.*train first|magnitude"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         plan_for(untrained, criterion="bn_scale")
     plan_for(untrained, criterion="magnitude")
     plan_for(untrained, criterion="group_norm")
     # One tied group is enough, and it is named.
     network = make_network(base_channels=8)
     nn.init.constant_(network.get_submodule("stage2.block1.bn1").weight, 0.7)
-    with pytest.raises(InputError, match=r"every channel of stage2\.block1\.conv1 the same"):
+    with pytest.raises(UserError, match=r"every channel of stage2\.block1\.conv1 the same"):
         plan_for(network, criterion="bn_scale")
 
 
@@ -151,7 +151,7 @@ def test_scores_that_are_no_numbers_are_refused(
     network = make_network(base_channels=8)
     network.get_submodule("stage3.block2.bn1").weight.data[2] = value
     message = rf"prune.criterion={criterion}: .*not finite in stage3\.block2\.conv1"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         plan_for(network, criterion=criterion)
 
 

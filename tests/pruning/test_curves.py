@@ -21,7 +21,7 @@ from cpprune.pruning.groups import ChannelGroup
 from cpprune.pruning.plan import Plan
 from cpprune.pruning.planner import scored_groups
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 SHAPE = (1, 64, 32)
 RATIOS = [0.2, 0.4, 0.6, 0.8]
@@ -182,7 +182,7 @@ def test_other_files_are_refused(
 ) -> None:
     network = make_network(base_channels=8)
     path = file_for(network, tmp_path / "sensitivity.json", **change)
-    with pytest.raises(InputError, match=rf"^{path}: .*{message}"):
+    with pytest.raises(UserError, match=rf"^{path}: .*{message}"):
         plan_for(network, path, ratio=0.3)
 
 
@@ -192,9 +192,9 @@ def test_other_networks_are_refused(make_network: Make, tmp_path: Path) -> None:
     message = (
         r"\(differing: stage3.block1.conv1, stage3.block1.shortcut.conv, stage3.block2.conv1\)"
     )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         plan_for(other, path, ratio=0.3)
-    with pytest.raises(InputError, match=r"nothing\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"nothing\.json: cannot be read"):
         read_sensitivity(tmp_path / "nothing.json")
 
 

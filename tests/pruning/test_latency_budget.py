@@ -16,7 +16,7 @@ from cpprune.models.resize import layer_widths
 from cpprune.pruning.allocation import Bounds, Limit, meet_latency, parse_budget
 from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 Make = Callable[..., nn.Module]
 
@@ -125,7 +125,7 @@ def test_a_latency_that_cannot_be_met_is_named(make_network: Make) -> None:
     message = (
         rf"^prune.budget: latency<=1us \(at least {least:.3g}ms here\) cannot be met .* widths"
     )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         cut_to(network, "params<=1e6,latency<=1us", min_width=2)
 
 
@@ -182,7 +182,7 @@ def test_a_measurement_that_was_off_is_made_up_for() -> None:
     assert found.tolist() == [40]
     assert calls < 20
     gets_busy = iter([100.0, *[1.0] * 6, *[41.0] * 1000])
-    with pytest.raises(InputError, match=r"latency<=40ms \(at least 41ms here\)"):
+    with pytest.raises(UserError, match=r"latency<=40ms \(at least 41ms here\)"):
         meet_latency(limit, whole, one_group(100), narrowing, lambda _: next(gets_busy))
 
 

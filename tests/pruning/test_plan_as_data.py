@@ -15,7 +15,7 @@ from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import Plan, plan_bytes, read_plan, write_plan
 from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 Make = Callable[..., nn.Module]
 
@@ -45,14 +45,14 @@ def test_a_plan_is_read_back_for_its_network_alone(make_network: Make, tmp_path:
     assert read_plan(file, network, SHAPE) == plan
     # Other weights of the same structure may have other channels worth keeping.
     for other in (make_network(seed=1, base_channels=4), make_network(base_channels=5)):
-        with pytest.raises(InputError, match=r"plan\.json: was made for another network"):
+        with pytest.raises(UserError, match=r"plan\.json: was made for another network"):
             read_plan(file, other, SHAPE)
     apply_plan(network, SHAPE, plan)
-    with pytest.raises(InputError, match=r"plan\.json: was made for another network"):
+    with pytest.raises(UserError, match=r"plan\.json: was made for another network"):
         read_plan(file, network, SHAPE)
-    with pytest.raises(InputError, match=r"plan\.json/below: cannot be written"):
+    with pytest.raises(UserError, match=r"plan\.json/below: cannot be written"):
         write_plan(file / "below", plan)
-    with pytest.raises(InputError, match=r"nothing\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"nothing\.json: cannot be read"):
         read_plan(tmp_path / "nothing.json", network, SHAPE)
 
 
@@ -60,7 +60,7 @@ def test_a_plan_is_read_back_for_its_network_alone(make_network: Make, tmp_path:
 def test_what_is_no_plan_is_named(text: str, make_network: Make, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(text)
-    with pytest.raises(InputError, match=r"plan\.json: .*; make a pruning plan with"):
+    with pytest.raises(UserError, match=r"plan\.json: .*; make a pruning plan with"):
         read_plan(file, make_network(widths=[2, 3, 4]), SHAPE)
 
 
@@ -92,7 +92,7 @@ def test_an_edited_plan_is_checked(
     document = plan.to_json()
     document["groups"][1][key] = value
     (tmp_path / "plan.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"plan\.json: "):
+    with pytest.raises(UserError, match=r"plan\.json: "):
         apply_plan(network, SHAPE, read_plan(tmp_path / "plan.json", network, SHAPE))
     assert fingerprint(network) == before
 
@@ -141,12 +141,12 @@ def test_a_plan_is_applied_once(make_network: Make) -> None:
     plan = plan_for(network)
     apply_plan(network, SHAPE, plan)
     after = fingerprint(network)
-    with pytest.raises(InputError, match=r"another structure \(or is applied already\)"):
+    with pytest.raises(UserError, match=r"another structure \(or is applied already\)"):
         apply_plan(network, SHAPE, plan)
     assert fingerprint(network) == after
     for config in ({"widths": [32, 64, 127]}, {"channels_multiplier": 1}, {"rho": 6}):
         other = make_network(**config)
-        with pytest.raises(InputError, match="another structure"):
+        with pytest.raises(UserError, match="another structure"):
             apply_plan(other, SHAPE, plan)
     assert parameters(other) != 44_784
 

@@ -15,7 +15,7 @@ from cpprune.pruning.groups import dependency_graph
 from cpprune.pruning.preview import preview
 from cpprune.pruning.prunable import classify_groups, prunable_groups
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 SHAPE = (3, 8, 8)
 
@@ -149,7 +149,7 @@ def test_what_can_be_cut(
     ],
 )
 def test_where_nothing_can_be_cut(network: nn.Module, message: str) -> None:
-    with pytest.raises(InputError, match=r"^nothing in this network can be cut: ") as caught:
+    with pytest.raises(UserError, match=r"^nothing in this network can be cut: ") as caught:
         classified(network)
     assert re.search(message, str(caught.value))
     assert "\n" not in str(caught.value)
@@ -202,13 +202,13 @@ def test_the_neighbours_of_what_the_graph_does_not_know_are_not_pruned(
 def test_outputs_that_are_no_tensor_are_named() -> None:
     network = Net(same)
     network.register_forward_hook(lambda module, inputs, output: {"logits": output})
-    with pytest.raises(InputError, match="must return its logits as one tensor, not dict"):
+    with pytest.raises(UserError, match="must return its logits as one tensor, not dict"):
         classified(network)
 
 
 def test_a_network_that_cannot_be_traced_is_named() -> None:
     with pytest.raises(
-        InputError, match=r"cannot be traced for pruning \(RuntimeError.*\[1, 1, 8, 8\]"
+        UserError, match=r"cannot be traced for pruning \(RuntimeError.*\[1, 1, 8, 8\]"
     ):
         classified(Net(same), (1, 8, 8))
 
@@ -224,5 +224,5 @@ def test_the_network_is_not_changed() -> None:
 
 
 def test_a_criterion_with_nothing_to_look_at_is_named() -> None:
-    with pytest.raises(InputError, match="criterion=bn_scale: finds nothing to score in stem"):
+    with pytest.raises(UserError, match="criterion=bn_scale: finds nothing to score in stem"):
         plan_for(Net(same), SHAPE, criterion="bn_scale")

@@ -15,7 +15,7 @@ from cpprune.models.registry import rebuild_model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.pruner import prune_on_all_ranks
 from cpprune.pruning.surgery import apply_plan
-from shards.errors import InputError
+from shards.errors import UserError
 
 ALL = ["magnitude", "bn_scale", "group_norm"]
 Groups = list[tuple[list[str], list[str], list[str]]]
@@ -162,7 +162,7 @@ def test_grouped_convolutions_are_cut_right_or_refused(
         plan = plan_for(network, scope=scope, ratio=ratio)
         expected = silenced(network, plan)(x)
         apply_plan(network, SHAPE, plan)
-    except InputError as refusal:
+    except UserError as refusal:
         message = str(refusal)
     else:
         message = None
@@ -207,9 +207,9 @@ def test_pruning_with_one_process(make_network: Make) -> None:
     assert cut.fingerprint == fingerprint(network) == fingerprint(expected)
 
     def refuse() -> dict[str, Any]:
-        raise InputError("prune.criterion=bn_scale: no")
+        raise UserError("prune.criterion=bn_scale: no")
 
-    with pytest.raises(InputError, match=r"^prune.criterion=bn_scale: no$"):
+    with pytest.raises(UserError, match=r"^prune.criterion=bn_scale: no$"):
         prune_on_all_ranks(network, SHAPE, refuse, {}, device)
     assert fingerprint(network) == cut.fingerprint
 

@@ -171,8 +171,8 @@ def test_holms_correction() -> None:
 
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shards.errors import InputError
+    from shards.errors import UserError
 
     monkeypatch.setattr("cpprune.evaluation.statistics.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"need scipy: pip install 'cpprune\[report\]'"):
+    with pytest.raises(UserError, match=r"need scipy: pip install 'cpprune\[report\]'"):
         paired_test([1, 2], [2, 4])

@@ -29,7 +29,7 @@ from cpprune.runs import checkpoint
 from cpprune.runs.folder import truncate_ids
 from cpprune.runs.log import RunLog
 from cpprune.sweeps.trial import read_epochs, read_result
-from shards.errors import InputError
+from shards.errors import UserError
 
 VAL = {"macro_accuracy": 0.5, "accuracy": 0.5, "log_loss": 1.5}
 EPOCH = {
@@ -170,7 +170,7 @@ def test_half_a_line_is_what_a_killed_run_leaves(run):
     assert len(read_epochs(run)) == 1
     with (run / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(InputError, match="line 3"):
+    with pytest.raises(UserError, match="line 3"):
         read_epochs(run)
 
 
@@ -222,11 +222,11 @@ def test_a_config_that_breaks_readers_is_a_line(cli, tmp_path, monkeypatch):
 def test_results_of_trials(run):
     for data in (*BROKEN, b'{"parameters": "x"}', b'{"macs": []}'):
         (run / "result.json").write_bytes(data)
-        with pytest.raises(InputError, match=r"result\.json"):
+        with pytest.raises(UserError, match=r"result\.json"):
             read_result(run)
     for key in ("val_macro_accuracy", "epoch", "best"):
         (run / "metrics.jsonl").write_text(json.dumps(EPOCH | {key: "x"}) + "\n")
-        with pytest.raises(InputError, match="line 1"):
+        with pytest.raises(UserError, match="line 1"):
             read_epochs(run)
 
 
@@ -237,7 +237,7 @@ def test_evaluations(cli, tmp_path):
         outcome = cli("summarise", file, file)
         assert outcome.status == 2
         assert outcome.err.count("\n") == 1
-        with pytest.raises(InputError, match=r"x\.json"):
+        with pytest.raises(UserError, match=r"x\.json"):
             read_report(file)
 
 
@@ -254,10 +254,10 @@ def test_plans_and_sensitivities(tmp_path):
                for value in STRANGE for key in layer if (key, value) != ("layer", "x")]  # fmt: skip
     for data in (*BROKEN, *forged):
         file.write_bytes(data)
-        with pytest.raises(InputError, match=r"x\.json") as error:
+        with pytest.raises(UserError, match=r"x\.json") as error:
             read_plan(file, network, (1, 256, 44))
         assert "\n" not in str(error.value)
-        with contextlib.suppress(InputError):  # nothing else
+        with contextlib.suppress(UserError):  # nothing else
             read_sensitivity(file)
 
 
@@ -294,17 +294,17 @@ def test_checkpoints(saved):
             forged.append(json.dumps(changed).encode())
     for data in forged:
         reseal(saved, "state.json", data)
-        with pytest.raises(InputError, match="is damaged or does not fit") as error:
+        with pytest.raises(UserError, match="is damaged or does not fit") as error:
             pytest.fail(f"read {checkpoint.read(saved)}: {data[:300]!r}")
         assert "\n" not in str(error.value)
     reseal(saved, "state.json", json.dumps(state).encode())
     for data in (b"", (2**62).to_bytes(8, "little"), b"\xff" * 100):
         reseal(saved, "network.safetensors", data)
-        with pytest.raises(InputError, match=r"network\.safetensors"):
+        with pytest.raises(UserError, match=r"network\.safetensors"):
             checkpoint.read(saved)
     for data in BROKEN:
         (saved / "manifest.json").write_bytes(data)
-        with pytest.raises(InputError):
+        with pytest.raises(UserError):
             checkpoint.read(saved)
 
 

@@ -9,7 +9,7 @@ import pytest
 from cpprune.sweeps.definition import read_sweep
 from cpprune.sweeps.results import collect
 from cpprune.sweeps.study import SharedStudy
-from shards.errors import InputError
+from shards.errors import UserError
 
 BROKEN = [b"null\n", b"[]\n", b"3\n", b'"x"\n', b"\xff\xfe\n", b"[" * 50_000 + b"\n",
           b"9" * 5000 + b"\n", b"{\n", b'{"op_code": 99}\n', b'{"op_code": 4}\n', b'{"a": 1, "a": 2}\n',
@@ -38,7 +38,7 @@ def opened(folder, sweep_file):
 
 
 def refused(folder, sweep_file, name):
-    with pytest.raises(InputError, match=name) as error:
+    with pytest.raises(UserError, match=name) as error:
         opened(folder, sweep_file)
     assert "\n" not in str(error.value)
 
@@ -68,7 +68,7 @@ def test_lines_of_other_kinds(folder, sweep_file):
         journal.write_text("".join(f"{json.dumps(line)}\n" for line in forged))
         try:
             opened(folder, sweep_file)
-        except InputError as error:
+        except UserError as error:
             message = str(error)
         else:
             message = ""
@@ -95,7 +95,7 @@ def test_other_files(folder, sweep_file):
 def test_definitions(tmp_path, data):
     file = tmp_path / "sweep.yaml"
     file.write_bytes(data)
-    with pytest.raises(InputError, match=r"sweep\.yaml") as error:
+    with pytest.raises(UserError, match=r"sweep\.yaml") as error:
         read_sweep(file)
     assert "\n" not in str(error.value)
 
@@ -105,5 +105,5 @@ def test_a_grid_without_end_is_refused(sweep_file):
         {"min": 0, "max": 10**12},
         {"distribution": "q_uniform", "min": 0, "max": 1e9, "q": 1e-6},
     ):
-        with pytest.raises(InputError, match=r"at most 100,000 values"):
+        with pytest.raises(UserError, match=r"at most 100,000 values"):
             read_sweep(sweep_file(parameters={"x": values}))

@@ -10,7 +10,7 @@ import pytest
 
 import shards.build.dataset
 import shards.build.spool
-from shards import InputError
+from shards import UserError
 from shards.audio.clips import cut
 from shards.audio.load import load
 from shards.build.dataset import build_dataset
@@ -82,7 +82,7 @@ def test_a_killed_build_goes_on(
     assert not (out / "dataset.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert len(kept) == 3
-    with pytest.raises(InputError, match=r"--seed was 0, is 5.*start it with the same ones"):
+    with pytest.raises(UserError, match=r"--seed was 0, is 5.*start it with the same ones"):
         build_dataset(replace(tau_options, seed=5), out, workers=1)
     build_dataset(tau_options, out, workers=1)
     assert hashes(out) == hashes(tau_dataset)
@@ -103,7 +103,7 @@ def test_a_shard_damaged_in_between_is_made_again(
         patch.setattr(shards.build.dataset, "write_index", die)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(tau_options, tmp_path / "d", workers=1)
-    with pytest.raises(InputError, match="its build did not finish"):
+    with pytest.raises(UserError, match="its build did not finish"):
         shards.open_dataset(tmp_path / "d")
     shard = tmp_path / "d" / "train-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
@@ -122,13 +122,13 @@ def test_sources_that_change_in_between(
     options = BuildOptions(kind="tau2022", source=tmp_path / "s")
     with monkeypatch.context() as patch:
         patch.setattr(shards.build.dataset, "write_index", lambda *_: os.abort)
-        with pytest.raises(InputError, match="cannot be written"):
+        with pytest.raises(UserError, match="cannot be written"):
             build_dataset(options, tmp_path / "d", workers=1)
     clip = next((tmp_path / "s" / "audio").iterdir())
     data = clip.read_bytes()
     clip.unlink()
     clip.write_bytes(data)
-    with pytest.raises(InputError, match="files or lists have changed"):
+    with pytest.raises(UserError, match="files or lists have changed"):
         build_dataset(options, tmp_path / "d", workers=1)
     build_dataset(options, tmp_path / "d", workers=1, overwrite=True)
 
@@ -139,11 +139,11 @@ def test_a_finished_dataset(tau_options: BuildOptions, hashes: Hashes, tmp_path:
     before = hashes(out)
     assert build_dataset(tau_options, out, workers=1) == manifest
     other = replace(tau_options, val_fraction=0.2)
-    with pytest.raises(InputError, match=r"finished dataset of other arguments.*--overwrite"):
+    with pytest.raises(UserError, match=r"finished dataset of other arguments.*--overwrite"):
         build_dataset(other, out, workers=1)
     assert hashes(out) == before
     (out / "val-000000.tar").unlink()
-    with pytest.raises(InputError, match=r"val-000000\.tar is missing"):
+    with pytest.raises(UserError, match=r"val-000000\.tar is missing"):
         build_dataset(tau_options, out, workers=1)
     assert build_dataset(other, out, workers=1, overwrite=True) != manifest
     build_dataset(tau_options, out, workers=1, overwrite=True)
@@ -153,14 +153,14 @@ def test_a_finished_dataset(tau_options: BuildOptions, hashes: Hashes, tmp_path:
 def test_what_is_not_ours_is_never_deleted(tau_options: BuildOptions, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"not a dataset and not empty \(it has thesis.txt\)"):
+        with pytest.raises(UserError, match=r"not a dataset and not empty \(it has thesis.txt\)"):
             build_dataset(tau_options, tmp_path, workers=1, overwrite=overwrite)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         build_dataset(tau_options, tmp_path / "thesis.txt", workers=1)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     build_dataset(tau_options, tmp_path / "d", workers=1)
     (tmp_path / "d" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"thesis\.txt is not part of a dataset"):
+    with pytest.raises(UserError, match=r"thesis\.txt is not part of a dataset"):
         build_dataset(replace(tau_options, seed=2), tmp_path / "d", workers=1, overwrite=True)
     assert (tmp_path / "d" / "thesis.txt").exists()
     assert (tmp_path / "d" / "dataset.json").exists()
@@ -173,7 +173,7 @@ def test_a_full_disk(
         free = 1_000_000
 
     monkeypatch.setattr(shards.build.dataset.shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(InputError, match=r"the build takes 0\.0 GB and 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"the build takes 0\.0 GB and 0\.0 GB are free"):
         build_dataset(tau_options, tmp_path / "d", workers=1)
     assert not (tmp_path / "d").exists()
 
@@ -197,7 +197,7 @@ def test_a_full_disk(
 )
 def test_options_out_of_range(name: str, value: object, tmp_path: Path) -> None:
     options = {"kind": "folder", "source": tmp_path, name: value}
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is "):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is "):
         BuildOptions(**options)  # type: ignore[arg-type]
 
 

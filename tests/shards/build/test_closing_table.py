@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset, build_part
 from shards.build.plan import BuildOptions, make_plan
 from shards.cli.main import main
@@ -137,12 +137,12 @@ def test_a_class_that_loses_all_its_files(tmp_path: Path, make_audio: Make) -> N
     (tmp_path / "s" / "tram").mkdir()
     (tmp_path / "s" / "tram" / "list.txt").write_text("none")
     skipping = replace(options, on_error="skip")
-    with pytest.raises(InputError, match=r"class folder .*tram has no audio files \(1 not audio"):
+    with pytest.raises(UserError, match=r"class folder .*tram has no audio files \(1 not audio"):
         make_plan(options, 1)
     assert make_plan(skipping, 1).source.classes == ("owl", "wren")
     make_audio(tmp_path / "s" / "tram" / "a.wav", seconds=0.2)
     dropping = replace(options, short="drop")
-    with pytest.raises(InputError, match=r"nothing is left of the class tram: .* shorter"):
+    with pytest.raises(UserError, match=r"nothing is left of the class tram: .* shorter"):
         make_plan(dropping, 1)
     (tmp_path / "s" / "tram" / "a.wav").write_text("no audio")
     made = make_plan(skipping, 1)
@@ -194,7 +194,7 @@ def test_links_that_lead_in_circles(tmp_path: Path, make_audio: Make) -> None:
     assert len(made.source.items) == 24
     assert made.source.folders == {"links that lead back, not followed": 28}
     (owl / "self.wav").symlink_to("self.wav")
-    with pytest.raises(InputError, match=r"owl/self\.wav in .* is bad"):
+    with pytest.raises(UserError, match=r"owl/self\.wav in .* is bad"):
         make_plan(options, 1)
 
 
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_listed(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(InputError, match=r"owl/locked cannot be listed: Permission denied"):
+    with pytest.raises(UserError, match=r"owl/locked cannot be listed: Permission denied"):
         make_plan(options, 1)
 
 
@@ -310,6 +310,6 @@ def test_nothing_is_decoded_before_a_mixture_is_refused(
     monkeypatch.setattr("shards.build.scan.measure", fail)
     arguments = ["--source", str(tmp_path / "s"), "--out", str(tmp_path / "d"), "--workers", "1"]
     for more in ([], ["--dry-run"]):
-        with pytest.raises(InputError, match="which may be splits"):
+        with pytest.raises(UserError, match="which may be splits"):
             main(["build", "folder", *arguments, *more])
     assert not (tmp_path / "d").exists()

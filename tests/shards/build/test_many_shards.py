@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.audio.clips import encode
 from shards.build.tar import END_OF_ARCHIVE, write_record
 from shards.manifest import INDEX_TYPES, Manifest, Shard, sha256_of_file, write_index
@@ -154,5 +154,5 @@ def test_a_disk_that_fails_is_named(dataset: Any, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "preadv", failing)
     monkeypatch.setattr(os, "pread", failing)
-    with pytest.raises(InputError, match=r"tar: sample .* cannot be read \(Input/output error\)"):
+    with pytest.raises(UserError, match=r"tar: sample .* cannot be read \(Input/output error\)"):
         dataset.fetch([0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions, make_plan
 from shards.sources.names import printable
@@ -95,7 +95,7 @@ def test_bad_files_of_strange_names(strange: Path, tmp_path: Path) -> None:
     for name in (b"br\xf6ken.wav", b"br\noken.wav"):
         Path(os.fsdecode(folder + name)).write_text("no audio")
     options = BuildOptions(kind="folder", source=strange, sample_rate=8000)
-    with pytest.raises(InputError, match=r"ow\\xe9l/br\\x0aoken\.wav in .* is bad") as caught:
+    with pytest.raises(UserError, match=r"ow\\xe9l/br\\x0aoken\.wav in .* is bad") as caught:
         make_plan(options, 1)
     assert len(str(caught.value).splitlines()) == 1
     skipping = BuildOptions(kind="folder", source=strange, sample_rate=8000, on_error="skip")
@@ -132,7 +132,7 @@ def test_names_in_a_table_that_name_no_file(name: str, tmp_path: Path, make_audi
     (tmp_path / "s").mkdir()
     (tmp_path / "t.csv").write_text(f"filename,label\na.wav,owl\n{name},owl\n")
     options = BuildOptions(kind="table", source=tmp_path / "t.csv", sample_rate=8000)
-    with pytest.raises(InputError, match=r"no such file|is no file name|not a regular file"):
+    with pytest.raises(UserError, match=r"no such file|is no file name|not a regular file"):
         make_plan(options, 1)
 
 
@@ -148,7 +148,7 @@ def test_names_in_a_table_that_name_no_file(name: str, tmp_path: Path, make_audi
 )
 def test_tables_that_cannot_be_read(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(InputError, match=why):
+    with pytest.raises(UserError, match=why):
         make_plan(BuildOptions(kind="table", source=tmp_path / "t.csv"), 1)
 
 
@@ -169,12 +169,12 @@ def test_what_no_dataset_can_hold_is_refused_before_the_work(make_audio, tmp_pat
     table = BuildOptions(
         kind="table", source=tmp_path / "t.csv", group_columns=("caption",), sample_rate=8000
     )
-    with pytest.raises(InputError, match=r"line 2: caption has more than 4,096 letters"):
+    with pytest.raises(UserError, match=r"line 2: caption has more than 4,096 letters"):
         build_dataset(table, tmp_path / "out")
-    with pytest.raises(InputError, match=r"--seconds 3000 at --sample-rate 32000"):
+    with pytest.raises(UserError, match=r"--seconds 3000 at --sample-rate 32000"):
         BuildOptions(kind="folder", source=tmp_path / "s", seconds=3000)
     inside = BuildOptions(kind="folder", source=tmp_path / "s", sample_rate=8000)
-    with pytest.raises(InputError, match=r"lies in --source"):
+    with pytest.raises(UserError, match=r"lies in --source"):
         build_dataset(inside, tmp_path / "s/data")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "s/data").exists()

@@ -10,7 +10,7 @@ import pytest
 
 import shards.build.dataset
 import shards.build.spool
-from shards import InputError
+from shards import UserError
 from shards.build.dataset import build_dataset, build_part
 from shards.build.plan import BuildOptions
 from shards.cli.main import main
@@ -105,10 +105,10 @@ def test_parts_run_side_by_side_but_not_twice_nor_beside_the_join(
         lambda: build_part(tau_options, out, 1, 2, workers=1),
         lambda: build_dataset(tau_options, out, workers=1),
     ):
-        with pytest.raises(InputError, match="another build is at work there"):
+        with pytest.raises(UserError, match="another build is at work there"):
             again()
     build_part(tau_options, out, 2, 2, workers=1)
-    with pytest.raises(InputError, match="--seed was 0, is 5"):
+    with pytest.raises(UserError, match="--seed was 0, is 5"):
         build_part(replace(tau_options, seed=5), out, 2, 2, workers=1)
     go_on.set()
     other.join()
@@ -130,7 +130,7 @@ def test_a_part_at_the_command_line(
         (["--of", "2"], "go together"),
         (["--part", "1", "--of", "2", "--overwrite"], "delete"),
     ):
-        with pytest.raises(InputError, match=why):
+        with pytest.raises(UserError, match=why):
             main([*build, *wrong])
     assert main(build) == 0
     capsys.readouterr()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import InputError
+from shards import UserError
 from shards.audio.clips import wav_header
 from shards.build.plan import BuildOptions, Plan, make_plan
 from shards.build.splits import carve_validation, draw_splits
@@ -105,14 +105,14 @@ def test_pieces_of_recordings(pieces: Path) -> None:
         ("", "finds nothing"),
         ("(x)?rec", "finds nothing"),
     ):
-        with pytest.raises(InputError, match=f"--keep-together '.*' {why}"):
+        with pytest.raises(UserError, match=f"--keep-together '.*' {why}"):
             plan(pieces, kind="folder", keep_together=pattern)
 
 
 def test_pieces_in_given_splits(tmp_path: Path, make_audio: Make) -> None:
     for name in ("train/owl/rec0_0.wav", "test/owl/rec0_1.wav"):
         make_audio(tmp_path / name)
-    with pytest.raises(InputError, match=r"'rec0' is in two splits \(test and train\)"):
+    with pytest.raises(UserError, match=r"'rec0' is in two splits \(test and train\)"):
         plan(tmp_path, kind="folder", keep_together=r"rec\d+")
 
 
@@ -132,7 +132,7 @@ def test_any_column_keeps_rows_together(tmp_path: Path, make_audio: Make) -> Non
         where.setdefault(f"p{int(name[:-4]) // 4}", set()).add(split)
     assert {len(splits) for splits in where.values()} == {1}
     assert made.source.unit == "person"
-    with pytest.raises(InputError, match="no column 'tape'"):
+    with pytest.raises(UserError, match="no column 'tape'"):
         plan(path, kind="table", keep_together="tape")
 
 
@@ -158,7 +158,7 @@ def test_a_group_column_that_a_dataset_has_itself(
     header = f"filename,label,{name}" if name != "label" else "filename,label"
     path = make_table(tmp_path, make_audio, header, ["a.wav,owl,train", "b.wav,owl,train"])
     with pytest.raises(
-        InputError, match=f"--group-columns: '{name}' is a name that a dataset needs"
+        UserError, match=f"--group-columns: '{name}' is a name that a dataset needs"
     ):
         plan(path, kind="table", group_columns=(name,))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import InputError
+from shards import UserError
 from shards.build.plan import BuildOptions, Plan, make_plan
 
 Make = Callable[..., Path]
@@ -60,7 +60,7 @@ def test_without_a_training_folder_development_is_training(
 
 
 def test_two_names_for_one_split(lay: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match="'val' and 'valid' both mean the val split"):
+    with pytest.raises(UserError, match="'val' and 'valid' both mean the val split"):
         plan(lay("train", "val", "valid"), kind="folder")
 
 
@@ -68,7 +68,7 @@ def test_a_mixture_is_refused_and_an_option_settles_it(
     lay: Callable[..., Path], make_audio: Make
 ) -> None:
     root = lay("train", "val", "test", "extra")
-    with pytest.raises(InputError, match=r"test, train, val, .*beside extra with audio.*--layout"):
+    with pytest.raises(UserError, match=r"test, train, val, .*beside extra with audio.*--layout"):
         plan(root, kind="folder")
     assert totals(plan(root, kind="folder", layout="splits")) == {"train": 2, "val": 4, "test": 6}
     assert plan(root, kind="folder", layout="splits").source.aside == {"in no split folder": 8}
@@ -91,7 +91,7 @@ def test_a_train_is_a_vehicle_too(tmp_path: Path, make_audio: Make) -> None:
         for number in range(3):
             make_audio(tmp_path / name / f"{number}.wav")
     with pytest.raises(
-        InputError, match=r"train, which may be splits, beside bus .*--layout classes"
+        UserError, match=r"train, which may be splits, beside bus .*--layout classes"
     ):
         plan(tmp_path, kind="folder")
     assert plan(tmp_path, kind="folder", layout="classes").source.classes == (
@@ -104,7 +104,7 @@ def test_a_train_is_a_vehicle_too(tmp_path: Path, make_audio: Make) -> None:
 def test_split_folders_that_hold_audio_and_no_classes(tmp_path: Path, make_audio: Make) -> None:
     for name in ("train", "test"):
         make_audio(tmp_path / name / "a.wav")
-    with pytest.raises(InputError, match=r"has audio but no sub-folders.*--layout classes"):
+    with pytest.raises(UserError, match=r"has audio but no sub-folders.*--layout classes"):
         plan(tmp_path, kind="folder")
 
 
@@ -132,13 +132,13 @@ def test_usual_names_in_a_column(tmp_path: Path, make_audio: Make) -> None:
     made = plan(table(tmp_path, make_audio, "split", cells), kind="table")
     assert totals(made) == {"train": 6, "val": 2, "test": 4}
     path = table(tmp_path, make_audio, "split", [*cells, "valid"])
-    with pytest.raises(InputError, match="'valid' and 'validation' both mean the val split"):
+    with pytest.raises(UserError, match="'valid' and 'validation' both mean the val split"):
         plan(path, kind="table")
 
 
 def test_a_column_of_folds(tmp_path: Path, make_audio: Make) -> None:
     path = table(tmp_path, make_audio, "fold", [str(1 + i // 4) for i in range(20)])
-    with pytest.raises(InputError, match=r"0\.wav has the split '1'; .*--folds test=5"):
+    with pytest.raises(UserError, match=r"0\.wav has the split '1'; .*--folds test=5"):
         plan(path, kind="table", split_column="fold")
     assert "the column fold is not used" in plan(path, kind="table").remarks.notes[0]
     made = plan(
@@ -154,7 +154,7 @@ def test_a_column_of_folds(tmp_path: Path, make_audio: Make) -> None:
         ((("test", "5"), ("val", "5")), "'5' is both test and val"),
         ((("test", "5"), ("train", "1")), "not what '2' is"),
     ):
-        with pytest.raises(InputError, match=why):
+        with pytest.raises(UserError, match=why):
             plan(path, kind="table", split_column="fold", folds=folds)
-    with pytest.raises(InputError, match=r"--folds: .* has no column 'split'"):
+    with pytest.raises(UserError, match=r"--folds: .* has no column 'split'"):
         plan(path, kind="table", folds=(("test", "5"),))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions, make_plan
 from shards.build.splits import carve_validation, draw_splits
@@ -67,7 +67,7 @@ def test_a_training_subset(scenes_source: Path, tmp_path: Path) -> None:
     counts = make_plan(options, 1).counts()
     assert {name: sum(of.values()) for name, of in counts.items()} == {"train": 60, "test": 50}
     subset.write_text("\n".join([*lines[:61], "audio/bus-lyon-1-2-0-a.wav\tbus"]) + "\n")
-    with pytest.raises(InputError, match=r"bus-lyon-1-2-0-a\.wav is not in .*meta\.csv"):
+    with pytest.raises(UserError, match=r"bus-lyon-1-2-0-a\.wav is not in .*meta\.csv"):
         make_plan(options, 1)
 
 
@@ -77,7 +77,7 @@ def test_tau_lists_that_contradict(scenes_source: Path, tmp_path: Path) -> None:
     folder = _edited(
         scenes_source, tmp_path, "evaluation_setup/fold1_train.csv", lambda text: text + line + "\n"
     )
-    with pytest.raises(InputError, match="is listed twice"):
+    with pytest.raises(UserError, match="is listed twice"):
         make_plan(BuildOptions(kind="tau2022", source=folder), 1)
 
 
@@ -91,7 +91,7 @@ def test_a_tau_location_in_two_splits(scenes_source: Path, tmp_path: Path) -> No
         return "\n".join([lines[0], "\t".join([*cells[:2], place, cells[3]]), *lines[2:]]) + "\n"
 
     folder = _edited(scenes_source, tmp_path, "meta.csv", move)
-    with pytest.raises(InputError, match=f"location '{place}' is in two splits"):
+    with pytest.raises(UserError, match=f"location '{place}' is in two splits"):
         make_plan(BuildOptions(kind="tau2022", source=folder), 1)
 
 
@@ -99,7 +99,7 @@ def test_a_tau_location_in_two_splits(scenes_source: Path, tmp_path: Path) -> No
 def test_a_tau_list_is_missing(name: str, scenes_source: Path, tmp_path: Path) -> None:
     folder = _edited(scenes_source, tmp_path, name, lambda text: text)
     (folder / name).unlink()
-    with pytest.raises(InputError, match=f"{name} does not exist"):
+    with pytest.raises(UserError, match=f"{name} does not exist"):
         make_plan(BuildOptions(kind="tau2022", source=folder), 1)
 
 
@@ -109,7 +109,7 @@ def test_a_tau_clip_of_ten_seconds(scenes_source: Path, tmp_path: Path, make_aud
     file = folder / name.split("\t")[0]
     file.unlink()
     make_audio(file, seconds=10)
-    with pytest.raises(InputError, match=rf"{file.name} .*lasts 10\.00 s"):
+    with pytest.raises(UserError, match=rf"{file.name} .*lasts 10\.00 s"):
         build_dataset(BuildOptions(kind="tau2022", source=folder), tmp_path / "d", workers=1)
 
 
@@ -173,13 +173,13 @@ def test_given_splits_are_kept(tmp_path: Path, make_audio: Make) -> None:
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path, make_audio: Make) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         make_plan(BuildOptions(kind="folder", source=tmp_path / "no"), 1)
-    with pytest.raises(InputError, match="has no sub-folders"):
+    with pytest.raises(UserError, match="has no sub-folders"):
         make_plan(BuildOptions(kind="folder", source=tmp_path), 1)
     make_audio(tmp_path / "owl" / "a.wav")
     (tmp_path / "wren").mkdir()
-    with pytest.raises(InputError, match=r"class folder .*wren has no audio"):
+    with pytest.raises(UserError, match=r"class folder .*wren has no audio"):
         make_plan(BuildOptions(kind="folder", source=tmp_path), 1)
 
 
@@ -200,10 +200,10 @@ def test_bad_files_stop_or_are_skipped(folders: Path, tmp_path: Path) -> None:
     (folders / "owl" / "broken.wav").write_text("no audio")
     wave = np.full(8000, np.nan, dtype=np.float32)
     soundfile.write(folders / "wren" / "nan.wav", wave, 8000, subtype="FLOAT")
-    with pytest.raises(InputError, match=r"owl/broken\.wav in .* is bad: not readable as audio"):
+    with pytest.raises(UserError, match=r"owl/broken\.wav in .* is bad: not readable as audio"):
         build(tmp_path / "d", kind="folder", source=folders)
     (folders / "owl" / "broken.wav").unlink()
-    with pytest.raises(InputError, match=r"wren/nan\.wav in .*: samples that are not finite"):
+    with pytest.raises(UserError, match=r"wren/nan\.wav in .*: samples that are not finite"):
         build(tmp_path / "e", kind="folder", source=folders)
     (folders / "owl" / "broken.wav").write_text("no audio")
     manifest = build(tmp_path / "f", kind="folder", source=folders, on_error="skip")
@@ -289,7 +289,7 @@ def test_tables_that_cannot_be_used(
     rows: list[str], options: dict[str, object], message: str, tmp_path: Path, make_audio: Make
 ) -> None:
     table = _table(tmp_path / "t.csv", make_audio, rows)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         make_plan(BuildOptions(kind="table", source=table, **options), 1)  # type: ignore[arg-type]
 
 
@@ -323,10 +323,10 @@ def test_mnist(packed: bool, tmp_path: Path, write_mnist: Callable[..., None]) -
 
 
 def test_mnist_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither train-images-idx3-ubyte nor"):
+    with pytest.raises(UserError, match="neither train-images-idx3-ubyte nor"):
         build(tmp_path / "d", kind="mnist", source=tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b no gzip")
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz is damaged"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is damaged"):
         build(tmp_path / "d", kind="mnist", source=tmp_path)
 
 

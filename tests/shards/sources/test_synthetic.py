@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards import InputError
+from shards import UserError
 from shards.sources.synthetic import lay_out, synthesise
 from shards.sources.tau2022 import LABELS
 
@@ -87,10 +87,10 @@ def test_workers_change_nothing_and_the_seed_does(
 
 
 def test_what_cannot_be_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--clips is 199; use 200 or more"):
+    with pytest.raises(UserError, match="--clips is 199; use 200 or more"):
         synthesise(tmp_path / "a", 199)
-    with pytest.raises(InputError, match="--seed is -1"):
+    with pytest.raises(UserError, match="--seed is -1"):
         synthesise(tmp_path / "a", 200, seed=-1)
     (tmp_path / "b").write_text("")
-    with pytest.raises(InputError, match="is not a new folder and not empty"):
+    with pytest.raises(UserError, match="is not a new folder and not empty"):
         synthesise(tmp_path, 200)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import webdataset
 
-from shards import InputError, open_dataset
+from shards import UserError, open_dataset
 from shards.audio.load import load
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions, Plan, make_plan
@@ -209,7 +209,7 @@ def test_bad_samples(
     tmp_path: Path, members: list[tuple[str, bytes]], name: str, reason: str
 ) -> None:
     tar = _members(tmp_path / "x.tar", ("bus/good.wav", audio(9, "wav")), *members)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         plan(tar)
     assert f"{name} in {tar} is bad: " in str(caught.value)
     assert reason in str(caught.value)
@@ -262,7 +262,7 @@ def test_damaged_tars(tmp_path: Path, damage: Callable[[bytes], bytes], reason: 
     data = tar.read_bytes().rstrip(b"\0")
     tar.write_bytes(damage(data + bytes(-len(data) % 512 + 10240)))
     write(tmp_path / "good.tar", GOOD)
-    with pytest.raises(InputError, match=rf"bad\.tar in .* is bad: .*({reason})"):
+    with pytest.raises(UserError, match=rf"bad\.tar in .* is bad: .*({reason})"):
         plan(tmp_path / "{bad,good}.tar")
     left = plan(tmp_path / "{bad,good}.tar", on_error="skip")
     assert [bad.filename for bad in left.bad] == ["bad.tar"]
@@ -275,7 +275,7 @@ def test_forged_sizes_fill_no_memory(tmp_path: Path, size: str) -> None:
         info = tarfile.TarInfo("bus/a.wav")
         info.pax_headers = {"size": size}
         file.addfile(info, io.BytesIO())
-    with pytest.raises(InputError, match=r"x\.tar: damaged"):
+    with pytest.raises(UserError, match=r"x\.tar: damaged"):
         plan(tar)
 
 
@@ -287,7 +287,7 @@ def test_a_huge_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
     with tar.open("wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.truncate(1 << 37)
-    with pytest.raises(InputError, match=r"x\.tar: damaged: a header of \d+ bytes"):
+    with pytest.raises(UserError, match=r"x\.tar: damaged: a header of \d+ bytes"):
         plan(tar)
 
 
@@ -302,19 +302,19 @@ def test_a_huge_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
     ],
 )
 def test_patterns(tmp_path: Path, pattern: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         plan(tmp_path / pattern)
 
 
 def test_columns_that_are_missing(tmp_path: Path) -> None:
     tar = write(tmp_path / "x.tar", *scenes(0, 4))
-    with pytest.raises(InputError, match="no sample has 'city' in its JSON"):
+    with pytest.raises(UserError, match="no sample has 'city' in its JSON"):
         plan(tar, group_columns=("city",))
-    with pytest.raises(InputError, match="'event' is missing or blank"):
+    with pytest.raises(UserError, match="'event' is missing or blank"):
         plan(tar, label_column="event")
-    with pytest.raises(InputError, match=r"--group-columns: 'key' is a name"):
+    with pytest.raises(UserError, match=r"--group-columns: 'key' is a name"):
         plan(tar, group_columns=("key",))
-    with pytest.raises(InputError, match="--layout is for folder, not for webdataset"):
+    with pytest.raises(UserError, match="--layout is for folder, not for webdataset"):
         plan(tar, layout="classes")
 
 
