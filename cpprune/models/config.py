@@ -77,7 +77,8 @@ class ModelConfig:
         from cpprune.models.registry import settings_of  # imports torch
 
         settings = settings_of(self.name)
-        own = {key: getattr(self, key) for key in settings if hasattr(self, key)}
+        # Defaults are written out, so that a model does not change with those of a later version.
+        own = {key: getattr(self, key, None) for key in settings}
         own = {k: settings[k].default if value is None else value for k, value in own.items()}
         return own | self.arguments
 
