@@ -59,7 +59,7 @@ def test_the_site(tmp_path):
         assert reader.addresses
         assert [a for a in reader.addresses if re.match(r"(https?:)?//", a)] == [], page
     api = (tmp_path / "site/api/index.html").read_text()
-    for name in ("cpprune.load", "cpprune.training.loop.train", "shards.reader.Dataset.fetch"):
+    for name in ("cpprune.load", "cpprune.train", "shards.reader.Dataset.fetch"):
         assert f'id="{name}"' in api
 
 

@@ -186,7 +186,7 @@ def test_a_sweep(cluster, submit, ended, site, tmp_path):
     assert ended(jobs) == {"sweep": "COMPLETED"}, logs(tmp_path)
     text = logs(tmp_path)
     assert text.count(" begins: ") == 4, text
-    assert text.count(" goes on: ") == 2, text
+    assert text.count(" resumes: ") == 2, text
     for run in runs:
         assert [line["epoch"] for line in epochs_of(run)] == list(range(16))
     assert max(before) < 16

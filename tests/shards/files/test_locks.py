@@ -91,6 +91,18 @@ def test_a_file_system_without_locks_is_not_busy(
     assert f"{tmp_path}: its file system has no locks" in said
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "lock"
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()
+    if replaced:
+        path.touch()
+    assert shards.files.locks.flock_in_place(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
+
+
 def test_a_link_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("years of work")
     (tmp_path / "lock").symlink_to(tmp_path / "theirs")
