@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# What `cpprune` itself needs, and what its developers need beside it.
+# What `cpprune` itself needs (with what exports models, 113 MB), and what its developers need beside it.
 PRODUCT := $(VENV)/.product
 STAMP := $(VENV)/.installed
 
@@ -10,13 +10,17 @@ UV := uv==0.13.9
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --locked --inexact --compile-bytecode
 
 PYTEST := $(BIN)/python -m pytest
+# One worker more than cores, since many tests wait for the processes that they start.
+# Neighbours stay on one worker, since they share what is made for a module.
+WORKERS := --dist worksteal
+WORKERS += -n $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) < 4 ? $$(nproc 2>/dev/null || echo 2) : 4) + 1 )))
 
 .PHONY: help setup demo test test-all lint lock docs pages bench clean
 
 help:
-	@echo "make demo      set up, then the whole road on a synthetic dataset (about 4 minutes)"
-	@echo "make test      set up, then the tests (about 8 minutes on 2 cores)"
-	@echo "make test-all  … then the long tests too (under an hour; what they need: CONTRIBUTING.md)"
+	@echo "make demo      set up, then the whole road on a synthetic dataset (about 5 minutes)"
+	@echo "make test      set up, then the tests (about 10 minutes on 2 cores)"
+	@echo "make test-all  set up, then all tests (under an hour; what the long ones need: CONTRIBUTING.md)"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
 	@echo "make lock      bring uv.lock up to date with pyproject.toml and the newest packages"
 	@echo "make docs      the pages of docs/ as a site, in site/"
@@ -35,7 +39,7 @@ $(BIN)/uv:
 
 $(PRODUCT): pyproject.toml uv.lock | $(BIN)/uv
 	@echo "Installing cpprune and what it needs into $(VENV), as pinned by uv.lock: about 3 GB, most of it torch …"
-	@$(SYNC)
+	@$(SYNC) --extra export-c
 	@touch $@
 
 $(STAMP): $(PRODUCT)
@@ -47,10 +51,11 @@ demo: $(PRODUCT)
 	$(BIN)/cpprune demo
 
 test: setup
-	$(PYTEST) -n auto --maxprocesses 4 -m "not slow and not slurm and not browser" $(ARGS)
+	$(PYTEST) $(WORKERS) -m "not slow and not slurm and not browser" $(ARGS)
 
-test-all: test
-	$(PYTEST) -n auto --maxprocesses 4 -m "slow and not slurm and not browser" $(ARGS)
+# In one run rather than after `test`: what many tests share is then made once.
+test-all: setup
+	$(PYTEST) $(WORKERS) -m "not slurm and not browser" $(ARGS)
 	$(PYTEST) -m "slurm or browser" $(ARGS)
 
 lint: setup
@@ -60,6 +65,7 @@ lint: setup
 	cd benchmarks && MYPYPATH=.. ../$(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python docs/map.py
 
 lock: $(BIN)/uv
 	$(BIN)/uv lock --upgrade

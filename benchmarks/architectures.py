@@ -1,14 +1,19 @@
 """Pruning networks of others: what is cut, whether they come back from a folder, and train.
 
     python benchmarks/architectures.py [NAME …]
+    python benchmarks/architectures.py --table [NAME …]
 
 Each network of timm is built with fresh weights and 10 classes, cut by 0.3 of every group (local
-magnitude), saved as a model folder, loaded, compared, and trained for a step.
+magnitude), saved as a model folder, loaded, compared, and trained for a step. With --table, each small
+network, of timm and tests/small_networks.py, is cut by 0.5 and scored by every criterion; the Markdown
+table of docs/networks.md says what became of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
 import sys
 import tempfile
 import warnings
@@ -23,11 +28,15 @@ from torch.nn import functional
 from cpprune.audio.frontend import ScaleImage
 from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.models import artifact
+from cpprune.models.example import example_input
 from cpprune.models.registry import build_model
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.config import PruneConfig
-from cpprune.pruning.planner import make_plan
+from cpprune.pruning.criteria import CRITERIA
+from cpprune.pruning.groups import dependency_graph
+from cpprune.pruning.planner import make_plan, plan_scored, score_groups
 from cpprune.pruning.preview import preview
+from cpprune.pruning.prunable import prunable_groups, randomise
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import UserError
 
@@ -163,8 +172,88 @@ def _step(network: nn.Module, shape: tuple[int, ...]) -> set[str] | None:
     return moved if loss.isfinite() and after.isfinite() else None
 
 
+# --- the table of docs/networks.md ---------------------------------------------------------------------
+
+OUTPUTS = "makes the outputs of the network"
+
+
+def small_networks() -> dict[str, tuple[tuple[int, ...], str, dict[str, Any]]]:
+    """Return the networks of the table: shape of an input, factory, its arguments."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import small_networks
+
+    found: dict[str, tuple[tuple[int, ...], str, dict[str, Any]]] = {
+        name.split(":")[1]: ((1, 28, 28), name, {}) for name in small_networks.ALL
+    }
+    for name, (size, family, arguments) in SMALL.items():
+        found[f"timm: {name}"] = (3, size, size), family, arguments
+    return found
+
+
+def table_row(name: str) -> str:
+    """Return the row of a network: its parameters before and after, what keeps its width, and why."""
+    shape, family, arguments = small_networks()[name]
+    torch.manual_seed(0)
+    network = build_model(family, num_classes=len(CLASSES), **arguments)
+    with contextlib.suppress(TypeError):  # it takes something else
+        network(torch.zeros(2, *shape))  # lazy layers
+    randomise(network, torch.Generator().manual_seed(0))
+    refused: dict[str, list[str]] = {}
+    plan = None
+    try:
+        with dependency_graph(network, example_input(network, shape)) as graph:
+            groups = prunable_groups(graph, network)
+            for criterion in CRITERIA:
+                config = PruneConfig(ratio=0.5, criterion=criterion)
+                try:
+                    scored = score_groups(graph, network, groups, config)
+                except UserError as error:
+                    refused.setdefault(_reason(str(error)), []).append(criterion)
+                    continue
+                widths = layer_widths(network)
+                own = plan_scored(network, shape, config, scored, original_widths=widths)
+                plan = own if criterion == "magnitude" else plan
+    except UserError as error:
+        return f"| {name} | refused | {_escaped(str(error))} | all |"
+    assert plan is not None
+    shown = preview(network, shape, [plan])
+    before, after = (shown[when]["parameters"] for when in ("before", "after"))
+    left = {layer: why for layer, why in shown["left_alone"].items() if why != OUTPUTS}
+    reasons: dict[str, list[str]] = {}
+    for layer, why in left.items():
+        reasons.setdefault(why, []).append(layer)
+    kept = "; ".join(f"{_named(layers)}: {_escaped(why)}" for why, layers in reasons.items())
+    by = "; ".join(f"{', '.join(criteria)}: {why}" for why, criteria in refused.items())
+    return f"| {name} | {before:,} → {after:,} | {kept} | {by} |"
+
+
+def _named(layers: list[str]) -> str:
+    return ", ".join(f"`{layer}`" for layer in layers)
+
+
+def _reason(message: str) -> str:
+    """Return what a criterion's refusal says of the network, without the remedy."""
+    return re.split(r"[,;:] ?", message.split(": ", 1)[1])[0]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def print_table(names: list[str]) -> None:
+    """Print the table of docs/networks.md."""
+    print(
+        "| network | parameters | keep their width | criteria that refuse it |\n|---|---|---|---|"
+    )
+    for name in names or small_networks():
+        print(table_row(name), flush=True)
+
+
 def main(names: list[str]) -> int:
     warnings.simplefilter("ignore")
+    if names[:1] == ["--table"]:
+        print_table(names[1:])
+        return 0
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}")
     print(
         f"{'network':<25} {'parameters':>25} {'MACs':>29} {'cut':>4} {'left':>4} {'difference':>10} "

@@ -28,7 +28,7 @@ import shards
 from cpprune import build_model
 from cpprune.evaluation.complexity import count_macs, count_parameters, latency
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.allocation import parse_budget
+from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.planner import make_plan
 from cpprune.pruning.surgery import apply_plan
@@ -111,13 +111,15 @@ def scopes(folder: Path) -> None:
     from cpprune.cli.demo import build, configurations
     from cpprune.evaluation.predict import evaluate_model
     from cpprune.pruning.sensitivity import measure_sensitivity, write_sensitivity
+    from cpprune.runs.records import RunResult
     from cpprune.training.loop import train
 
     with (folder / "log").open("w") as log, redirect_stderr(log):
         dataset = build(folder, CLIPS)
         config = dict(configurations(folder, dataset, EPOCHS))["big"]
         trained = train(config)
-        model = cpprune.load(trained["model"])
+        assert isinstance(trained, RunResult)
+        model = cpprune.load(trained.model)
         split = shards.open_dataset(dataset).split("val")
         found = measure_sensitivity(
             model, split, criterion="magnitude", ratios=RATIOS, clips=SENSITIVITY_CLIPS

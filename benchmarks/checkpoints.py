@@ -21,6 +21,7 @@ from cpprune import build_model
 from cpprune.distributed.device import default_device
 from cpprune.runs import checkpoint
 from cpprune.runs.checkpoint import Progress, Tensors
+from cpprune.runs.identity import RunIdentity
 from cpprune.training.config import OptimConfig
 from cpprune.training.optim import build_optimizer
 from cpprune.training.optimizer_state import read_moments
@@ -57,13 +58,13 @@ def main() -> None:
     step()
     one_step = milliseconds(step, 5)
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        number = iter(range(10_000))
+        number, identity = iter(range(10_000)), RunIdentity({}, None, "", None)
 
         def save() -> None:
             moments = read_moments(network, optimizer)
             tensors = Tensors(network.state_dict(), moments, {})
             progress = Progress(step=next(number))
-            checkpoint.save(Path(folder), 2, progress, {}, tensors, None)
+            checkpoint.save(Path(folder), 2, progress, identity, tensors, None)
 
         saving = milliseconds(save, 20)
         last = checkpoint.list_checkpoints(Path(folder))[-1]

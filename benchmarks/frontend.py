@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cpprune.audio.config import PRESETS, MelSpec
-from cpprune.audio.filterbank import filter_bank
+from cpprune.audio.filterbank import filter_bank, frequencies
 from cpprune.audio.frontend import LOG_OFFSET, LogMel
 from cpprune.distributed.device import default_device
 
@@ -25,8 +25,8 @@ from cpprune.distributed.device import default_device
 def plain(spec: MelSpec, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Use torch.stft and a dense filter bank, as most projects write it."""
     window = torch.hann_window(spec.window, periodic=spec.periodic_window, device=device)
-    ends = [torch.tensor(edge, device=device) for edge in (spec.fmin, spec.fmax)]
-    bank = filter_bank(spec, ends[0], ends[1])
+    ends = torch.tensor([spec.fmin, spec.fmax], device=device)
+    bank = filter_bank(spec, ends, frequencies(spec).to(device))
 
     def call(clips: Tensor) -> Tensor:
         wave = clips.float() / 32768

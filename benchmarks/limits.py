@@ -77,6 +77,8 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def report(device: torch.device) -> tuple[float, float, float]:
     """Print the machine and its limits; return float32's and bfloat16's FLOP/s and bytes/s."""
+    if name(device).startswith("simulated"):
+        raise SystemExit("a simulated GPU has no speed: measure on a real one")
     single, half = (matrix_rate(device, d) for d in (torch.float32, torch.bfloat16))
     bandwidth = copy_bandwidth(device)
     print(name(device))

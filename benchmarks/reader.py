@@ -41,7 +41,7 @@ from shards.manifest import (
     write_index,
 )
 from shards.order import Ids, batch_ids, epoch_order, num_batches
-from shards.reader import Split
+from shards.split import Split
 
 RATE = 32000
 CLIPS_PER_SHARD = 4096

@@ -36,7 +36,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name from its home (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -57,21 +57,23 @@ def train(config: RunConfig | None = None, /, **settings: Any) -> dict[str, Any]
         **settings: its fields, those of a room as a mapping, e.g. `run="runs/a", optim={"lr": 1e-3}`.
 
     Returns:
-        What `result.json` holds; see `cpprune.training.loop.train`.
+        What `result.json` holds: the best validation metrics, parameters and MACs, and the folders. For
+        a run that was asked to stop: `run`, `stopped` (why), and the `epoch` and `batch` that come next.
 
     Raises:
         UserError: wrong data or settings, or a run folder of another run.
         ValueError: a wrong value of a setting.
         TypeError: an unknown setting, or both a configuration and settings.
     """
-    from cpprune.config import RunConfig, flatten
-    from cpprune.settings.choices import hints
+    from dataclasses import asdict
+
+    from cpprune.config import COMPONENTS, RunConfig, flatten
     from cpprune.training.loop import train as run_training
 
-    if config is not None and settings:
+    if config is None:
+        given = {k: v for k, v in settings.items() if k in COMPONENTS and isinstance(v, Mapping)}
+        rooms = {k: COMPONENTS[k](**v) for k, v in given.items()}
+        config = RunConfig(**{**settings, **rooms})
+    elif settings:
         raise TypeError("train() takes a RunConfig or settings, not both")
-    if config is not None:
-        return run_training(config)
-    rooms = hints(RunConfig)
-    fields = {k: rooms[k](**v) if isinstance(v, Mapping) else v for k, v in settings.items()}
-    return run_training(RunConfig(**fields), frozenset(flatten(settings)))
+    return asdict(run_training(config, frozenset(flatten(settings))))

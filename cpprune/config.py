@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import jsonargparse
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from cpprune.audio.config import AugmentConfig, FeaturesConfig
 from cpprune.data.config import DataConfig
+from cpprune.distill.config import UNCUT, DistillConfig
 from cpprune.models.config import ModelConfig
 from cpprune.pruning.config import PruneConfig
 from cpprune.settings.choices import check_choices, choices_of, hints, wrong_choice
 from cpprune.settings.renamed import KEYS, current_key
-from cpprune.training.config import OptimConfig, TrainConfig
+from cpprune.training.config import OptimConfig, QuantizeConfig, TrainConfig
 from shards.errors import UserError
 from shards.files.documents import read_yaml
+from shards.suggest import closest
 
 
 @dataclass(kw_only=True)
@@ -35,7 +36,10 @@ class RunConfig:
     seed: int = 0
     """random seed of data order, augmentation and initialisation"""
     init: str | None = None
-    """model folder to start from (default: fresh weights)"""
+    """model folder to start from, or a state dict (.pth, .safetensors) for the network of model.*
+    (default: fresh weights)"""
+    init_head: Literal["keep", "new"] = "keep"
+    """classifier of init: keep it, for the same classes, or make a new one for the dataset's"""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: resume from the run folder's last checkpoint if there is one; must: an error if there is
     none; never: start again and replace what is there"""
@@ -49,6 +53,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
     def __post_init__(self) -> None:
         self.run = os.path.expandvars(self.run)
@@ -57,10 +63,21 @@ class RunConfig:
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
         check_choices(self)
-        if self.train.compile == "graph" and self.features.backend == "dali":
+        if self.init_head == "new" and self.init is None:
+            raise ValueError("init_head=new: there is no init whose classifier it could replace")
+        if self.optim.kept_lr_factor != 1 and self.init_head == "keep":
             raise ValueError(
-                "train.compile=graph: DALI's pipeline cannot be captured with the step; set "
-                "features.backend=torch or train.compile=auto"
+                f"optim.kept_lr_factor={self.optim.kept_lr_factor}: has no effect without init_head=new"
+            )
+        if self.train.captures and self.features.backend == "dali":
+            raise ValueError(
+                f"train.compile={self.train.compile}: DALI's pipeline cannot be captured with the step; "
+                "set features.backend=torch or train.compile=auto"
+            )
+        if UNCUT in self.distill.teachers and not self.prune.prunes:
+            raise ValueError(
+                f"distill.teachers: {UNCUT} is the network before it is pruned, but nothing is: set "
+                f"prune.ratio or prune.budget, or give a folder of that name as ./{UNCUT}"
             )
         if self.prune.prunes:
             last = self.prune.last_epoch
@@ -70,11 +87,42 @@ class RunConfig:
                     f"the run ends after {self.train.epochs} (train.epochs): no step would be "
                     "trained after it"
                 )
+        self._check_quantize()
 
-    def to_dict(self) -> dict[str, Any]:
+    def _check_quantize(self) -> None:
+        start = self.quantize.start_epoch
+        if start is None:
+            return
+        key = f"quantize.start_epoch={start}"
+        if start >= self.train.epochs:
+            raise ValueError(f"{key}: the run ends after {self.train.epochs} epochs (train.epochs)")
+        if self.prune.prunes and start <= self.prune.last_epoch:
+            raise ValueError(
+                f"{key}: the network is pruned at epoch {self.prune.last_epoch} (prune.*), and can only "
+                "be quantised after that"
+            )
+        if start == 0 and self.init is None:
+            raise ValueError(
+                f"{key}: batch normalisation has no statistics yet, and keeps those that it has then: "
+                "give init, or a later epoch"
+            )
+        if self.train.captures:
+            raise ValueError(
+                f"{key}: a quantised step cannot be captured; set train.compile=auto, which captures "
+                "steps until then"
+            )
+
+    def to_dict(self) -> dict[str, object]:
         """Return the tree as plain values."""
         return asdict(self)
 
+
+# The fields that are dataclasses of their own.
+COMPONENTS: dict[str, type] = {
+    name: kind
+    for name, kind in hints(RunConfig).items()
+    if isinstance(kind, type) and is_dataclass(kind)
+}
 
 # Keys that change neither what is learned nor what it is learned from.
 FREE_KEYS = frozenset(
@@ -88,6 +136,7 @@ FREE_KEYS = frozenset(
         "data.workers",
         "data.in_memory",
         "data.record_ids",
+        "distill.cache",
         "prune.save_plan",
         "train.keep_checkpoints",
         "train.checkpoint_steps",
@@ -96,17 +145,17 @@ FREE_KEYS = frozenset(
     }
 )
 
-# Keys that name a file whose contents change what is learned.
-FILE_KEYS = ("prune.plan", "prune.sensitivity")
+# Keys that name files, or folders of them, whose contents change what is learned.
+FILE_KEYS = ("prune.plan", "prune.sensitivity", "augment.impulse_responses", "distill.teachers")
 
 
 # Keys whose value is a mapping of the user's own.
-FREE_FORM = frozenset({"model.arguments"})
+FREE_FORM = frozenset({"model.arguments", "prune.ratios"})
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return {"optim.lr": …} for {"optim": {"lr": …}}."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and f"{prefix}{key}" not in FREE_FORM:
             flat.update(flatten(value, f"{prefix}{key}."))
@@ -116,11 +165,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @cache
-def key_types() -> dict[str, Any]:
+def key_types() -> dict[str, object]:
     """Return every dotted key of the configuration with its type."""
-    types: dict[str, Any] = {}
+    types: dict[str, object] = {}
     for name, hint in hints(RunConfig).items():
-        if is_dataclass(hint):
+        if name in COMPONENTS:
             types |= {f"{name}.{key}": own for key, own in hints(hint).items()}
         else:
             types[name] = hint
@@ -160,30 +209,40 @@ def _wrong_value(key: str, value: str) -> str:
         if value == "False" and word:  # YAML's reading of it
             return f'{key}: write "{word.pop()}" in quotes, which YAML reads as false without'
         return wrong_choice(key, value, choices)
-    kind = next(kind for kind in _KINDS if kind == hint or kind in get_args(hint))
+    for kind in (hint, *get_args(hint)):
+        if get_origin(kind) is list:
+            return f"{key}={value}: must be {_LISTS[get_args(kind)[0]]}"
+    parts = [part for kind in (hint, *get_args(hint)) for part in (kind, get_origin(kind))]
+    kind = next(kind for kind in _KINDS if kind in parts)
     return f"{key}={value}: must be {_KINDS[kind]}"
 
 
-_KINDS: dict[Any, str] = {
-    dict[str, Any]: "a mapping of names to values, such as {depth: 3}",
-    list[int]: "a list of whole numbers, such as [18, 37, 75]",
+_KINDS: dict[type, str] = {
+    dict: "a mapping of names to values, such as {depth: 3}",
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "text; put it in quotes",
+}
+_LISTS: dict[type, str] = {
+    int: "a list of whole numbers, such as [18, 37, 75]",
+    float: "a list of numbers, such as [2, 1]",
+    str: "a list of texts, such as [a, b]",
 }
 
 
 class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,misc]
     """--config FILE: checked before jsonargparse reads it, so that errors name the file."""
 
-    def __call__(self, parser: Any, cfg: Any, values: Any, option: str | None = None) -> None:
+    def __call__(
+        self, parser: ConfigParser, cfg: Namespace, values: str, option: str | None = None
+    ) -> None:
         if not parser.reads_files:
             return
         path = Path(values)
         if not path.is_file():
             raise UserError(f"--config {values}: no such file")
-        kind: Any = dict[str, Any] | None
+        kind: Any = dict[str, object] | None  # None: an empty file
         example = "it must hold keys and values, such as `optim: {lr: 1e-3}`"
         settings = flatten(read_yaml(path, kind, remedy=example) or {})
         for key in settings:
@@ -205,13 +264,16 @@ def _under_current_names(text: str) -> str:
     return str(yaml.serialize(root))
 
 
-def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigParser:
-    """Return a parser that knows every key of `RunConfig`, --config, --print_config and flags.
+def build_parser(
+    prog: str, description: str, flags: dict[str, str], options: Mapping[str, str] | None = None
+) -> ConfigParser:
+    """Return a parser that knows every key of `RunConfig`, --config, --print_config, flags and options.
 
     Args:
         prog: how the command is called.
         description: what it does.
         flags: names of switches, such as "json", with their help.
+        options: names of the command's own options, which take a text, with their help.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ConfigParser(
@@ -225,6 +287,8 @@ def build_parser(prog: str, description: str, flags: dict[str, str]) -> ConfigPa
     )
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
+    for name, text in (options or {}).items():
+        parser.add_argument(f"--{name}", type=str, help=text)
     parser.add_class_arguments(RunConfig, None)
     return parser
 
@@ -237,14 +301,18 @@ class ParsedRun:
         config: the whole tree.
         explicit: the dotted keys that were set in a file or on the command line.
         switches: the command's own flags.
+        options: the command's own options.
     """
 
     config: RunConfig
     explicit: frozenset[str]
     switches: dict[str, bool]
+    options: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> ParsedRun:
+def parse(
+    parser: ConfigParser, argv: Sequence[str], flags: Sequence[str], options: Sequence[str] = ()
+) -> ParsedRun:
     """Read the configuration from files and the command line.
 
     Raises:
@@ -264,14 +332,15 @@ def parse(parser: ConfigParser, argv: Sequence[str], flags: Sequence[str]) -> Pa
                 values["prune"].update({key.removeprefix("prune."): None for key in ways - typed})
         config = RunConfig(
             **{
-                name: _COMPONENTS[name](**values[name]) if name in _COMPONENTS else values[name]
+                name: COMPONENTS[name](**values[name]) if name in COMPONENTS else values[name]
                 for name in (item.name for item in fields(RunConfig))
             }
         )
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
     switches = {flag: bool(values[flag.replace("-", "_")]) for flag in flags}
-    return ParsedRun(config, explicit, switches)
+    own = {option: values[option.replace("-", "_")] for option in options}
+    return ParsedRun(config, explicit, switches, own)
 
 
 def _explicit_keys(parser: ConfigParser, words: Sequence[str]) -> frozenset[str]:
@@ -290,27 +359,18 @@ def _current_word(word: str) -> str:
     if key == name:
         return word
     nested_by_wandb = equals and value.lstrip().startswith("{")
-    if key in _COMPONENTS and not nested_by_wandb:
+    if key in COMPONENTS and not nested_by_wandb:
         raise UserError(unknown_key(key))
     return f"--{current_key(key)}{equals}{value}"
-
-
-_COMPONENTS: dict[str, Any] = {
-    item.name: item.default_factory
-    for item in fields(RunConfig)
-    if is_dataclass(item.default_factory)
-}
 
 
 def unknown_key(key: str) -> str:
     """Return the message for a key that is not one, with the nearest that is."""
     keys = all_keys()
-    if key in _COMPONENTS:
+    if key in COMPONENTS:
         some = next(name for name in keys if name.startswith(f"{key}."))
         return f"{key} stands for several keys; give them one by one, such as {some}"
-    near = difflib.get_close_matches(key, keys, n=1)
-    if not near:
-        last = {name.rpartition(".")[2]: name for name in keys}
-        near = [last[k] for k in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
-    hint = f": did you mean {near[0]}?" if near else "; --help lists them all"
+    last = {name.rpartition(".")[2]: name for name in keys}
+    near = closest(key, keys) or last.get(closest(key.rpartition(".")[2], last) or "")
+    hint = f": did you mean {near}?" if near else "; --help lists them all"
     return f"unknown configuration key {key}{hint}"

@@ -1,4 +1,4 @@
-"""Print the map of the modules for CONTRIBUTING.md, or write it there: `make pages`.
+"""The map of the modules in CONTRIBUTING.md: checked by `make lint`, written by `make pages`.
 
 A line is the first sentence of a module's docstring, so the map is as true as the docstrings.
 """
@@ -49,7 +49,8 @@ def with_map(page: str) -> str:
 
 
 if __name__ == "__main__":
+    found = PAGE.read_text()
     if "--write" in sys.argv[1:]:
-        PAGE.write_text(with_map(PAGE.read_text()))
-    else:
-        print(room_map())
+        PAGE.write_text(with_map(found))
+    elif found != with_map(found):
+        sys.exit(f"{PAGE.name}: its map is not that of the modules as they are; run make pages")

@@ -26,7 +26,7 @@ def without_credentials(text: str) -> str:
     return _QUERY.sub(r"\1", _BEFORE_HOST.sub("://", text)) if "://" in text else text
 
 
-def recorded(value: Any) -> Any:
+def recorded(value: object) -> Any:
     """Returns a copy of a JSON-like value without the credentials in its strings."""
     if isinstance(value, dict):
         return {key: recorded(held) for key, held in value.items()}

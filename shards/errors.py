@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can correct."""
+"""The exception for mistakes that the user can correct, and others' exceptions in its messages."""
 
 from shards.credentials import without_credentials
 
@@ -12,6 +12,11 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(without_credentials(message))
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return kind and text of an exception of others' code, in one line of at most `most` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
 InputError = UserError  # former name, kept for one version

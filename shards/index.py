@@ -1,15 +1,14 @@
 """Reading an untrusted `index.parquet`: its hash may be right and its contents still wrong."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.manifest import INDEX_TYPES, LONGEST_TEXT, MANIFEST_NAME, Manifest, read_index
+from shards.manifest import INDEX_TYPES, LONGEST_TEXT, MANIFEST_NAME, Index, Manifest, read_index
 
 # Largest uncompressed size: so much for each row, and so much in addition.
 MAX_BYTES_PER_ROW = 4096
@@ -18,7 +17,7 @@ MAX_EXTRA_BYTES = 16 << 20
 
 def open_index(
     path: Path, manifest: Manifest, columns: Sequence[str], encoded: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Index:
     """Reads columns of an index after checking number, types and sizes against the manifest.
 
     Args:
@@ -36,12 +35,12 @@ def open_index(
         _check_columns(path, manifest, columns)
         texts = [name for name in columns if INDEX_TYPES.get(name, "string") == "string"]
         index = read_index(path, columns, texts)
-        for name in texts:
+        for name, column in index.texts.items():
             # Few bytes of a dictionary may decode to very many.
-            if any(len(text or "") > LONGEST_TEXT for text in index[name].dictionary.to_pylist()):
+            if any(len(text or "") > LONGEST_TEXT for text in column.dictionary.to_pylist()):
                 raise UserError(f"{path}: a {name} has more than {LONGEST_TEXT:,} letters")
             if name not in encoded:
-                index[name] = index[name].dictionary_decode()
+                index.texts[name] = column.dictionary_decode()
         return index
     except UserError:
         raise
@@ -74,37 +73,38 @@ def _check_columns(path: Path, manifest: Manifest, columns: Sequence[str]) -> No
                 raise UserError(f"{path}: its column {name!r} must be one of {expected}")
 
 
-def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:
+def contradictions(index: Index, manifest: Manifest) -> list[str]:
     """Returns the names of what contradicts the manifest in an index, such as "labels"; empty if none.
 
     Args:
         index: columns of the index, among them "label", "shard", "offset" and "size".
         manifest: manifest of the dataset.
     """
-    shards, labels = index["shard"], index["label"]
-    rows = len(shards)
+    numbers, texts = index
+    shards, labels = numbers["shard"], numbers["label"]
+    rows = manifest.index["rows"]
     wrong = []
-    if rows != manifest.index["rows"] or any(len(column) != rows for column in index.values()):
+    if any(len(column) != rows for column in (*numbers.values(), *texts.values())):
         return ["rows"]
-    if any(getattr(column, "null_count", 0) for column in index.values()):
+    if any(column.null_count for column in texts.values()):
         return ["rows"]
     counts = np.array([shard.count for shard in manifest.shards], np.int64)
     if not np.array_equal(shards, np.repeat(np.arange(len(counts)), counts)):
         return ["clips of the shards"]
-    if "split" in index and Counter(index["split"].to_pylist()) != {
+    if "split" in texts and Counter(texts["split"].to_pylist()) != {
         name: split["count"] for name, split in manifest.splits.items()
     }:
         wrong.append("clips of the splits")
     if rows and not 0 <= labels.min() <= labels.max() < len(manifest.classes):
         wrong.append("labels")
     for first, length in (("offset", "size"), ("record_offset", "record_size")):
-        if first in index and not _fits(index[first], index[length], shards, manifest):
+        if first in numbers and not _fits(numbers[first], numbers[length], shards, manifest):
             wrong.append("places of the clips")
             break
     else:
         # Uncompressed samples have the same size: a header of a few bytes, and the values.
         width = int(np.prod(manifest.shape)) * np.dtype(manifest.dtype).itemsize
-        sizes = index["size"]
+        sizes = numbers["size"]
         alike = manifest.encoding == "flac" or not rows or sizes.min() == sizes.max()
         if rows and (
             not alike or (manifest.encoding != "flac" and not 0 <= sizes[0] - width < 4096)
@@ -114,7 +114,10 @@ def contradictions(index: Mapping[str, Any], manifest: Manifest) -> list[str]:
 
 
 def _fits(
-    offsets: NDArray[Any], sizes: NDArray[Any], shards: NDArray[Any], manifest: Manifest
+    offsets: NDArray[np.integer],
+    sizes: NDArray[np.integer],
+    shards: NDArray[np.integer],
+    manifest: Manifest,
 ) -> bool:
     """Returns whether pieces lie within their shards, without overlap and in order."""
     if not len(offsets):

@@ -6,15 +6,19 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.files.documents import DocumentError, parse_json, read_bytes, typed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = "cpprune-shards/1"
 MANIFEST_NAME = "dataset.json"
@@ -101,25 +105,24 @@ class Manifest:
     shards: tuple[Shard, ...]
     index: IndexFile
     rejected: RejectedFile | None
-    source: dict[str, Any]
+    source: dict[str, object]
     sha256: str = ""
 
     def sealed(self) -> "Manifest":
         """Returns a copy with `sha256` computed over all other fields."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Manifest(**{**fields, "sha256": sha256_of(canonical(self._document()))})
+        return replace(self, sha256=sha256_of(canonical(self._document())))
 
     def to_bytes(self) -> bytes:
         """Returns the bytes of `dataset.json`."""
         return canonical({**self._document(), "sha256": self.sha256})
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self) -> dict[str, object]:
         document = {"format": FORMAT, **asdict(self)}
         del document["sha256"]
         return document
 
 
-def canonical(document: Mapping[str, Any]) -> bytes:
+def canonical(document: Mapping[str, object]) -> bytes:
     """Returns the canonical JSON of a document: sorted keys, two spaces of indent, a final newline."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
@@ -149,7 +152,7 @@ def parse_manifest(data: bytes) -> Manifest:
         ValueError: they are not a valid manifest, or have changed; the message says why.
     """
     try:
-        document = parse_json(data, dict[str, Any])
+        document = parse_json(data, dict[str, object])
     except DocumentError as error:
         raise ValueError(f"it {error}") from None
     if "format" not in document:
@@ -161,19 +164,11 @@ def parse_manifest(data: bytes) -> Manifest:
     if unknown:
         raise ValueError(f"it has an unknown field {unknown[0]!r}")
     try:
-        typed(fields, Manifest)
+        manifest = typed(fields, Manifest)
     except DocumentError as error:
         raise ValueError(f"its {error}") from None
-    manifest = Manifest(
-        **{
-            **fields,
-            "classes": tuple(fields["classes"]),
-            "splits": {name: fields["splits"][name] for name in SPLITS if name in fields["splits"]},
-            "shape": tuple(fields["shape"]),
-            "groups": tuple(fields["groups"]),
-            "shards": tuple(typed(entry, Shard) for entry in fields["shards"]),
-        }
-    )
+    splits = {name: manifest.splits[name] for name in SPLITS if name in manifest.splits}
+    manifest = replace(manifest, splits=splits)
     if manifest.sealed().to_bytes() != data:
         raise ValueError("its sha256 does not match its contents")
     _check_consistency(manifest)
@@ -237,7 +232,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
-def write_index(path: Path, columns: Mapping[str, Sequence[Any]], groups: Sequence[str]) -> None:
+def write_index(path: Path, columns: Mapping[str, Sequence[object]], groups: Sequence[str]) -> None:
     """Writes `index.parquet`; equal columns give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -250,8 +245,15 @@ def write_index(path: Path, columns: Mapping[str, Sequence[Any]], groups: Sequen
     pq.write_table(table, path, compression="zstd", row_group_size=1 << 20, store_schema=False)
 
 
-def read_index(path: Path, columns: Sequence[str], encoded: Sequence[str] = ()) -> dict[str, Any]:
-    """Reads columns of `index.parquet`: integers as numpy arrays, strings as pyarrow arrays.
+class Index(NamedTuple):
+    """Columns of an index by name: integers as numpy arrays, strings as pyarrow arrays."""
+
+    numbers: dict[str, NDArray[np.integer]]
+    texts: "dict[str, pa.Array]"
+
+
+def read_index(path: Path, columns: Sequence[str], encoded: Sequence[str] = ()) -> Index:
+    """Reads columns of `index.parquet`.
 
     Args:
         path: the index file.
@@ -264,11 +266,11 @@ def read_index(path: Path, columns: Sequence[str], encoded: Sequence[str] = ()) 
     table = pq.read_table(
         path, columns=list(columns), read_dictionary=list(encoded), use_threads=False
     )
-    found: dict[str, Any] = {}
+    index = Index({}, {})
     for name in columns:
         column = table.column(name)
         if pa.types.is_integer(column.type):
-            found[name] = np.ascontiguousarray(column.to_numpy())
+            index.numbers[name] = np.ascontiguousarray(column.to_numpy())
         else:
-            found[name] = column.unify_dictionaries().combine_chunks()
-    return found
+            index.texts[name] = column.unify_dictionaries().combine_chunks()
+    return index

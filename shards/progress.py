@@ -1,17 +1,24 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress of what takes long: a bar on a terminal, lines of the log elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from shards.log import LOG
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
 def progress(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """Shows rate and remaining time while the block runs; yields a function that advances the count."""
-    if not show or total == 0:
+    """Shows rate and remaining time while the block runs, if the log is at INFO and `show` is set.
+
+    Yields:
+        A function that advances the count.
+    """
+    if not show or total == 0 or not LOG.isEnabledFor(logging.INFO):
         yield lambda done: None
     elif sys.stderr.isatty():
         with _bar(what, total) as advance:
@@ -57,10 +64,6 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
         printed = now
         rate = count / max(now - start, 1e-9)
         left = (total - count) / rate
-        print(
-            f"{what}: {count:,} of {total:,}, {rate:,.0f}/s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        LOG.info(f"{what}: {count:,} of {total:,}, {rate:,.0f}/s, {left:.0f} s left")
 
     return advance

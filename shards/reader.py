@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,13 @@ from shards.remote.cache import Cache, default_root
 from shards.remote.fetch import is_remote
 from shards.remote.folder import RemoteFolder, open_remote
 from shards.shard_files import LocalFolder, OpenShards, max_open_shards, read_fully
+from shards.split import Split
 from shards.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Samples = NDArray[np.integer]  # int16 or uint8, by the dataset's kind
 
 
 class Dataset:
@@ -73,12 +79,12 @@ class Dataset:
                 f"{path} cannot be used: its {wrong[0]} contradict {MANIFEST_NAME}; copy the dataset "
                 "again from where it was built"
             )
-        self._texts: dict[str, Any] = {name: index[name] for name in ("key", *texts)}
-        self._shard: NDArray[np.int32] = index["shard"]
-        self._offset: Ids = index["offset"]
-        self._size: NDArray[np.int32] = index["size"]
-        self._crc32: NDArray[np.uint32] = index["crc32"]
-        self.labels: Ids = index["label"].astype(np.int64)
+        self._texts: dict[str, pa.Array] = index.texts
+        self._shard = index.numbers["shard"]
+        self._offset = index.numbers["offset"]
+        self._size = index.numbers["size"]
+        self._crc32 = index.numbers["crc32"]
+        self.labels: Ids = index.numbers["label"].astype(np.int64)
         self._checked = np.zeros(len(self._shard), dtype=np.bool_)
         self._open = OpenShards(folder, manifest.shards)
 
@@ -88,7 +94,7 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {self.splits})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.folder, self.fingerprint)
 
     def __del__(self) -> None:
@@ -100,7 +106,7 @@ class Dataset:
         self.folder.close()
         self._open.close_all()
 
-    def split(self, name: str) -> "Split":
+    def split(self, name: str) -> Split:
         """Returns one split.
 
         Raises:
@@ -115,7 +121,7 @@ class Dataset:
             if other == name:
                 break
             first += count
-        return Split(self, name, first, self.splits[name])
+        return Split(self, name, np.arange(first, first + self.splits[name], dtype=np.int64))
 
     def texts(self, column: str, first: int = 0, count: int | None = None) -> NDArray[np.str_]:
         """Returns a text column ("key", "recording" or a group) of a range of rows: a str array.
@@ -156,7 +162,7 @@ class Dataset:
         ends = np.flatnonzero(np.diff(self._shard[ids])) + 1
         return [slice(a, b) for a, b in zip([0, *ends], [*ends, len(ids)], strict=True) if a < b]
 
-    def fetch_shard(self, ids: Ids, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def fetch_shard(self, ids: Ids, out: Samples | None = None) -> Samples:
         """Reads samples of a single shard, by ascending rows, and closes the shard.
 
         Threads may call it at the same time for different shards.
@@ -176,8 +182,8 @@ class Dataset:
         return out
 
     def fetch(
-        self, ids: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
+        self, ids: Sequence[int] | NDArray[np.integer], out: Samples | None = None
+    ) -> Samples:
         """Reads samples by their row in the dataset.
 
         Samples are read in the order in which they lie on disk. The checksum of a sample is verified
@@ -220,11 +226,11 @@ class Dataset:
             self._open.close_all()
         return out
 
-    def _fetch(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
+    def _fetch(self, rows: Ids, order: Ids, out: Samples) -> None:
         read = self._decode if self.manifest.encoding == "flac" else self._read
         read(rows, order, out)
 
-    def _read(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
+    def _read(self, rows: Ids, order: Ids, out: Samples) -> None:
         visited = rows[order]
         view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         width = view.nbytes // len(rows)
@@ -250,7 +256,7 @@ class Dataset:
             if first:
                 self._check(row, zlib.crc32(clip, zlib.crc32(header)))
 
-    def _decode(self, rows: Ids, order: Ids, out: NDArray[Any]) -> None:
+    def _decode(self, rows: Ids, order: Ids, out: Samples) -> None:
         import soundfile
 
         for position in order.tolist():
@@ -290,64 +296,6 @@ class Dataset:
             f"{shard}: sample {self.key(row)} cannot be read ({error.strerror}); check the disk or the "
             "network that the shard comes from"
         )
-
-
-class Split:
-    """Samples of one split; positions count from 0 within it.
-
-    Attributes:
-        dataset: the dataset that it belongs to.
-        name: "train", "val" or "test".
-        ids: int64 [n], row in the dataset of each position.
-        labels: int64 [n], class index of each position.
-    """
-
-    def __init__(self, dataset: Dataset, name: str, first: int, count: int) -> None:
-        self.dataset = dataset
-        self.name = name
-        self._first = first
-        self._count = count
-        self.ids: Ids = np.arange(first, first + count, dtype=np.int64)
-        self.labels: Ids = dataset.labels[first : first + count]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __repr__(self) -> str:
-        return f"Split({self.name!r}, {self._count} samples of {str(self.dataset.path)!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Split, (self.dataset, self.name, self._first, self._count)
-
-    @property
-    def keys(self) -> list[str]:
-        """Name of each sample, unique in the dataset."""
-        return [str(key) for key in self.dataset.texts("key", self._first, self._count)]
-
-    def column(self, name: str) -> NDArray[np.str_]:
-        """Returns the column "recording" or a group such as "device": a str array [n].
-
-        Raises:
-            UserError: there is no such column.
-        """
-        return self.dataset.texts(name, self._first, self._count)
-
-    def fetch(
-        self, positions: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
-        """Reads samples by their position in the split; see `Dataset.fetch`.
-
-        Raises:
-            UserError: a position is out of range; see also `Dataset.fetch`.
-        """
-        places = np.asarray(positions, dtype=np.int64)
-        if len(places) and not (places.min() >= 0 and places.max() < self._count):
-            wrong = places[(places < 0) | (places >= self._count)][0]
-            raise UserError(
-                f"the split {self.name} of {self.dataset.path} has no position {wrong}: "
-                f"positions go from 0 to {self._count - 1}"
-            )
-        return self.dataset.fetch(places + self._first, out)
 
 
 def open_dataset(

@@ -6,11 +6,10 @@ the damaged samples.
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from shards.manifest import (
     MAX_MANIFEST,
     REJECTED_NAME,
     WORK_NAME,
+    Index,
     Manifest,
     RejectedFile,
     Shard,
@@ -128,7 +128,7 @@ def _check_listed(path: Path, name: str, sha256: str, max_bytes: int) -> list[Pr
     return []
 
 
-def _check_index(path: Path, manifest: Manifest) -> tuple[Mapping[str, Any] | None, list[Problem]]:
+def _check_index(path: Path, manifest: Manifest) -> tuple[Index | None, list[Problem]]:
     """Returns the index, or None if it is damaged, and its problems."""
     problems = _check_listed(
         path, INDEX_NAME, manifest.index["sha256"], max_index_bytes(manifest.index)
@@ -162,7 +162,7 @@ def _check_shard(
     path: Path,
     manifest: Manifest,
     number: int,
-    index: Mapping[str, Any] | None,
+    index: Index | None,
     extra: dict[str, str],
 ) -> Iterator[Problem]:
     shard = manifest.shards[number]
@@ -200,17 +200,16 @@ def _find_renamed(path: Path, shard: Shard, extra: dict[str, str]) -> str:
     return ""
 
 
-def _check_records(
-    file: Path, shard: Shard, number: int, index: Mapping[str, Any]
-) -> Iterator[Problem]:
+def _check_records(file: Path, shard: Shard, number: int, index: Index) -> Iterator[Problem]:
     """Yields the damaged records of a shard."""
-    rows = np.flatnonzero(index["shard"] == number)
+    numbers, keys = index.numbers, index.texts["key"]
+    rows = np.flatnonzero(numbers["shard"] == number)
     size = file.stat().st_size
     end = shard.bytes - len(END_OF_ARCHIVE)
     if size < shard.bytes:
-        ends = index["record_offset"][rows] + index["record_size"][rows]
+        ends = numbers["record_offset"][rows] + numbers["record_size"][rows]
         lost = [int(row) for row in rows[ends > size]]
-        first = index["key"][lost[0]].as_py() if lost else None
+        first = keys[lost[0]].as_py() if lost else None
         yield Problem(
             shard.name,
             first,
@@ -219,19 +218,19 @@ def _check_records(
         )
     with file.open("rb") as data:
         for row in rows.tolist():
-            start, length = int(index["record_offset"][row]), int(index["record_size"][row])
+            start, length = int(numbers["record_offset"][row]), int(numbers["record_size"][row])
             if start + length > size:
                 break
             data.seek(start)
             record = data.read(length)
-            if zlib.crc32(record) == index["record_crc32"][row]:
+            if zlib.crc32(record) == numbers["record_crc32"][row]:
                 continue
-            key = index["key"][row].as_py()
-            first = int(index["offset"][row]) - start
-            payload = record[first : first + int(index["size"][row])]
+            key = keys[row].as_py()
+            begin = int(numbers["offset"][row]) - start
+            payload = record[begin : begin + int(numbers["size"][row])]
             part = (
                 "tar header, JSON or padding"
-                if zlib.crc32(payload) == index["crc32"][row]
+                if zlib.crc32(payload) == numbers["crc32"][row]
                 else "payload"
             )
             yield Problem(shard.name, key, f"{part} of {key} is damaged")

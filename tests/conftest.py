@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -176,6 +177,26 @@ def tiny_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def quantised_run(tiny_run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, its network quantised with the ranges of some clips. Tests must not change it."""
+    import torch
+
+    import shards
+    from cpprune.models import artifact
+    from cpprune.models.quantized import quantize
+
+    run = tmp_path_factory.mktemp("quantised") / "run"
+    shutil.copytree(tiny_run, run)
+    model = artifact.load(run / "model")
+    quantize(model.network, model.input_shape)
+    clips = shards.open_dataset(scenes).split("train").fetch(np.arange(32))
+    with torch.no_grad():
+        model.train()(torch.from_numpy(clips))
+    artifact.save(model.eval(), run / "model")
+    return run
+
+
 @contextmanager
 def counted_reads(number: int, do: Callable[[], object]) -> Iterator[None]:
     """Do something when a batch is read for the n-th time, from shards or from memory."""
@@ -274,6 +295,21 @@ def write_mnist() -> Callable[..., None]:
                 (folder / name).write_bytes(data)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def digits(
+    libraries: None, write_mnist: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A dataset of made-up digits, 50 of them to train on."""
+    folder = tmp_path_factory.mktemp("digits")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        write_mnist(folder, part, images, (np.arange(count) % 10).astype(np.uint8))
+    words = ["shards", "build", "mnist", "--source", folder, "--out", folder / "dataset"]
+    assert run_command(*words) == 0
+    return folder / "dataset"
 
 
 @pytest.fixture(scope="session")

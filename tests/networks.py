@@ -1,10 +1,12 @@
 """Networks and plans for tests, as small and as random as they have to be."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from cpprune.models.fingerprint import structure
 from cpprune.models.resize import layer_widths
@@ -101,3 +103,57 @@ class Smooth(nn.Module):
 def smooth(num_classes: int) -> nn.Module:
     """Return the factory's network."""
     return Smooth(num_classes)
+
+
+class Hidden(nn.Module):
+    """Most of what it computes is none of torchinfo's MACs: a linear layer over feature maps."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, stride=2)
+        self.expand = nn.Linear(16, 48)
+        self.reduce = nn.Linear(48, 16)
+        self.out = nn.Linear(16, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = self.reduce(self.expand(x).relu())
+        logits: torch.Tensor = self.out(x.mean((1, 2)))
+        return logits
+
+
+def hidden(num_classes: int) -> nn.Module:
+    """Return the factory's network."""
+    return Hidden(num_classes)
+
+
+def conv_norm_reference(
+    state: Mapping[str, Tensor], name: str, x: Tensor, stride: int | tuple[int, int] = 1
+) -> Tensor:
+    """Convolution and batch normalisation in float64, from the tensors of a state dict."""
+    weight = state[f"{name}.0.weight"].double()
+    padding = weight.shape[2] // 2, weight.shape[3] // 2
+    groups = x.shape[1] // weight.shape[1]
+    x = functional.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
+    mean, var, scale, shift = (
+        state[f"{name}.1.{which}"].double().view(-1, 1, 1)
+        for which in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+
+class Fickle(nn.Module):
+    """What it computes and stores depends on its widths: more if its first layer is narrower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.one(x)
+        if x.shape[1] < 8:
+            kernel = torch.ones(x.shape[1], 1, 1, 1, device=x.device)
+            x = functional.conv2d(x, kernel, groups=x.shape[1])
+        return self.two(x).mean((2, 3))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import pytest
 import safetensors.torch
 import torch
 
@@ -59,6 +60,18 @@ def assert_same_run(one, other):
         assert equal(tensors(one / name), tensors(other / name)), name
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["fingerprint"] == results[1]["fingerprint"]
+
+
+def assert_close(one, other, tolerance):
+    """Compare the losses of all epochs and the last weights of two runs."""
+    for first, second in zip(epochs_of(one), epochs_of(other), strict=True):
+        for figure in ("train_loss", "val_log_loss"):
+            assert second[figure] == pytest.approx(first[figure], rel=tolerance)
+    weights = weights_of(other)
+    for name, tensor in weights_of(one).items():
+        assert torch.allclose(tensor.float(), weights[name].float(), rtol=1e-2, atol=tolerance), (
+            name
+        )
 
 
 def change_state(run, do):

@@ -76,9 +76,10 @@ def commands_of(text: str) -> list[list[str]] | None:
 
 
 def short(config: Path) -> str:
-    """Return a configuration of the repository with an epoch of two steps."""
+    """Return a configuration of the repository with epochs of two steps, as few as it can do with."""
     settings = yaml.safe_load(config.read_text())
-    settings["train"] |= {"epochs": 1, "batch_size": 8, "precision": "no"}
+    epochs = settings.get("quantize", {}).get("start_epoch", 0) + 1
+    settings["train"] |= {"epochs": epochs, "batch_size": 8, "precision": "no"}
     settings["data"]["train_fraction"] = 0.1 if "tau" in settings["data"]["path"] else 1.0
     return yaml.safe_dump(settings)
 

@@ -84,6 +84,7 @@ def launched(path, free_port, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_cpu(free_port, scenes, tmp_path):
     settings = ["--data.path", scenes, "--run", tmp_path, "--data.record_ids", "true", "--json"]
     settings += ["--train.epochs", 1, "--train.batch_size", 8, "--data.train_fraction", 0.2]

@@ -28,6 +28,7 @@ if not sys.prefix.isascii():
     del ODD["PYTHONUTF8"]  # torch itself cannot be imported from there
 
 
+@pytest.mark.slow
 def test_a_training_among_odd_values(scenes, tiny, tmp_path):
     settings = [*tiny, "--train.epochs", 1, "--data.train_fraction", 0.1, "--data.path", scenes]
     command = [sys.executable, "-m", "cpprune", "train", *settings, "--json", "--run"]

@@ -1,6 +1,8 @@
 """`import cpprune`: every public name, without torch until it is used."""
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 
@@ -30,9 +32,16 @@ def test_importing_needs_no_torch():
     )
 
 
-def test_training_from_python_is_that_of_the_command(scenes, tmp_path):
+def test_training_from_python_is_that_of_the_command(scenes, tmp_path, capfd, caplog, monkeypatch):
+    """It prints nothing and leaves signals alone: what it says goes to the log."""
+    caplog.set_level(logging.INFO, "cpprune")
+    handled = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handled.append(number))
     fields = {"train_fraction": 0.25, "path": str(scenes)}
     result = cpprune.train(run=str(tmp_path / "a"), data=fields, train={"epochs": 1})
+    assert capfd.readouterr() == ("", "")
+    assert any(line.startswith("epoch 1/1") for line in caplog.messages)
+    assert handled == []
     assert json.loads((tmp_path / "a/result.json").read_text()) == result
     config = RunConfig(
         run=str(tmp_path / "b"), data=DataConfig(**fields), train=TrainConfig(epochs=1)

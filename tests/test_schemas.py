@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from cpprune.models.routed import save_routed
+
 PAGE = Path(__file__).parents[1] / "docs/files.md"
 
 
@@ -42,16 +44,21 @@ def lines_of(path):
 
 @pytest.fixture(scope="module")
 def runs(tiny, tiny_run, scenes, call, tmp_path_factory):
-    """A finished run, one that prunes and records ids, and one that diverges."""
+    """A finished run, one that prunes, records ids and caches logits, one that diverges, one in int8."""
     folder = tmp_path_factory.mktemp("schemas")
     short = ["--data.path", scenes, "--train.epochs", 1, "--train.batch_size", 16]
     pruned, failed = folder / "pruned", folder / "failed"
     prune = ["prune", "--init", tiny_run / "model", "--prune.ratio", 0.3, *short]
+    teachers = ["--distill.teachers", f"[{tiny_run / 'model'}]", "--distill.mode", "on_the_fly"]
+    prune += [*teachers, "--distill.cache", folder / "cache"]
     assert call(*prune, "--data.record_ids", "true", "--run", pruned) == 0
     diverging = ["--optim.name", "sgd", "--optim.lr", "1e30", "--optim.weight_decay", "3e-3"]
     diverging += ["--train.max_skipped", 100]
     assert call("train", *tiny, *short, *diverging, "--run", failed) == 2
-    return [tiny_run, pruned, failed]
+    quantized = folder / "quantised"
+    train = ["train", "--init", tiny_run / "model", "--quantize.start_epoch", 0, *short]
+    assert call(*train, "--run", quantized) == 0
+    return [tiny_run, pruned, failed, quantized]
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +71,27 @@ def documents(runs, scenes, call):
     def read(paths):
         return [json.loads(path.read_text()) for path in paths]
 
-    models = read(run / "model/model.json" for run in finished)
+    soup = runs[1].parent / "soup"
+    assert call("soup", runs[0] / "model", "--data", scenes, "--out", soup) == 0
+    models = read(
+        [*(run / "model/model.json" for run in (*finished, runs[3])), soup / "model.json"]
+    )
+    routed = runs[1].parent / "routed"
+    save_routed(routed, "device", runs[0] / "model", {"a": runs[1] / "model"})
     return {
         "metrics.jsonl: epochs": [line for line in logged if "event" not in line],
         "metrics.jsonl: pruning steps": [x for x in logged if x.get("event") == "prune"],
+        "metrics.jsonl: quantisation": [x for x in logged if x.get("event") == "quantize"],
         "metrics.jsonl: skipped steps": [x for x in logged if x.get("event") == "skipped"],
         "result.json": read(run / "result.json" for run in runs),
         "environment.json": read(run / "environment.json" for run in runs),
         "model.json": models,
         "model.json 1": [model["features"] for model in models],
+        "routes.json": read([routed / "routes.json"]),
         "plans/*.json and --prune.save_plan": read(runs[1].glob("plans/*.json")),
         "checkpoints/step-N/state.json": read(states),
         "ids/rank-N.jsonl": lines_of(runs[1] / "ids/rank-0.jsonl"),
+        "logits.json of distill.cache": read([runs[1].parent / "cache/logits.json"]),
         "dataset.json": read([scenes / "dataset.json"]),
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from cpprune.audio.config import AugmentConfig, MelSpec
 from cpprune.audio.frontend import FrontEnd
+from cpprune.audio.impulse_responses import convolved
 from shards.random_stream import RandomStream
 
 Gather = Callable[[Tensor], Tensor]
@@ -35,11 +35,12 @@ class Sampled:
     mixup: tuple[NDArray[np.float32], NDArray[np.int64]] | None
     freq_mask: NDArray[np.float32] | None
     time_mask: NDArray[np.float32] | None
+    response: NDArray[np.int64] | None = None
 
     def of_rows(self, rows: slice) -> dict[str, Tensor]:
         """Return the parameters of these rows of the batch for `augmented`, on the host."""
-        found: dict[str, NDArray[Any]] = {}
-        for name in ("roll", "freq_mask", "time_mask"):
+        found: dict[str, NDArray[np.generic]] = {}
+        for name in ("response", "roll", "freq_mask", "time_mask"):
             if (values := getattr(self, name)) is not None:
                 found[name] = values[rows]
         for name in ("mixstyle", "mixup"):
@@ -54,11 +55,26 @@ NOTHING_SAMPLED = Sampled(None, None, None, None, None, None)
 
 
 def sample(
-    config: AugmentConfig, spec: MelSpec | None, seed: int, epoch: int, batch: int, size: int
+    config: AugmentConfig,
+    spec: MelSpec | None,
+    seed: int,
+    epoch: int,
+    batch: int,
+    size: int,
+    responses: int = 0,
 ) -> Sampled:
     """Sample the parameters of global batch `batch` of `epoch`, which has `size` clips.
 
     Each augmentation has its own random stream, so that switching one on changes no other.
+
+    Args:
+        config: which, and their numbers.
+        spec: the front end; None for images.
+        seed: of the run.
+        epoch: from 0.
+        batch: number in the epoch, from 0.
+        size: clips in the global batch.
+        responses: number of impulse responses.
     """
 
     def stream(number: int) -> RandomStream:
@@ -76,6 +92,11 @@ def sample(
         fmin, below = stream(0).integers(widest, 2)
         band_edges = np.array([fmin, spec.fmax + spec.fmax_jitter / 2 - below], np.float32)
     roll = stream(1).integers(2 * config.roll + 1, size) - config.roll if config.roll else None
+    response = None
+    if responses:
+        own = stream(6)
+        hit = own.uniform(size) < config.impulse_response_p
+        response = np.where(hit, own.integers(responses, size), -1)
     own = stream(2)
     mixed = own.uniform(1)[0] < config.mixstyle_p
     return Sampled(
@@ -85,6 +106,7 @@ def sample(
         mixup=mixing(stream(3), config.mixup_alpha) if config.mixup_alpha else None,
         freq_mask=mask(stream(4), config.freq_mask),
         time_mask=mask(stream(5), config.time_mask),
+        response=response,
     )
 
 
@@ -113,13 +135,15 @@ def freq_mixstyle(
     x = x_bCFN
     mean = x.mean((1, 3), keepdim=True).detach()
     # Written out, since var() warns where a rank holds no clip of the last batch.
-    variance = (x - mean).square().sum((1, 3), keepdim=True) / (x.shape[1] * x.shape[3] - 1)
+    centred = x - mean
+    variance = centred.square().sum((1, 3), keepdim=True) / (x.shape[1] * x.shape[3] - 1)
     deviation = (variance + 1e-6).sqrt().detach()
-    partners = gather(torch.cat((mean, deviation), dim=1))[partner_b]
+    # Both statistics in one tensor: half as many kernels.
+    statistics = torch.cat((mean, deviation), dim=1)
     lam = lam_b.view(-1, 1, 1, 1)
-    mixed_mean = mean * lam + partners[:, :1] * (1 - lam)
-    mixed_deviation = deviation * lam + partners[:, 1:] * (1 - lam)
-    mixed: Tensor = (x - mean) / deviation * mixed_deviation + mixed_mean
+    statistics = statistics * lam + gather(statistics)[partner_b] * (1 - lam)
+    mixed_mean, mixed_deviation = statistics[:, :1], statistics[:, 1:]
+    mixed: Tensor = centred / deviation * mixed_deviation + mixed_mean
     return mixed
 
 
@@ -156,6 +180,7 @@ def augmented(
     sampled_b: Mapping[str, Tensor],
     config: AugmentConfig,
     gather: Gather = lambda x: x,
+    responses_RN: Tensor | None = None,
 ) -> Tensor:
     """Return x_bCFN of this rank's clips, augmented.
 
@@ -163,18 +188,29 @@ def augmented(
         features: the front end.
         clips_b: this rank's clips.
         sampled_b: from `Sampled.of_rows`, on the device of the clips.
-        config: widths of the masks.
+        config: order and widths of the masks.
         gather: returns the rows of all ranks, in rank order, given this rank's.
+        responses_RN: impulse responses, on the device of the clips.
     """
+
+    def masked(x: Tensor) -> Tensor:
+        for name, widest, dim in (
+            ("freq_mask", config.freq_mask, -2),
+            ("time_mask", config.time_mask, -1),
+        ):
+            if name in sampled_b:
+                x = mask_axis(x, sampled_b[name], widest, dim, features.silence)
+        return x
+
+    if "response" in sampled_b and responses_RN is not None:
+        clips_b = convolved(clips_b, responses_RN, sampled_b["response"])
     if "roll" in sampled_b and features.spec is not None:
         clips_b = roll_waves(clips_b, sampled_b["roll"])
     x: Tensor = features(clips_b, sampled_b.get("band_edges"))
+    if config.mask_first:
+        x = masked(x)
     if "mixstyle" in sampled_b:
         x = freq_mixstyle(x, sampled_b["mixstyle"], sampled_b["mixstyle_partner"], gather)
     if "mixup" in sampled_b:
         x = mixup(x, sampled_b["mixup"], sampled_b["mixup_partner"], gather)
-    if "freq_mask" in sampled_b:
-        x = mask_axis(x, sampled_b["freq_mask"], config.freq_mask, -2, features.silence)
-    if "time_mask" in sampled_b:
-        x = mask_axis(x, sampled_b["time_mask"], config.time_mask, -1, features.silence)
-    return x
+    return x if config.mask_first else masked(x)

@@ -166,6 +166,16 @@ class AugmentConfig:
     """SpecAugment: widest mask in mel bins; 0 is off"""
     time_mask: int = 0
     """SpecAugment: widest mask in frames; 0 is off"""
+    mask_first: bool = False
+    """mask before Freq-MixStyle and mixup, as the DCASE baselines do, instead of after them"""
+    impulse_responses: str | None = None
+    """folder of WAV files, such as MicIRP's: impulse responses of microphones that clips are convolved
+    with, before the roll (default: none). They are resampled to the clips' rate but not scaled, and the
+    result is cut to the clip's length, as in CP-JKU's submission to DCASE 2023"""
+    impulse_response_p: float = 0.4
+    """probability that a clip is convolved with one of the impulse responses, from 0 to 1"""
+    impulse_response_devices: list[str] | None = None
+    """recording devices whose clips are convolved, such as [a] (default: all)"""
     band_jitter: bool = True
     """move the edges of the filter bank from batch to batch, by features.fmin_jitter and
     features.fmax_jitter"""
@@ -175,6 +185,10 @@ class AugmentConfig:
             raise ValueError("augment.mixstyle_alpha and augment.mixup_alpha must be finite")
         if not 0 <= self.mixstyle_p <= 1:
             raise ValueError(f"augment.mixstyle_p={self.mixstyle_p}: must be from 0 to 1")
+        if not 0 <= self.impulse_response_p <= 1:
+            raise ValueError(
+                f"augment.impulse_response_p={self.impulse_response_p}: must be from 0 to 1"
+            )
         if self.mixstyle_p and self.mixstyle_alpha <= 0:
             raise ValueError(f"augment.mixstyle_alpha={self.mixstyle_alpha}: must be above 0")
         for name in ("mixup_alpha", "roll", "freq_mask", "time_mask"):

@@ -7,17 +7,18 @@ filter bank: the one of `cpprune.audio.filterbank` is applied to its power spect
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cpprune.audio.config import MelSpec
-from cpprune.audio.frontend import FrontEnd, LogMel
+from cpprune.audio.frontend import FULL_SCALE, FrontEnd, LogMel
 from shards.errors import UserError
 
-FULL_SCALE = 32768.0
+if TYPE_CHECKING:
+    from nvidia.dali import Pipeline
 
 
 def on_dali(features: FrontEnd) -> DaliLogMel:
@@ -52,7 +53,7 @@ class DaliLogMel(LogMel):
 
     def __init__(self, spec: MelSpec) -> None:
         super().__init__(spec)
-        self._pipelines: dict[tuple[torch.device, torch.dtype], Any] = {}
+        self._pipelines: dict[tuple[torch.device, torch.dtype], Pipeline] = {}
 
     def compiled(self) -> DaliLogMel:
         """Return itself: DALI's kernels are compiled already."""
@@ -77,7 +78,7 @@ class DaliLogMel(LogMel):
         power_BNK = torch.empty(found.shape(), device=wave.device)
         return feed_ndarray(found, power_BNK, cuda_stream=stream)  # type: ignore[no-any-return]
 
-    def _pipeline(self, wave: Tensor) -> Any:
+    def _pipeline(self, wave: Tensor) -> Pipeline:
         """Return a pipeline for waveforms of this type, for as many as these at least."""
         key = wave.device, wave.dtype
         kept = self._pipelines.get(key)
@@ -85,7 +86,7 @@ class DaliLogMel(LogMel):
             kept = self._pipelines[key] = self._build(wave)
         return kept
 
-    def _build(self, wave: Tensor) -> Any:
+    def _build(self, wave: Tensor) -> Pipeline:
         from nvidia.dali import Pipeline, fn, types
 
         spec = self.spec

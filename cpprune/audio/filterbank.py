@@ -29,27 +29,30 @@ def hertz(mel: Tensor) -> Tensor:
     return 700.0 * torch.expm1(mel / 1127.0)
 
 
-def band_edges_mel(spec: MelSpec, fmin: Tensor, fmax: Tensor) -> Tensor:
-    """Return F + 2 filter edges in mel, float64; filter i spans edges i to i + 2."""
-    low, high = mel_scale(fmin.double()), mel_scale(fmax.double())
-    steps = torch.arange(spec.n_mels + 2, dtype=torch.float64, device=fmin.device)
+def band_edges_mel(spec: MelSpec, ends: Tensor) -> Tensor:
+    """Return F + 2 filter edges in mel, float64, from both ends [2] in Hz; filter i spans i to i + 2."""
+    low, high = mel_scale(ends.double()).unbind()
+    steps = torch.arange(spec.n_mels + 2, dtype=torch.float64, device=ends.device)
     return low + steps * (high - low) / (spec.n_mels + 1)
 
 
-def filter_bank(spec: MelSpec, fmin: Tensor, fmax: Tensor) -> Tensor:
+def frequencies(spec: MelSpec) -> Tensor:
+    """Return the frequencies [K] of the Fourier transform, float64: in mel for Kaldi, else in Hz."""
+    bins = torch.arange(spec.n_fft // 2 + 1, dtype=torch.float64)
+    hz = bins * (spec.sample_rate / spec.n_fft)
+    return mel_scale(hz) if spec.mel == "kaldi" else hz
+
+
+def filter_bank(spec: MelSpec, ends: Tensor, grid: Tensor) -> Tensor:
     """Return the mel filter bank [F, K] in float32, K = n_fft/2 + 1.
 
     Args:
         spec: the front end's numbers.
-        fmin: lower edge in Hz, a 0-dimensional tensor on the device where the bank is wanted.
-        fmax: upper edge in Hz, likewise.
+        ends: lower and upper edge in Hz, [2], on the device where the bank is wanted.
+        grid: the result of `frequencies`, likewise.
     """
-    edges = band_edges_mel(spec, fmin, fmax)
-    bins = torch.arange(spec.n_fft // 2 + 1, dtype=torch.float64, device=fmin.device)
-    grid = bins * (spec.sample_rate / spec.n_fft)
-    if spec.mel == "kaldi":  # triangles over mel
-        grid = mel_scale(grid)
-    else:  # triangles over Hz
+    edges = band_edges_mel(spec, ends)
+    if spec.mel != "kaldi":  # triangles over Hz, not over mel
         edges = hertz(edges)
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     up = (grid - left) / (centre - left)
@@ -71,7 +74,7 @@ def bands(spec: MelSpec, number: int = BANDS) -> list[tuple[slice, slice]]:
     """
     nyquist, jitter = spec.sample_rate / 2, max(spec.fmin_jitter - 1, 0)
     ends = [(0.0, nyquist - spec.fmax_jitter), (float(jitter), nyquist)]
-    edges = [band_edges_mel(spec, torch.tensor(a), torch.tensor(b)) for a, b in ends]
+    edges = [band_edges_mel(spec, torch.tensor(pair)) for pair in ends]
     low, high = (hertz(mel) for mel in edges)
     width, last = spec.sample_rate / spec.n_fft, spec.n_fft // 2 + 1
     size = -(-spec.n_mels // number)

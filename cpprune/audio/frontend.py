@@ -12,17 +12,18 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cpprune.audio.config import MelSpec, preset_spec
-from cpprune.audio.filterbank import bands, filter_bank
+from cpprune.audio.filterbank import bands, filter_bank, frequencies
 from shards.files.documents import typed
 
 LOG_OFFSET = 1e-5
+FULL_SCALE = 32768.0  # of int16 samples
 MOST_INPUTS = 1 << 24  # values of a clip or a network's input: more is a mistake
 Values = TypeVar("Values", Tensor, float)
 
@@ -69,13 +70,15 @@ class LogMel(nn.Module):
     """
 
     eval_bank: Tensor
+    grid: Tensor
     hann: Tensor
     cpu_clips = 4  # at once on a CPU, so that intermediate results stay in its cache
 
     def __init__(self, spec: MelSpec) -> None:
         super().__init__()
         self.spec = spec
-        bank = filter_bank(spec, torch.tensor(spec.fmin), torch.tensor(spec.fmax))
+        self.register_buffer("grid", frequencies(spec), persistent=False)
+        bank = filter_bank(spec, torch.tensor([spec.fmin, spec.fmax]), self.grid)
         self.register_buffer("eval_bank", bank, persistent=False)
         hann = torch.hann_window(spec.window, periodic=spec.periodic_window, dtype=torch.float64)
         self.bands = bands(spec)
@@ -138,8 +141,8 @@ class LogMel(nn.Module):
         """[B, T] → log-mel spectrogram [B, F, N] before normalisation."""
         bank = self.eval_bank if band_edges is None else self.bank(band_edges)
         at_once = self.cpu_clips if wave_BT.device.type == "cpu" else len(wave_BT)
-        parts = torch.split(wave_BT, at_once)
-        return self.log(torch.cat([self.filtered(self.power(part), bank) for part in parts]))
+        parts = [self.filtered(self.power(p), bank) for p in torch.split(wave_BT, at_once)]
+        return self.log(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def power(self, wave_BT: Tensor) -> Tensor:
         """[B, T] → power spectrogram [B, N, K] of the pre-emphasised waveform."""
@@ -149,7 +152,7 @@ class LogMel(nn.Module):
 
     def bank(self, band_edges: Tensor) -> Tensor:
         """[2] in Hz → filter bank [F, K]."""
-        return filter_bank(self.spec, band_edges[0], band_edges[1])
+        return filter_bank(self.spec, band_edges, self.grid)
 
     def windowed(self, wave_BT: Tensor) -> Tensor:
         """[B, T] → pre-emphasised frames under the window [B, N, n_fft].
@@ -160,7 +163,7 @@ class LogMel(nn.Module):
         spec = self.spec
         wave = wave_BT.float()
         if wave_BT.dtype == torch.int16:
-            wave = wave / 32768.0
+            wave = wave / FULL_SCALE
         if spec.pre_emphasis:
             wave = wave[:, 1:] - spec.pre_emphasis * wave[:, :-1]
         half = spec.n_fft // 2
@@ -225,12 +228,12 @@ def log_mel(preset: str = "cpjku22_256") -> LogMel:
     return LogMel(preset_spec(preset))
 
 
-def spec_to_json(spec: MelSpec | None) -> dict[str, Any] | None:
+def spec_to_json(spec: MelSpec | None) -> dict[str, object] | None:
     """Return the spec as it stands in `model.json`."""
     return None if spec is None else asdict(spec)
 
 
-def spec_from_json(data: dict[str, Any] | None) -> MelSpec | None:
+def spec_from_json(data: dict[str, object] | None) -> MelSpec | None:
     """Return the spec written by `spec_to_json`.
 
     Raises:

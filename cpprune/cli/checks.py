@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
 
+from cpprune.cli.import_probe import Answer, Gpu
 from cpprune.data.free_memory import available_memory
 from shards.errors import UserError
+from shards.files.documents import parse_json
 from shards.launcher import NAMES, read_launch
 
 GIB = 2**30
@@ -124,9 +124,9 @@ def modules_of(packages: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def probe(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Import modules in another process; return name → `error` (or None) and `found`."""
-    answers: dict[str, dict[str, Any]] = {}
+def probe(names: Sequence[str]) -> dict[str, Answer]:
+    """Import modules in another process; return the answers by name."""
+    answers: dict[str, Answer] = {}
     waiting = list(dict.fromkeys(names))
     while waiting:
         # -P: without the script's folder on the import path.
@@ -136,30 +136,31 @@ def probe(names: Sequence[str]) -> dict[str, dict[str, Any]]:
             output, how = done.stdout, f"ends Python (status {done.returncode})"
         except subprocess.TimeoutExpired as error:
             output, how = error.stdout or b"", f"is not done after {IMPORT_SECONDS} s"
-        for answer in map(json.loads, output.decode().splitlines()):
-            answers[answer["name"]] = answer
+        for line in output.splitlines():
+            answer = parse_json(line, Answer)
+            answers[answer.name] = answer
         left = [name for name in waiting if name not in answers]
         if left:
-            answers[left[0]] = {"name": left[0], "error": how, "found": None}
+            answers[left[0]] = Answer(left[0], how)
         waiting = left[1:]
     return answers
 
 
-def check_imports(answers: Mapping[str, Mapping[str, Any]], state: str) -> list[Finding]:
+def check_imports(answers: Mapping[str, Answer], state: str) -> list[Finding]:
     """List the modules that are installed but cannot be imported."""
     return [
         Finding(
             state,
             name,
-            f"cannot be imported ({answer['error']})",
+            f"cannot be imported ({answer.error})",
             REMEDIES.get(name, f"pip install --force-reinstall {name.partition('.')[0]}"),
         )
         for name, answer in answers.items()
-        if answer["error"]
+        if answer.error
     ]
 
 
-def check_extras(imported: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+def check_extras(imported: Mapping[str, Answer]) -> list[Finding]:
     """List the extras, and the packages of each; `imported` are the modules that were tried."""
     findings = []
     for extra, purpose in EXTRAS.items():
@@ -211,13 +212,13 @@ def cpu_cores() -> float:
     return min(cores, int(quota) / int(period)) if quota.isdigit() else cores
 
 
-def check_gpus(answer: Mapping[str, Any], environment: Mapping[str, str]) -> list[Finding]:
+def check_gpus(answer: Answer, environment: Mapping[str, str]) -> list[Finding]:
     """Judge the GPUs that torch sees, or why it sees none."""
-    if answer["error"]:
-        return [problem("GPUs", f"cannot be listed ({answer['error']})")]
-    found = answer["found"]
-    if found["gpus"]:
-        return [_check_gpu(number, gpu) for number, gpu in enumerate(found["gpus"])]
+    found = answer.found
+    if found is None:
+        return [problem("GPUs", f"cannot be listed ({answer.error})")]
+    if found.gpus:
+        return [_check_gpu(number, gpu) for number, gpu in enumerate(found.gpus)]
     if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
         return [ok("GPUs", "none; training runs on the CPU")]
     hidden = environment.get("CUDA_VISIBLE_DEVICES")
@@ -225,18 +226,18 @@ def check_gpus(answer: Mapping[str, Any], environment: Mapping[str, str]) -> lis
         text = f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}; training runs on the CPU"
         return [warning("GPUs", text)]
     text = "there is a driver, but torch sees no GPU"
-    if not found["cuda"]:
+    if not found.cuda:
         return [problem("GPUs", text, "torch is built for CPUs: install one built for CUDA")]
-    remedy = f"nvidia-smi must work, with a driver new enough for CUDA {found['cuda']}"
-    return [problem("GPUs", f"{text} ({found['reason']})", remedy)]
+    remedy = f"nvidia-smi must work, with a driver new enough for CUDA {found.cuda}"
+    return [problem("GPUs", f"{text} ({found.reason})", remedy)]
 
 
-def _check_gpu(number: int, gpu: Mapping[str, Any]) -> Finding:
-    (major, minor), memory = gpu["capability"], f"{gpu['memory_bytes'] / GIB:.0f} GiB"
-    about, text = f"GPU {number}", f"{gpu['name']}, {memory}, compute capability {major}.{minor}"
-    if gpu["error"]:
+def _check_gpu(number: int, gpu: Gpu) -> Finding:
+    (major, minor), memory = gpu.capability, f"{gpu.memory_bytes / GIB:.0f} GiB"
+    about, text = f"GPU {number}", f"{gpu.name}, {memory}, compute capability {major}.{minor}"
+    if gpu.error:
         remedy = "install a torch that is built for it, or leave it out of CUDA_VISIBLE_DEVICES"
-        return problem(about, f"{text}: fails ({gpu['error']})", remedy)
+        return problem(about, f"{text}: fails ({gpu.error})", remedy)
     if major < 8:
         return warning(about, f"{text}: no bf16", "use --train.precision fp16 or no")
     return ok(about, text)

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from dataclasses import asdict
-from typing import Any
 
 from cpprune.cli import checks
 from cpprune.cli.arguments import OneLineParser
@@ -25,12 +24,12 @@ def doctor(argv: list[str]) -> int:
     )
     parser.add_argument("--all", action="store_true", help="also import optional packages (slow)")
     arguments = parser.parse_args(argv)
-    found = examine(optional=arguments.all)
-    print(to_json(found) if arguments.json else _text(found))
-    return 1 if found["problems"] else 0
+    found, findings = examine(optional=arguments.all)
+    print(to_json(found) if arguments.json else _text(findings))
+    return 1 if any(finding.state == "problem" for finding in findings) else 0
 
 
-def examine(*, optional: bool = False) -> dict[str, Any]:
+def examine(*, optional: bool = False) -> tuple[dict[str, object], list[Finding]]:
     """Return the machine, packages, extras, GPUs and findings; `optional`: import the extras too."""
     needed = checks.requirements()
     modules = checks.modules_of(name for name in needed if name not in checks.NEEDED_BY)
@@ -43,33 +42,33 @@ def examine(*, optional: bool = False) -> dict[str, Any]:
         *checks.check_machine(),
         *checks.check_versions(needed),
         *checks.check_imports(answers, "problem"),
-        *([] if answers["torch"]["error"] else checks.check_gpus(gpus, os.environ)),
+        *([] if answers["torch"].error else checks.check_gpus(gpus, os.environ)),
         *checks.check_launcher(os.environ),
         *checks.check_slurm(os.environ),
         *checks.check_compilers(),
         *checks.check_extras(imported),
     ]
-    torch = gpus["found"] or {"cuda": None, "gpus": []}
-    return {
+    torch = gpus.found
+    found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": checks.cpu_cores(),
         "memory_bytes": available_memory(),
         "free_disk_bytes": shutil.disk_usage(".").free,
-        "cuda": torch["cuda"],
-        "gpus": [gpu["name"] for gpu in torch["gpus"]],
+        "cuda": torch.cuda if torch else None,
+        "gpus": [gpu.name for gpu in torch.gpus] if torch else [],
         "packages": {name: checks.installed(name) for name in needed},
         "extras": {extra: all(map(checks.installed, names)) for extra, names in extras.items()},
         "findings": [asdict(finding) for finding in findings],
         "warnings": [str(finding) for finding in findings if finding.state == "warning"],
         "problems": [str(finding) for finding in findings if finding.state == "problem"],
     }
+    return found, findings
 
 
-def _text(found: dict[str, Any]) -> str:
-    findings = [Finding(**finding) for finding in found["findings"]]
-    problems, warnings = len(found["problems"]), len(found["warnings"])
-    verdict = f"training works here ({warnings} warning(s))"
-    if problems:
+def _text(findings: list[Finding]) -> str:
+    states = [finding.state for finding in findings]
+    verdict = f"training works here ({states.count('warning')} warning(s))"
+    if problems := states.count("problem"):
         verdict = f"{problems} problem(s): training would fail here"
     return "\n".join([*(f"{finding.state:<8} {finding}" for finding in findings), verdict])

@@ -24,11 +24,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shards": ("shards.cli.main:main", "build, check, describe and download datasets"),
     "train": ("cpprune.cli.train:train", "train a network"),
     "prune": ("cpprune.cli.prune:prune", "prune and fine-tune; --dry-run prints the plan"),
+    "finetune": (
+        "cpprune.cli.finetune:finetune",
+        "fine-tune a model for each device, site or subject",
+    ),
     "evaluate": ("cpprune.cli.evaluate:evaluate", "accuracy of a model on a split of a dataset"),
+    "ensemble": ("cpprune.cli.ensemble:ensemble", "accuracy of the average of several models"),
+    "soup": ("cpprune.cli.soup:soup", "average the weights of several models into one"),
+    "logits": ("cpprune.cli.logits:logits", "write models' logits, for a student to learn from"),
     "summarise": ("cpprune.cli.summarise:summarise", "mean and deviation over several evaluations"),
     "report": ("cpprune.cli.report:report", "HTML report of a run"),
     "compare": ("cpprune.cli.compare:compare", "runs side by side: table, tests, plots"),
     "predict": ("cpprune.cli.predict:predict", "name the scene of audio files"),
+    "listen": ("cpprune.cli.listen:listen", "name the scene of continuous audio, live"),
+    "export": (
+        "cpprune.cli.export:export",
+        "write a model as ONNX, C, TensorFlow Lite or ExecuTorch",
+    ),
+    "submit": ("cpprune.cli.submit:submit", "package for the DCASE challenge"),
     "info": ("cpprune.cli.info:info", "parameters, MACs, bytes and receptive field of a model"),
     "sensitivity": (
         "cpprune.cli.sensitivity:sensitivity",
@@ -37,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("cpprune.cli.sweep:sweep", "resumable hyper-parameter sweep"),
     "import": (
         "cpprune.cli.import_weights:import_weights",
-        "convert a CP-ResNet state dict into a model folder",
+        "convert a state dict into a model folder",
     ),
     "doctor": (
         "cpprune.cli.doctor:doctor",

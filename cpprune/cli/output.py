@@ -11,6 +11,17 @@ def message(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def quantised_text(precision: str) -> str:
+    """Return what a message says of models of this precision: nothing unless one is int8.
+
+    Args:
+        precision: from `cpprune.export.classifier.precision`.
+    """
+    if "int8" not in precision:
+        return ""
+    return "quantised (int8)" if precision == "int8" else f"quantised in part ({precision})"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as plain text: no colours, no frame, nothing shortened to a terminal's width.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cpprune.cli.arguments import PREDICTIONS_HELP, OneLineParser
-from cpprune.cli.output import message
+from cpprune.cli.arguments import MODEL_HELP, PREDICTIONS_HELP, VALUE_HELP, OneLineParser
+from cpprune.cli.output import message, quantised_text
 from shards.errors import UserError
 from shards.files.atomic import check_output
 from shards.files.documents import to_json
@@ -19,11 +19,12 @@ def predict(argv: list[str]) -> int:
         description="Name the scene of audio files of any format, rate and length. Longer files are "
         "cut into clips, whose probabilities are averaged, weighted by the seconds of sound in each.",
     )
-    parser.add_argument("model", type=Path, help="model folder, such as runs/NAME/model")
+    parser.add_argument("model", type=Path, help=MODEL_HELP)
     parser.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="audio files, or folders of them"
     )
     parser.add_argument("--predictions", type=Path, help=PREDICTIONS_HELP)
+    parser.add_argument("--value", help=VALUE_HELP)
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
@@ -38,14 +39,14 @@ def predict(argv: list[str]) -> int:
 
     from cpprune.evaluation.dcase import write_submission
     from cpprune.evaluation.predict import predict_file
-    from cpprune.models import artifact
+    from cpprune.export.classifier import load_for_audio, precision
     from shards.audio.load import BadFile
     from shards.sources.names import printable
 
-    model = artifact.load(arguments.model)
-    if model.sample_rate is None:
-        shape = list(model.clip_shape)
-        raise UserError(f"{arguments.model} takes images of shape {shape}, not audio")
+    model, _ = load_for_audio(arguments.model, arguments.value)
+    form = precision(model)
+    if text := quantised_text(form):
+        message(f"{arguments.model}: {text}")
     results, rows = [], []
     bad: list[dict[str, str]] = []
     for path in _audio_files(arguments.files):
@@ -79,7 +80,7 @@ def predict(argv: list[str]) -> int:
         names = [result["file"] for result in results]
         write_submission(arguments.predictions, names, model.classes, np.log(rows))
     if arguments.json:
-        print(to_json({"predictions": results, "bad": bad}))
+        print(to_json({"precision": form, "predictions": results, "bad": bad}))
     return 1 if bad else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,9 @@ def prune(argv: list[str]) -> int:
 
 def _dry_run(parsed: ParsedRun) -> int:
     from cpprune.distributed.device import default_device
-    from cpprune.evaluation.complexity import latency
-    from cpprune.pruning.allocation import parse_budget
+    from cpprune.pruning.budget import parse_budget
     from cpprune.pruning.criteria import CRITERIA
-    from cpprune.pruning.plan import write_plan
+    from cpprune.pruning.plan import collapsed, scored_otherwise, write_plan
     from cpprune.pruning.preview import preview
     from cpprune.training.create_model import planned_model
 
@@ -55,13 +55,16 @@ def _dry_run(parsed: ParsedRun) -> int:
     model = planned_model(parsed.config, parsed.explicit).to(device)
     plans = _plans(parsed, model, device)
     limits = parse_budget(settings.budget) if settings.budget else []
-    timed = any(limit.quantity == "latency" for limit in limits)
-    shown = preview(model.network, model.input_shape, plans, latency if timed else None)
+    shown = preview(model.network, model.input_shape, plans, limits)
     if settings.save_plan:
         if len(plans) != 1:
             raise UserError("prune.save_plan: only a plan of one step can be saved (prune.steps=1)")
         write_plan(Path(settings.save_plan), plans[0])
     print(to_json(shown) if parsed.switches["json"] else _text(shown))
+    original = {layer["name"]: layer["before"] for layer in shown["layers"]}
+    for text in (scored_otherwise(plans[-1]), collapsed(plans[-1], original)):
+        if text:
+            print(f"cpprune: {text}", file=sys.stderr)
     return 0
 
 
@@ -89,6 +92,8 @@ def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
 
 
 def _text(shown: dict[str, Any]) -> str:
+    from cpprune.evaluation.operations import differ
+
     head = ["layer", "width", "parameters", "MACs", "scores kept", "scores pruned"]
     layers = [
         [
@@ -103,10 +108,13 @@ def _text(shown: dict[str, Any]) -> str:
     ]
     unpruned = [f"{name} is not pruned: it {why}" for name, why in shown["left_alone"].items()]
     before, after = shown["before"], shown["after"]
-    pairs = {
-        name: (before[key], after[key]) for name, key in (("parameters",) * 2, ("MACs", "macs"))
-    }
+    keys = {"parameters": "parameters", "MACs": "macs"}
+    if any(differ(side["macs"], side["operations"]) for side in (before, after)):
+        keys["operations"] = "operations"
+    pairs = {name: (before[key], after[key]) for name, key in keys.items()}
     pairs |= {f"bytes as {k}": (size, after["bytes"][k]) for k, size in before["bytes"].items()}
+    for name, key in (("bytes exported", "exported_bytes"), ("bytes of RAM", "ram_bytes")):
+        pairs |= {f"{name}@{k}": (b, after[key][k]) for k, b in before.get(key, {}).items()}
     rows = [[name, _arrow(b, a), f"{a / b - 1:+.1%}"] for name, (b, a) in pairs.items()]
     if "latency_ms" in before:
         b, a = before["latency_ms"], after["latency_ms"]

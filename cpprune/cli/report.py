@@ -29,6 +29,14 @@ def report(argv: list[str]) -> int:
         help="how many misclassified clips to include; 0: none (default: 6)",
     )
     parser.add_argument(
+        "--exports",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="exported models to show, beside those in the run folders",
+    )
+    parser.add_argument(
         "--out", type=Path, help="one page for all runs (default: report.html in each run folder)"
     )
     arguments = parser.parse_args(argv)
@@ -43,6 +51,7 @@ def report(argv: list[str]) -> int:
         data=arguments.data,
         split=arguments.split,
         mistakes=arguments.mistakes,
+        exports=arguments.exports,
     )
     if arguments.json:
         print(to_json({"pages": [str(path) for path in pages]}))

@@ -54,6 +54,7 @@ def sensitivity(argv: list[str]) -> int:
     from cpprune.data.compatibility import open_for_model
     from cpprune.distributed.device import default_device
     from cpprune.models import artifact
+    from cpprune.models.quantized import dequantize, is_quantized
     from cpprune.pruning.importance import measure_saliency
     from cpprune.pruning.sensitivity import SENSITIVITY, measure_sensitivity, write_sensitivity
     from shards.files.ownership import claim
@@ -63,6 +64,9 @@ def sensitivity(argv: list[str]) -> int:
     pruning = _pruning(arguments.criterion)
     device = default_device()
     model = artifact.load(arguments.model, device)
+    if is_quantized(model.network):
+        dequantize(model.network)
+        message(f"{arguments.model}: is quantised; what is pruned here is its network in float32")
     dataset = open_for_model(arguments.data, model)
     split = dataset.split(arguments.split)
     found = measure_sensitivity(

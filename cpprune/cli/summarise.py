@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
+
+from msgspec import to_builtins
 
 from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.output import table
-from cpprune.evaluation.statistics import spread
+from cpprune.evaluation.statistics import Spread, spread
 from shards.errors import UserError
 from shards.files.atomic import check_output, write_output
 from shards.files.documents import DocumentError, read_json, to_json, typed
@@ -29,7 +31,9 @@ def summarise(argv: list[str]) -> int:
         check_output(arguments.out, "--out")
     reports = [read_report(path) for path in arguments.files]
     figures = all_spreads(reports)
-    text = to_json({"files": [str(path) for path in arguments.files], "figures": figures})
+    text = to_json(
+        {"files": [str(path) for path in arguments.files], "figures": to_builtins(figures)}
+    )
     if arguments.out:
         write_output(arguments.out, f"{text}\n".encode(), "--out")
     if arguments.json:
@@ -40,9 +44,9 @@ def summarise(argv: list[str]) -> int:
     return 0
 
 
-def _row(name: str, found: dict[str, Any]) -> list[str]:
-    deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.4g}"
-    return [name, f"{found['mean']:.6g}{deviation}"]
+def _row(name: str, found: Spread) -> list[str]:
+    deviation = "" if found.deviation is None else f" ± {found.deviation:.4g}"
+    return [name, f"{found.mean:.6g}{deviation}"]
 
 
 class _Evaluation(TypedDict):
@@ -53,7 +57,7 @@ class _Evaluation(TypedDict):
     log_loss: NotRequired[float | None]
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, object]:
     """Read the output of `cpprune evaluate --json`.
 
     Raises:
@@ -61,7 +65,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     remedy = "give files with the output of `cpprune evaluate --json`"
     # Older versions wrote NaN where null stands now.
-    report = read_json(path, dict[str, Any], nan=True, remedy=remedy)
+    report = read_json(path, dict[str, object], nan=True, remedy=remedy)
     try:
         typed(report, _Evaluation)
     except DocumentError as error:
@@ -74,8 +78,8 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def all_spreads(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return `cpprune.evaluation.statistics.spread` of every metric that all reports have.
+def all_spreads(reports: list[dict[str, object]]) -> dict[str, Spread]:
+    """Return the spread of every metric that all reports have.
 
     Metrics are named as in `per_class.bus.accuracy`; lists, such as the confusion matrix, are left
     out.
@@ -85,7 +89,7 @@ def all_spreads(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: spread([metrics[name] for metrics in flat]) for name in names}
 
 
-def _metrics(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def _metrics(tree: dict[str, object], prefix: str = "") -> dict[str, float]:
     metrics: dict[str, float] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from msgspec import to_builtins
 
 from cpprune.cli.arguments import OneLineParser
 from cpprune.cli.output import message, table
@@ -13,6 +16,9 @@ from shards.cli.arguments import whole_number
 from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.files.documents import to_json
+
+if TYPE_CHECKING:
+    from cpprune.sweeps.results import SweepResults
 
 
 def sweep(argv: list[str]) -> int:
@@ -86,43 +92,43 @@ def _run(
         found = collect(study)
         with study.transaction():
             write_csv(found, folder / "results.csv")
-    if found["best"]:
+    if found.best:
         logarithmic = {p.name for p in defined.parameters if p.distribution in LOGARITHMIC}
         draw_sweep(found, logarithmic, folder / "sweep.png")
-    found["stopped"] = why or None
-    print(to_json(found) if as_json else trials_table(found))
+    found = replace(found, stopped=why or None)
+    print(to_json(to_builtins(found)) if as_json else trials_table(found))
     _summarise(found, folder, why)
     if why in signal.Signals.__members__:
         return 128 + signal.Signals[why]
-    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
-    if failed and len(failed) == len(found["trials"]) and not why:
-        last = max(failed, key=lambda trial: int(trial["number"]))
+    failed = [trial for trial in found.trials if trial.state == "failed"]
+    if failed and len(failed) == len(found.trials) and not why:
+        last = max(failed, key=lambda trial: trial.number)
         raise UserError(
-            f"{folder}: all {len(failed)} trials failed, the last with: {last['error']}; fix it, then "
+            f"{folder}: all {len(failed)} trials failed, the last with: {last.error}; fix it, then "
             "repeat the command with --retry"
         )
     return 1 if why else 0
 
 
-def trials_table(found: dict[str, Any]) -> str:
+def trials_table(found: SweepResults) -> str:
     """Return what `collect` found as a table, the best trial first."""
-    if not found["trials"]:
+    if not found.trials:
         return "no trial has begun"
-    names = list(found["trials"][0]["arguments"])
-    head = ["trial", found["metric"], "epoch", "parameters", "MACs", *names, "state"]
+    names = list(found.trials[0].arguments)
+    head = ["trial", found.metric, "epoch", "parameters", "MACs", *names, "state"]
     rows = [
         [
-            f"{trial['number']:04d}",
-            *(_cell(trial[key]) for key in ("value", "epoch", "parameters", "macs")),
-            *map(_cell, trial["arguments"].values()),
-            trial["state"] + (f": {trial['error']}" if trial["error"] else ""),
+            f"{trial.number:04d}",
+            *map(_cell, (trial.value, trial.epoch, trial.parameters, trial.macs)),
+            *map(_cell, trial.arguments.values()),
+            trial.state + (f": {trial.error}" if trial.error else ""),
         ]
-        for trial in found["trials"]
+        for trial in found.trials
     ]
     return table(head, rows)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -130,13 +136,12 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _summarise(found: dict[str, Any], folder: Path, why: str) -> None:
+def _summarise(found: SweepResults, folder: Path, why: str) -> None:
     """Print the best trial, the files, and what is left to do."""
-    states = [trial["state"] for trial in found["trials"]]
-    if found["best"]:
-        best = found["best"]
-        message(f"best: {best['run']}/model, {found['metric']} {best['value']:.6g}")
-    message(f"{folder}: results.csv" + (", sweep.png" if found["best"] else ""))
+    states = [trial.state for trial in found.trials]
+    if found.best:
+        message(f"best: {found.best.run}/model, {found.metric} {found.best.value:.6g}")
+    message(f"{folder}: results.csv" + (", sweep.png" if found.best else ""))
     for state, what in (
         ("running", "running in other processes"),
         ("failed", "failed: --retry runs them again"),

@@ -7,7 +7,6 @@ from shlex import quote
 
 from cpprune.cli.output import message
 from cpprune.config import ParsedRun, build_parser, parse
-from shards.files.documents import to_json
 from shards.launcher import process_rank
 
 FLAGS = {
@@ -28,19 +27,20 @@ def run(parsed: ParsedRun) -> int:
         from cpprune.training.overfit import overfit
 
         return overfit(parsed.config, parsed.explicit)
+    from cpprune.runs.records import RunResult, record_json
     from cpprune.training.loop import train as run_training
 
-    result = run_training(parsed.config, parsed.explicit)
+    result = run_training(parsed.config, parsed.explicit, as_command=True)
     if process_rank():
         return 0
-    if "stopped" not in result:
+    if isinstance(result, RunResult):
         write_run_report(parsed.config.run, parsed.config.data.path)
     if parsed.switches["json"]:
-        print(to_json(result))
+        print(record_json(result))
     return 0
 
 
-def write_run_report(folder: str, data: str) -> None:
+def write_run_report(folder: str, data: str, *, anew: bool = False) -> None:
     """Write the report of a finished run unless it has one that is younger than its last epoch.
 
     A report that cannot be made is one line of warning: the run itself is complete.
@@ -48,12 +48,13 @@ def write_run_report(folder: str, data: str) -> None:
     Args:
         folder: of the run.
         data: its dataset, with the credentials that the run's own configuration leaves out.
+        anew: write it whatever its age.
     """
     from cpprune.report.run_report import PAGE, write_report
 
     path, last = Path(folder) / PAGE, Path(folder) / "model_last/model.json"
     try:
-        if not path.is_file() or path.stat().st_mtime_ns < last.stat().st_mtime_ns:
+        if anew or not path.is_file() or path.stat().st_mtime_ns < last.stat().st_mtime_ns:
             write_report([Path(folder)], data=data)
         message(f"report: {path}")
     except Exception as error:  # nothing that goes wrong here may fail the run

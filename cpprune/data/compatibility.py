@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 import shards
+from cpprune.models.artifact import Model
+from cpprune.models.classifier import Classifier
 from cpprune.models.example import example_input
+from cpprune.models.routed import RoutedModel
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from cpprune.models.artifact import Model
     from shards.reader import Dataset
 
 
 def open_for_model(
-    path: str, model: Model, cache: str | None = None, cache_bytes: int = 0
+    path: str, model: Classifier | RoutedModel, cache: str | None = None, cache_bytes: int = 0
 ) -> Dataset:
     """Open a dataset that a model can read; the arguments are those of `shards.open_dataset`.
 
@@ -24,11 +27,14 @@ def open_for_model(
         UserError: there is no such dataset, or its rate, shape or classes are not the model's.
     """
     dataset = shards.open_dataset(path, cache, cache_bytes)
+    if isinstance(model, RoutedModel):
+        dataset.texts(model.column, 0, 0)
+        model = model.general
     check_compatible(dataset, model)
     return dataset
 
 
-def check_compatible(dataset: Dataset, model: Model) -> None:
+def check_compatible(dataset: Dataset, model: Classifier) -> None:
     """Raise UserError, naming what differs, unless a dataset's clips and classes fit the model."""
     path = dataset.path
     if dataset.kind == "image" and model.sample_rate is not None:
@@ -51,8 +57,9 @@ def check_compatible(dataset: Dataset, model: Model) -> None:
             f"{path}: clips have shape {list(dataset.shape)}, but the model was made for "
             f"{list(model.clip_shape)}; build the dataset with clips of the same length"
         )
-    spec = model.features.spec
-    if spec is not None and dataset.shape[0] < model.features.min_samples:
+    features = model.features if isinstance(model, Model) else None
+    spec = features.spec if features else None
+    if features and spec and dataset.shape[0] < features.min_samples:
         raise UserError(
             f"{path}: clips of {dataset.shape[0]} samples are too short for features.n_fft"
             f"={spec.n_fft}; build the dataset with longer clips (--seconds)"
@@ -61,8 +68,14 @@ def check_compatible(dataset: Dataset, model: Model) -> None:
         odd = sorted(set(dataset.classes) ^ set(model.classes)) or ["their order"]
         raise UserError(
             f"{path}: has other classes than the model (differing: {', '.join(odd[:5])}"
-            f"{' …' if len(odd) > 5 else ''}); evaluate it with a model trained on these classes"
+            f"{' …' if len(odd) > 5 else ''}); evaluate it with a model trained on these classes, or "
+            "train on from this one with init_head=new"
         )
+    if isinstance(model, Model):
+        _check_network_input(path, model)
+
+
+def _check_network_input(path: Path | str, model: Model) -> None:
     try:
         with torch.no_grad():
             example = example_input(model.network, model.input_shape)

@@ -21,6 +21,9 @@ class DataConfig:
     train_fraction: float = 1.0
     """fraction of the training recordings to train on, above 0; a smaller fraction is a subset of a
     larger one"""
+    only: str | None = None
+    """train and validate only on the clips that have this value in a column of the dataset, such as
+    device=a (default: on all)"""
     workers: int = 0
     """processes that read ahead clips that are not kept in memory; 0 is enough for a local disk"""
     in_memory: Literal["auto", "off", "host", "device"] = "auto"
@@ -34,6 +37,10 @@ class DataConfig:
         if not 0 < self.train_fraction <= 1:
             raise ValueError(
                 f"data.train_fraction={self.train_fraction}: must be above 0 and at most 1"
+            )
+        if self.only is not None and not all(self.only.partition("=")):
+            raise ValueError(
+                f"data.only={self.only}: must be a column and a value, such as device=a"
             )
         for name in ("workers", "cache_bytes"):
             if getattr(self, name) < 0:

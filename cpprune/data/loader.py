@@ -31,7 +31,8 @@ from shards.files.atomic import writing
 from shards.order import batch_ids, epoch_order, num_batches, permutation, rank_slice
 
 if TYPE_CHECKING:
-    from shards.reader import Dataset, Split
+    from shards.reader import Dataset
+    from shards.split import Split
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,31 @@ class Batch:
     start: int
     stop: int
     clips: Tensor
+
+
+def selected_split(dataset: Dataset, name: str, only: str | None) -> Split:
+    """Return the clips of a split that `data.only` selects.
+
+    Args:
+        dataset: an open dataset.
+        name: "train" or "val".
+        only: a column and a value, such as device=a; None for all clips.
+
+    Raises:
+        UserError: there is no such column, or no clip with this value.
+    """
+    split = dataset.split(name)
+    if only is None:
+        return split
+    column, _, value = only.partition("=")
+    selected = split.where(column, value)
+    if not len(selected):
+        known = sorted(set(split.column(column)))
+        raise UserError(
+            f"data.only={only}: no clip of the split {name} has it; {column} is one of "
+            f"{', '.join(known[:20])}{' …' if len(known) > 20 else ''}"
+        )
+    return selected
 
 
 def training_positions(split: Split, fraction: float) -> Positions:
@@ -82,8 +108,12 @@ class TrainingLoader:
         rank: rank of this process.
         world: number of processes.
         device: device that this rank trains on.
+        drop_last: whether the last batch of an epoch is left out if it is smaller.
         ids_file: file to which the ids of this rank's batches are appended, or None.
         alive: called now and then while clips are loaded into memory.
+
+    Raises:
+        UserError: no batch is left, or not a clip of each for every process.
     """
 
     # More parameters than is usual: each is a fact of its own, and tests set most of them.
@@ -97,23 +127,40 @@ class TrainingLoader:
         rank: int,
         world: int,
         device: torch.device,
+        drop_last: bool = False,
         ids_file: Path | None = None,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
+        if batch_size < world:
+            raise UserError(
+                f"train.batch_size={batch_size}: must be at least the number of processes, {world}"
+            )
         split = dataset.split("train")
         self.dataset, self.config = dataset, config
         self.rows = split.ids[training_positions(split, config.train_fraction)]
+        if config.only is not None:
+            selected = selected_split(dataset, "train", config.only)
+            self.rows = self.rows[np.isin(self.rows, selected.ids)]
+            if not len(self.rows):
+                raise UserError(
+                    f"data.only={config.only} with data.train_fraction={config.train_fraction}: no "
+                    "training clip is left"
+                )
+        self.val = selected_split(dataset, "val", config.only)
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world, self.device = rank, world, device
         self.ids_file, self.alive = ids_file, alive
+        whole = len(self.rows) - len(self.rows) % batch_size
+        # Number of clips in an epoch.
+        self.clips = whole if drop_last else len(self.rows)
+        if drop_last and not self.clips:
+            raise UserError(
+                f"train.drop_last=true leaves nothing to train on: the training split has "
+                f"{len(self.rows)} clips, fewer than train.batch_size={batch_size}"
+            )
 
     def __len__(self) -> int:
-        return num_batches(len(self.rows), self.batch_size)
-
-    @property
-    def clips(self) -> int:
-        """Number of clips in an epoch."""
-        return len(self.rows)
+        return num_batches(self.clips, self.batch_size)
 
     @cached_property
     def in_memory(self) -> InMemoryClips | None:
@@ -126,10 +173,22 @@ class TrainingLoader:
     @cached_property
     def validation_in_memory(self) -> InMemoryClips | None:
         """The validation clips, kept as the training clips are; see `in_memory`."""
-        return self._load(self.dataset.split("val").ids)
+        return self._load(self.val.ids)
 
     def _load(self, rows: Positions) -> InMemoryClips | None:
         return load_into_memory(self.dataset, rows, self.config.in_memory, self.device, self.alive)
+
+    def training(self) -> Fetch:
+        """Return a function that fetches training clips by their position in `rows`, unshuffled.
+
+        A collective operation when it is called first.
+
+        Raises:
+            UserError: clips cannot be read, or there is no room for them where they should be kept.
+        """
+        if self.in_memory is None:
+            self.dataset.prefetch(self.rows)
+        return self._fetch
 
     def validation(self) -> Fetch:
         """Return a function that fetches validation clips by their position in the split.
@@ -141,8 +200,7 @@ class TrainingLoader:
         """
         if self.validation_in_memory is not None:
             return self.validation_in_memory.fetch
-        split = self.dataset.split("val")
-        return lambda positions: torch.from_numpy(split.fetch(positions))
+        return lambda positions: torch.from_numpy(self.val.fetch(positions))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the global batches of an epoch from number `first` on. A collective operation.
@@ -154,8 +212,8 @@ class TrainingLoader:
         """
         order = epoch_order(len(self.rows), self.seed, epoch)
         # Both are loaded before anything is trained: what does not fit is refused at once.
-        unread = [] if self.in_memory else [self.rows[order[first * self.batch_size :]]]
-        unread += [] if self.validation_in_memory else [self.dataset.split("val").ids]
+        unread = [] if self.in_memory else [self.rows[order[first * self.batch_size : self.clips]]]
+        unread += [] if self.validation_in_memory else [self.val.ids]
         self.dataset.prefetch(np.concatenate([self.rows[:0], *unread]))
         batches = []
         for number in range(first, len(self)):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -160,8 +160,11 @@ def _choose(where: str, size: int, processes: Sequence[_Process], device: torch.
 
 
 def _shared_array(
-    shape: tuple[int, ...], dtype: np.dtype[Any], peers: Sequence[_Process], device: torch.device
-) -> NDArray[Any] | None:
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.integer],
+    peers: Sequence[_Process],
+    device: torch.device,
+) -> NDArray[np.integer] | None:
     """Return an array shared by all processes of the node; None on all ranks if one cannot open it."""
     size = int(np.prod(shape)) * dtype.itemsize
     first, alone = peers[0].rank == rank(), len(peers) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +20,33 @@ def reset_state() -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def configure_ddp(accelerator: Accelerator, unused: bool) -> None:
+    """Choose how DistributedDataParallel exchanges gradients: in place, and on GPUs in few kernels.
+
+    Handlers of an Accelerator are documented as arguments, not as attributes. Whether the network has
+    unused parameters is only known once its device is, which the Accelerator chooses. Nor does the
+    handler have `batched_grad_copy`, with which torch copies gradients into a bucket all at once (since
+    2.14); it then divides, where it otherwise multiplies by an inverse, which may round differently.
+
+    Args:
+        accelerator: before it wraps the network.
+        unused: whether to look in every step for parameters that get no gradient.
+    """
+    from accelerate import DistributedDataParallelKwargs
+    from torch.nn.parallel import DistributedDataParallel
+
+    @dataclass
+    class Handler(DistributedDataParallelKwargs):  # type: ignore[misc]
+        batched_grad_copy: bool = False
+
+    known = "batched_grad_copy" in signature(DistributedDataParallel).parameters
+    accelerator.ddp_handler = Handler(
+        find_unused_parameters=unused,
+        gradient_as_bucket_view=True,
+        batched_grad_copy=known and accelerator.device.type == "cuda",
+    )
 
 
 def set_sync_gradients(accelerator: Accelerator, sync: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-def is_zero_optimizer(optimizer: Any) -> bool:
+
+def is_zero_optimizer(optimizer: object) -> bool:
     """Whether this is the optimizer of ZeRO-1 or ZeRO-2 that DeepSpeed puts around one of torch.
 
     By its flat partitions, so that DeepSpeed need not be imported, nor be installed.
@@ -15,7 +18,7 @@ def is_zero_optimizer(optimizer: Any) -> bool:
     return hasattr(optimizer, "single_partition_of_fp32_groups")
 
 
-def allocate_state(optimizer: Any) -> None:
+def allocate_state(optimizer: DeepSpeedZeroOptimizer) -> None:
     """Make a ZeRO optimizer allocate its state, by a step with gradients and learning rates of zero.
 
     `safe_set_full_optimizer_state`, which is documented, needs a state to write to, and nothing public

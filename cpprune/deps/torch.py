@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -44,12 +48,17 @@ def is_lost_peer(error: BaseException) -> bool:
     return any(text in str(error) for text in LOST_PEER)
 
 
-def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
+def add_one_to_each_(counters: list[Tensor]) -> None:
+    """Add 1 to tensors of integers, in one kernel; a loop of `add_` is the same, one kernel a tensor."""
+    torch._foreach_add_(counters, 1)
+
+
+def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target, in one kernel per device and dtype.
 
     `torch._foreach_copy_` is private; a loop of `copy_` is the same, one kernel a tensor.
     """
-    torch._foreach_copy_(targets, sources)
+    torch._foreach_copy_(list(targets), list(sources))
 
 
 def lerp_each_(targets: list[Tensor], sources: list[Tensor], weight: Tensor) -> None:
@@ -102,7 +111,91 @@ def make_inductor_deterministic() -> None:
         config.deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") != "0"
 
 
-def write_hparams(writer: Any, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+def channels_last_corrupts(network: nn.Module) -> bool:
+    """Return whether training a network on this CPU in channels_last would write outside of its memory.
+
+    The gradient of a 1×1 convolution with a stride does so in oneDNN's kernels for AVX2 (seen in oneDNN
+    3.12, torch 2.14); those for AVX-512 are others.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" and any(
+        isinstance(module, AnyConv) and set(module.kernel_size) == {1} and set(module.stride) != {1}
+        for module in network.modules()
+    )
+
+
+@contextmanager
+def inductor_cache(folder: Path) -> Iterator[None]:
+    """Context in which Inductor keeps what it compiles in a folder.
+
+    Even in its deterministic mode, two processes that compile the same network may get kernels that
+    round differently; from the folder they get the same. TORCHINDUCTOR_CACHE_DIR, if set, is used
+    instead. Inductor itself sets it to `default_cache_dir`, which is private.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if os.environ.get(name, default_cache_dir()) != default_cache_dir():
+        yield
+        return
+    os.environ[name] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        os.environ[name] = default_cache_dir()
+
+
+@contextmanager
+def waits(device: torch.device) -> Iterator[list[str]]:
+    """Context that collects what waits for a GPU in it: texts of torch's own warnings of that.
+
+    What it warns of is not complete: torch documents `set_sync_debug_mode` as a beta.
+    """
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    texts = [str(warning.message) for warning in caught]
+    found += [text for text in texts if "called a synchronizing CUDA operation" in text]
+
+
+class Operators(TorchDispatchMode):
+    """Context that reports every operator (torch.ops.aten) that runs in it; composite ones in parts.
+
+    `torch.utils.flop_counter` is made in the same way, and is all that is public of it. It gives one
+    number for an operator, not the sizes that it is a product of, and knows fewer operators.
+
+    Args:
+        seen: called with the operator's name, such as "mm", its arguments and its result.
+    """
+
+    def __init__(self, seen: Callable[[str, Sequence[Any], object], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = seen
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is NotImplemented:
+            result = func(*args, **(kwargs or {}))
+            self.seen(func.overloadpacket.__name__, args, result)
+        return result
+
+
+def write_hparams(writer: Any, values: Mapping[str, object], metrics: Iterable[str]) -> None:
     """Write hyper-parameters to the event file of a `SummaryWriter`.
 
     The documented `add_hparams` writes them to a new run beside that of the writer; the function that it

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import wandb
 
 
-def run_settings(monitored_pid: int, seconds: float) -> Any:
+def run_settings(monitored_pid: int, seconds: float) -> wandb.Settings:
     """Return settings for a run that is logged from another process than the one that trains.
 
     `x_stats_pid`, which makes wandb measure the training process, is experimental: without it, system
@@ -26,7 +29,7 @@ def run_settings(monitored_pid: int, seconds: float) -> Any:
     )
 
 
-def sync_folder(run: Any) -> str:
+def sync_folder(run: wandb.Run) -> str:
     """Return the folder that `wandb sync` takes to send a run; the setting is not documented."""
     return str(run.settings.sync_dir)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,10 @@ from cpprune.distributed.process_group import rank, world_size
 from cpprune.models.fingerprint import fingerprint
 from shards.errors import UserError
 
+T = TypeVar("T")
 
-def broadcast_json(value: Any, device: torch.device) -> Any:
+
+def broadcast_json(value: T, device: torch.device) -> T:
     """Return rank 0's value on every rank; the values of the other ranks are ignored."""
     if world_size() == 1:
         return value
@@ -26,10 +28,11 @@ def broadcast_json(value: Any, device: torch.device) -> Any:
     if rank() == 0:
         text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
     dist.broadcast(text, 0)
-    return json.loads(bytes(text.cpu().numpy()))
+    received: T = json.loads(bytes(text.cpu().numpy()))
+    return received
 
 
-def all_gather_json(value: Any, device: torch.device) -> list[Any]:
+def all_gather_json(value: T, device: torch.device) -> list[T]:
     """Return the values of all ranks in rank order, on every rank."""
     if world_size() == 1:
         return [value]
@@ -77,13 +80,35 @@ def all_gather_rows(rows: Tensor, total: int) -> Tensor:
     world = world_size()
     if world == 1:
         return rows
+    if total % world == 0:
+        return all_gather_equal(rows).flatten(0, 1)
     longest = -(-total // world)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(parts, padded)
     counts = [(total * (r + 1)) // world - (total * r) // world for r in range(world)]
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    parts = zip(all_gather_equal(padded), counts, strict=True)
+    return torch.cat([part[:count] for part, count in parts])
+
+
+def all_gather_equal(own: Tensor) -> Tensor:
+    """Return the tensors of all ranks in rank order, on every rank: [ranks, …].
+
+    Args:
+        own: this rank's, of the same shape on every rank.
+    """
+    world = world_size()
+    ranks = own.new_empty(world * own.numel())
+    # torch 2.14 has renamed it; versions before know the old name alone.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(ranks, own.reshape(-1))
+    return ranks.view(world, *own.shape)
+
+
+def broadcast(values: Tensor) -> Tensor:
+    """Replace a tensor by rank 0's, of the same shape, and return it."""
+    if world_size() > 1:
+        dist.broadcast(values, 0)
+    return values
 
 
 def all_reduce_max(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from cpprune.distributed.accelerate_settings import read_flag
 from shards.errors import UserError
 from shards.files.documents import read_json
 
+if TYPE_CHECKING:
+    from accelerate import DeepSpeedPlugin
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
 SWITCH = "ACCELERATE_USE_DEEPSPEED"  # environment variable of the launcher
 
 
@@ -27,7 +31,7 @@ def is_requested() -> bool:
     return read_flag(SWITCH)
 
 
-def make_plugin(precision: str, clip_norm: float) -> Any:
+def make_plugin(precision: str, clip_norm: float) -> DeepSpeedPlugin:
     """Return Accelerate's DeepSpeedPlugin as the launcher's environment describes it.
 
     Args:
@@ -84,7 +88,7 @@ def make_plugin(precision: str, clip_norm: float) -> Any:
         ) from None
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> dict[str, object]:
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file.lower() == "none":
         for what in ("OPTIMIZER", "PARAM"):
@@ -93,14 +97,16 @@ def _settings() -> dict[str, Any]:
                 raise UserError(f"{name}={os.environ[name]}: offloading is not supported; set none")
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return {"zero_optimization": {"stage": int(stage) if stage in ("1", "2") else stage}}
-    settings = read_json(Path(file), dict[str, Any], remedy="give a DeepSpeed configuration")
+    settings = read_json(Path(file), dict[str, object], remedy="give a DeepSpeed configuration")
     for key in ("optimizer", "scheduler", "fp16", "bf16"):
         if settings.pop(key, None):
             raise UserError(f"{file}: leave out {key!r}: the run's own configuration says it")
     return settings
 
 
-def get_full_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+def get_full_optimizer_state(
+    network: nn.Module, optimizer: DeepSpeedZeroOptimizer
+) -> dict[str, Tensor]:
     """Return the whole state of a ZeRO optimizer as {"parameter/key": tensor}, on the host.
 
     A collective operation.
@@ -122,7 +128,7 @@ def get_full_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Te
 
 
 def set_full_optimizer_state(
-    network: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor]
+    network: nn.Module, optimizer: DeepSpeedZeroOptimizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """Give a ZeRO optimizer the state that `get_full_optimizer_state` returned.
 

@@ -6,40 +6,45 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 from cpprune.distributed.collectives import all_reduce_max
 from cpprune.distributed.process_group import rank, world_size
 
-# Ranks agree on whether to stop only at steps that are a multiple of this.
+# Ranks agree on whether to stop only at steps that are a multiple of this. On GPUs the answer is read at
+# the next such step, so that no rank waits for its GPU.
 EVERY_STEPS = 4
 
 
 class Preemption:
-    """Request to stop the run: SIGTERM, SIGINT, a file STOP in its folder, or the time limit.
+    """Request to stop the run: a file STOP in its folder, the time limit, SIGTERM or SIGINT.
 
-    A context manager that handles the signals inside its block and restores their handlers at its end.
-    A second SIGINT ends the process at once.
+    A context manager that handles the signals, if asked, inside its block and restores their handlers at
+    its end. A second SIGINT ends the process at once.
 
     Args:
         folder: folder of the run, in which the file STOP may appear.
         minutes: time limit; 0 is none.
         device: device of this rank's tensors in collective operations.
+        signals: whether to handle SIGTERM and SIGINT; only the main thread can.
     """
 
-    def __init__(self, folder: Path, minutes: float, device: torch.device) -> None:
+    def __init__(self, folder: Path, minutes: float, device: torch.device, signals: bool) -> None:
         self.file = folder / "STOP"
         self.deadline = time.monotonic() + 60 * minutes if minutes else None
         self.device = device
+        self.signals = signals
         self.reason = ""
-        self.handlers: dict[int, Any] = {}
+        # The answer to the question before, on its way from the GPU, and when it has arrived.
+        self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None
+        self.handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Preemption:
-        if threading.current_thread() is threading.main_thread():
+        if self.signals and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.handlers[number] = signal.signal(number, self._handle)
         return self
@@ -59,7 +64,11 @@ class Preemption:
         self.file.unlink(missing_ok=True)
 
     def stop_reason(self, step: int) -> str:
-        """Return why all ranks stop after this step; empty to continue. A collective operation."""
+        """Return why all ranks stop after this step; empty to continue. A collective operation.
+
+        Between steps, ranks on GPUs learn only what the question before has found; at step 0, which
+        stands for the end of an epoch, all learn at once.
+        """
         if world_size() > 1 and step % EVERY_STEPS:
             return ""
         if not self.reason and rank() == 0 and self.file.exists():
@@ -68,5 +77,16 @@ class Preemption:
             self.reason = "the time limit"
         if world_size() == 1:
             return self.reason
-        requested = all_reduce_max(torch.tensor([int(bool(self.reason))], device=self.device))
-        return (self.reason or "another process") if requested.item() else ""
+        requested = all_reduce_max(torch.full((1,), int(bool(self.reason)), device=self.device))
+        before, self._asked = self._asked, None
+        if step == 0 or self.device.type != "cuda":
+            stops = bool(requested.item())
+        else:
+            answer = torch.empty(1, dtype=requested.dtype, pin_memory=True)
+            answer.copy_(requested, non_blocking=True)
+            self._asked = answer, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._asked[1].record()
+            if before is not None:
+                before[1].synchronize()
+            stops = before is not None and bool(before[0].item())
+        return (self.reason or "another process") if stops else ""

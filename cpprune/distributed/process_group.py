@@ -17,6 +17,7 @@ from cpprune.deps.torch import is_lost_peer
 from cpprune.distributed import accelerate_settings, deepspeed, rendezvous
 from shards.errors import UserError
 from shards.launcher import Launch, only, read_launch
+from shards.log import LOG
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,7 +107,7 @@ def joined(precision: str, clip_norm: float = 0.0) -> Iterator[Accelerator]:
         values = {"train.precision": precision, "train.clip_norm": str(clip_norm)}
         for note in (launch.note, accelerate_settings.ignored_settings(values)):
             if note and launch.rank == 0:
-                print(f"cpprune: {note}", file=sys.stderr)
+                LOG.warning(note)
         with only(launch), accelerate_settings.hidden():
             yield start(launch, precision, clip_norm)
         if world_size() > 1:

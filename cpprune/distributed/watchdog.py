@@ -1,4 +1,4 @@
-"""Ends a run in which a rank hangs, and names that rank."""
+"""Names the rank that hangs, and ends the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch.distributed as dist
 from cpprune.deps.torch import Store
 from cpprune.distributed import rendezvous
 from cpprune.distributed.process_group import rank, world_size
+from shards.log import LOG
 
 
 class Watchdog:
-    """Ends the process if a step takes too long, and names the rank that hangs.
+    """Names the rank that hangs if a step takes too long, and ends the process if asked.
 
     A thread of each rank writes the rank's last step and the time to a store. A rank whose thread has
     stopped writing is not running at all; otherwise the rank that is the furthest behind is the one that
@@ -24,10 +25,12 @@ class Watchdog:
 
     Args:
         seconds: how long to wait for a step.
+        ends_process: whether to end the process; otherwise the process group's own timeout has to.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, ends_process: bool) -> None:
         self.seconds = seconds
+        self.ends_process = ends_process
         self.step = 0
         self.last_progress = time.monotonic()
         self.finished = threading.Event()
@@ -64,19 +67,22 @@ class Watchdog:
                 pass  # the process that holds the store hangs, or has ended
             waited = time.monotonic() - self.last_progress
             if waited > self.seconds:
-                self._end(waited, seen, world)
+                line = self._hanging(waited, seen, world)
+                if not self.ends_process:
+                    LOG.error(line)
+                    return
+                with suppress(OSError):
+                    sys.stderr.write(f"cpprune: error (rank {own}): {line}\n")
+                    sys.stderr.flush()
+                os._exit(1)
 
-    def _end(self, waited: float, seen: dict[int, tuple[str, float]], world: int) -> None:
+    def _hanging(self, waited: float, seen: dict[int, tuple[str, float]], world: int) -> str:
         now = time.monotonic()
         silent = [r for r in range(world) if now - seen.get(r, ("", 0.0))[1] > self.seconds / 2]
         steps = {r: int(heartbeat.split()[0]) for r, (heartbeat, _) in seen.items()}
         behind = [r for r in steps if steps[r] == min(steps.values())]
         ranks, state = (silent, "does not run") if silent else (behind, "is the furthest behind")
-        with suppress(OSError):
-            sys.stderr.write(
-                f"cpprune: error (rank {rank()}): no step for {waited:.0f} s: rank "
-                f"{', '.join(map(str, ranks))} {state}; the same command goes on from the last "
-                "checkpoint\n"
-            )
-            sys.stderr.flush()
-        os._exit(1)
+        return (
+            f"no step for {waited:.0f} s: rank {', '.join(map(str, ranks))} {state}; the same command "
+            "goes on from the last checkpoint"
+        )

@@ -1,4 +1,4 @@
-"""Complexity of a network: parameters, MACs, bytes, receptive field, latency."""
+"""Complexity of a network: parameters, MACs, operations, bytes, receptive field, latency."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import copy
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
 from cpprune.evaluation import dcase
+from cpprune.evaluation.dtypes import BYTES_PER_PARAMETER
+from cpprune.evaluation.operations import count_operations
+from cpprune.models.example import memory_format
 from cpprune.models.resize import layer_widths
-
-BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 
 # Latency is measured in BLOCKS blocks of about BLOCK_SECONDS each.
 WARM_UP_RUNS = 10
@@ -30,6 +30,8 @@ def count_parameters(network: nn.Module) -> int:
 
 def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
     """Return multiply-accumulates of one forward pass, as DCASE counts them (torchinfo, fp32).
+
+    `cpprune.evaluation.operations` counts what this leaves out.
 
     Args:
         network: any module; it is not changed.
@@ -103,8 +105,8 @@ def latency(network: nn.Module, input_shape: Sequence[int], device: torch.device
     """Measure how many milliseconds the network takes for one input.
 
     The network alone, without its front end: batch 1, float32, evaluation mode, no gradients, channels
-    last, with PyTorch's number of threads. The smallest median of several blocks of runs is returned,
-    since other processes can only slow a block down.
+    last if it computes in that, with PyTorch's number of threads. The smallest median of several blocks
+    of runs is returned, since other processes can only slow a block down.
 
     Args:
         network: any module; it is not changed.
@@ -112,9 +114,8 @@ def latency(network: nn.Module, input_shape: Sequence[int], device: torch.device
         device: to measure on.
     """
     twin = copy.deepcopy(network).float().eval()
-    twin.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    x = x.to(device, memory_format=torch.channels_last)
+    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    twin.to(device)
 
     def run() -> float:
         _synchronise(device)
@@ -124,6 +125,9 @@ def latency(network: nn.Module, input_shape: Sequence[int], device: torch.device
         return time.perf_counter() - begin
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        layout = memory_format(twin, x)
+        twin.to(memory_format=layout)
+        x = x.to(memory_format=layout)
         pace = median(run() for _ in range(WARM_UP_RUNS))
         fewest, most = BLOCK_RUNS
         runs = min(max(round(BLOCK_SECONDS / pace), fewest), most)
@@ -135,8 +139,8 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def complexity(network: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
-    """Return parameters, macs, bytes by dtype, receptive field and DCASE's limits, JSON-ready."""
+def complexity(network: nn.Module, input_shape: Sequence[int]) -> dcase.Complexity:
+    """Return parameters, macs, operations, bytes by dtype, receptive field and DCASE's limits."""
     parameters = count_parameters(network)
     macs = count_macs(network, input_shape)
     size = {dtype: parameters * width for dtype, width in BYTES_PER_PARAMETER.items()}
@@ -144,6 +148,7 @@ def complexity(network: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]
     return {
         "parameters": parameters,
         "macs": macs,
+        "operations": count_operations(network, input_shape),
         "bytes": size,
         "receptive_field": {"mel_bins": rows, "frames": columns},
         "limits": dcase.limits(macs, size),

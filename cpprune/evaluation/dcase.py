@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
@@ -14,14 +14,54 @@ from cpprune.evaluation.metrics import Floats
 from shards.files.atomic import write_output
 
 if TYPE_CHECKING:
-    from shards.reader import Split
+    from shards.split import Split
 
 # Complexity limits of DCASE 2024 task 1.
 MAX_BYTES = 128_000
 MAX_MACS = 30_000_000
 
 
-def limits(macs: int, size: Mapping[str, int]) -> dict[str, Any]:
+class MacsLimit(TypedDict):
+    """The limit of MACs, and whether it is met."""
+
+    limit: int
+    ok: bool
+
+
+class BytesLimit(TypedDict):
+    """The limit of the parameters' bytes, and whether it is met, by dtype."""
+
+    limit: int
+    ok: dict[str, bool]
+
+
+class Limits(TypedDict):
+    """DCASE's limits, as they are printed as JSON."""
+
+    macs: MacsLimit
+    bytes: BytesLimit
+
+
+class Cost(TypedDict):
+    """What one forward pass costs; of several networks, their sum."""
+
+    parameters: int
+    macs: int
+    operations: int
+
+
+class Complexity(Cost):
+    """What a network costs, as it is printed as JSON.
+
+    `receptive_field` holds mel_bins and frames; exported files have none.
+    """
+
+    bytes: dict[str, int]
+    receptive_field: NotRequired[dict[str, int]]
+    limits: Limits
+
+
+def limits(macs: int, size: Mapping[str, int]) -> Limits:
     """Return DCASE's limits and whether a network is within them, JSON-ready.
 
     Args:

@@ -22,7 +22,7 @@ DEVICE_GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def log_softmax(logits_NK: NDArray[np.floating[Any]]) -> Floats:
+def log_softmax(logits_NK: NDArray[np.floating]) -> Floats:
     """[N, K] logits → log-probabilities in float64."""
     x = np.asarray(logits_NK, np.float64)
     with np.errstate(invalid="ignore"):  # NaN stays NaN, and `summary` returns None
@@ -49,7 +49,7 @@ def macro_accuracy(confusion_KK: Ints) -> float:
     return float((np.diag(confusion_KK)[present] / clips[present]).mean())
 
 
-def calibration(log_prob_NK: Floats, label_N: Ints, bins: int = 15) -> dict[str, Any]:
+def calibration(log_prob_NK: Floats, label_N: Ints, bins: int = 15) -> dict[str, object]:
     """Return the expected calibration error, and clips, confidence and accuracy of each bin.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
@@ -91,7 +91,7 @@ def summary(log_prob_NK: Floats, label_N: Ints) -> dict[str, Any]:
     }
 
 
-def by_value(log_prob_NK: Floats, label_N: Ints, values_N: NDArray[np.str_]) -> dict[str, Any]:
+def by_value(log_prob_NK: Floats, label_N: Ints, values_N: NDArray[np.str_]) -> dict[str, object]:
     """Return `summary` for the clips of each value of a column, such as the device."""
     return {
         str(value): summary(log_prob_NK[values_N == value], label_N[values_N == value])
@@ -115,7 +115,7 @@ def full_report(
     """
     report = summary(log_prob_NK, label_N)
     confusion = confusion_matrix(log_prob_NK, label_N)
-    per_class: dict[str, Any] = {}
+    per_class: dict[str, object] = {}
     for number, name in enumerate(classes):
         own = label_N == number
         if own.any():

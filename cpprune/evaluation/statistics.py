@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
 from shards.errors import UserError
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return `mean`, sample standard `deviation` (None of a single value) and `values`."""
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (None of a single value) and the values."""
+
+    mean: float
+    deviation: float | None
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean and sample standard deviation of one − other, and p of the two-sided paired t-test.
+
+    p is None where the difference is the same for every seed; `p_holm` has Holm's correction.
+    """
+
+    difference: float
+    deviation: float
+    p: float | None
+    p_holm: float | None = None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and deviation of values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "deviation": deviation, "values": list(values)}
+    return Spread(statistics.fmean(values), deviation, list(values))
 
 
-def paired_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+def paired_test(one: Sequence[float], other: Sequence[float]) -> Difference:
     """Compare two series of values, in the same order of seeds, by a paired t-test.
 
     Args:
         one: at least two values.
         other: as many.
-
-    Returns:
-        `difference` (the mean of one − other), its sample standard `deviation`, and `p` of the
-        two-sided paired t-test; None where the difference is the same for every seed.
 
     Raises:
         UserError: scipy is not installed.
@@ -38,11 +56,8 @@ def paired_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 
     change = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     varies = not np.allclose(change, change[0], rtol=1e-12, atol=1e-15)
-    return {
-        "difference": float(change.mean()),
-        "deviation": float(change.std(ddof=1)),
-        "p": float(stats.ttest_1samp(change, 0).pvalue) if varies else None,
-    }
+    p = float(stats.ttest_1samp(change, 0).pvalue) if varies else None
+    return Difference(float(change.mean()), float(change.std(ddof=1)), p)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

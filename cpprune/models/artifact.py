@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +26,11 @@ from cpprune.audio.frontend import (
     spec_from_json,
     spec_to_json,
 )
+from cpprune.models.example import memory_format
 from cpprune.models.factory import is_factory
 from cpprune.models.finite import not_finite
-from cpprune.models.registry import rebuild_model
+from cpprune.models.quantized import RANGES, Quantization, quantization_of, restore_quantized
+from cpprune.models.registry import can_be_fused, rebuild_model
 from cpprune.models.resize import layer_widths
 from cpprune.models.trust import require_trust
 from shards.errors import UserError
@@ -62,6 +64,8 @@ class Model(nn.Module):
         config: what the network was built with before pruning; see `ModelConfig.network_config`.
         clip_shape: shape of one clip: (samples,), or (1, rows, columns) for images.
         metadata: provenance and metrics, as in `model.json`.
+        fresh: names of the parameters that did not come with the others, but were initialised.
+        notes: what a run that starts from it should say, a line each.
     """
 
     def __init__(
@@ -70,10 +74,12 @@ class Model(nn.Module):
         features: FrontEnd,
         *,
         family: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         classes: Sequence[str],
         clip_shape: Sequence[int],
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, object] | None = None,
+        fresh: frozenset[str] = frozenset(),
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.network = network
@@ -83,10 +89,25 @@ class Model(nn.Module):
         self.classes = tuple(classes)
         self.clip_shape = tuple(clip_shape)
         self.metadata = dict(metadata or {})
+        self.fresh = fresh
+        self.notes = list(notes)
+        self._layout: torch.memory_format | None = None  # of the network's input; found when needed
 
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T] waveforms in [−1, 1] (or int16), or uint8 images [B, 1, H, W] → logits [B, K]."""
         logits: Tensor = self.network(self.features(clips))
+        return logits
+
+    @torch.no_grad()
+    def logits(self, clips: Tensor) -> Tensor:
+        """Return the logits [B, K] of clips on any device, in evaluation mode and without gradients."""
+        was_training = self.network.training
+        self.network.eval()
+        x = self.features(clips.to(next(self.network.parameters()).device))
+        if self._layout is None:
+            self._layout = memory_format(self.network, x)
+        logits: Tensor = self.network(x.to(memory_format=self._layout)).float()
+        self.network.train(was_training)
         return logits
 
     @property
@@ -98,6 +119,30 @@ class Model(nn.Module):
     def sample_rate(self) -> int | None:
         """Samples per second that the front end expects; None for images."""
         return self.features.sample_rate
+
+
+def deployed(model: Model, weights: Mapping[str, Tensor] | None = None) -> Model:
+    """Return the model as it is saved, counted and exported: its network fused, if it can be.
+
+    Args:
+        model: not changed; returned itself if there is nothing to fuse.
+        weights: state dict to take instead of the network's own.
+    """
+    network = model.network
+    if not can_be_fused(network):
+        return model
+    family = network.family_when_fused()
+    tensors = network.fused(weights or network.state_dict())
+    network = rebuild_model(family, len(model.classes), model.config, tensors, model.input_shape)
+    return Model(
+        network,
+        model.features,
+        family=family,
+        config=model.config,
+        classes=model.classes,
+        clip_shape=model.clip_shape,
+        metadata=model.metadata,
+    )
 
 
 def save(
@@ -120,11 +165,11 @@ def save(
     """
     if not claimed:
         claim(folder, MODEL)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in (weights or model.network.state_dict()).items()
-    }
-    payload = safetensors.torch.save(tensors)
+    own = deployed(model, weights)
+    if own is not model:
+        model, weights = own, None
+    payload = tensor_bytes(weights or model.network.state_dict())
+    quantization = quantization_of(model.network)
     description = {
         **model.metadata,
         "format": FORMAT,
@@ -135,6 +180,7 @@ def save(
         "clip_shape": list(model.clip_shape),
         "input_shape": list(model.input_shape),
         "features": spec_to_json(model.features.spec),
+        **({"quantization": asdict(quantization)} if quantization else {}),
         "weights": {
             "file": "model.safetensors",
             "sha256": hashlib.sha256(payload).hexdigest(),
@@ -158,12 +204,13 @@ class Description:
     """The model, as `model.json` describes it; see `Model`."""
 
     architecture: str
-    config: dict[str, Any]
+    config: dict[str, object]
     widths: dict[str, int]
     classes: Annotated[list[str], Meta(min_length=1)]
     clip_shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=3)]
-    features: dict[str, Any] | None
+    features: dict[str, object] | None
     weights: Weights
+    quantization: Quantization | None = None
 
 
 def load(
@@ -199,15 +246,21 @@ def load(
             raise ValueError(f"clip_shape {shape} is not {3 if spec is None else 1} number(s)")
         check_size(spec, shape)
         features = build_features(spec)
+        input_shape, quantization = features.output_shape(shape), description.quantization
+        ranges = tensors.pop(RANGES) if quantization else torch.empty(0)
         network = rebuild_model(
             description.architecture,
             len(description.classes),
             description.config,
             tensors,
-            features.output_shape(shape),
+            input_shape,
         )
-        if layer_widths(network) != description.widths:
+        # Older versions left out any layer of that name.
+        differing = dict(layer_widths(network).items() ^ description.widths.items())
+        if differing.keys() - {"classifier"}:
             raise ValueError("widths are not those of the weights")
+        if quantization:
+            restore_quantized(network, input_shape, quantization, ranges)
     if wrong := not_finite(network):
         raise UserError(
             f"{folder / 'model.safetensors'}: holds numbers that are not finite, in {wrong[0]}: what it "
@@ -252,6 +305,19 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     return parse_tensors(payload, path)
 
 
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file; names may share memory, as tied weights do."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        lying = tensor.detach().cpu().contiguous()
+        memory = lying.untyped_storage().data_ptr()
+        own[name] = lying.clone() if memory in seen else lying
+        seen.add(memory)
+    payload: bytes = safetensors.torch.save(own)
+    return payload
+
+
 def parse_tensors(payload: bytes, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
@@ -276,9 +342,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     path = folder / "model.json"
     if not path.is_file():
-        hint = (
-            f"; did you mean {folder / 'model'}?" if (folder / "model/model.json").is_file() else ""
-        )
+        hint = ""
+        if any((folder / "model" / name).is_file() for name in ("model.json", "routes.json")):
+            hint = f"; did you mean {folder / 'model'}?"
+        elif (folder / "routes.json").is_file():
+            hint = f" but several: name one, such as {folder / 'general'}"
         raise UserError(f"{folder}: holds no model.json, so it is not a model folder{hint}")
     description = read_json(path, dict[str, Any], nan=True)
     number = description.get("format")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from cpprune.models.intercept import Function, Intercept
 
 # A network is built at its width before pruning, which may be much more than what is left.
 LEAST_ELEMENTS = 1 << 27
@@ -19,7 +19,7 @@ CREATORS = {"empty", "zeros", "ones", "full", "rand", "randn", "eye", "arange", 
 FILLERS = {"normal_", "uniform_", "zero_", "fill_", "kaiming_normal_", "kaiming_uniform_"}
 
 
-class BoundedBuild(TorchFunctionMode):
+class BoundedBuild(Intercept):
     """Context that limits how many tensors, and elements in them, are created.
 
     Args:
@@ -38,9 +38,7 @@ class BoundedBuild(TorchFunctionMode):
         self.allocates = allocates
         self.elements_left = max(LEAST_ELEMENTS, WIDER * stored) if allocates else math.inf
 
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def call(self, func: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         """Count the elements that a function would create, then call it."""
         name = getattr(func, "__name__", "")
         if name in CREATORS:
@@ -50,7 +48,6 @@ class BoundedBuild(TorchFunctionMode):
                 self.elements_left -= math.prod(sizes)
             if min(self.tensors_left, self.elements_left) < 0:
                 raise ValueError("the network has far more, or larger, tensors than the file")
-        kwargs = kwargs or {}
         if name in FILLERS and not self.allocates:
             return args[0] if args else kwargs["tensor"]  # a meta tensor has no values
         return func(*args, **kwargs)

@@ -70,7 +70,7 @@ class ModelConfig:
         """What `build_model` takes as the name: the family's, or the factory."""
         return self.factory or self.name
 
-    def network_config(self) -> dict[str, Any]:
+    def network_config(self) -> dict[str, object]:
         """Return what `build_model` takes beside the name."""
         if self.factory is not None:
             return dict(self.arguments)

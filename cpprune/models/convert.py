@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cpprune.audio.config import preset_spec
@@ -16,6 +15,7 @@ from cpprune.models.artifact import Model
 from cpprune.models.finite import not_finite
 from cpprune.models.networks.cp_resnet import imported_widths
 from cpprune.models.registry import rebuild_model
+from cpprune.models.weights import PREFIXES, read_state_dict
 from shards.errors import UserError
 from shards.files.atomic import writing
 from shards.files.locks import locked
@@ -39,8 +39,7 @@ def import_state_dict(
         UserError: the file cannot be read or holds no CP-ResNet; or `out` cannot be written, holds
             something other than a model, or is being written by another process.
     """
-    claim(out, artifact.MODEL, "--out")
-    tensors = _read(file)
+    tensors = read_state_dict(file)
     tensors = {_plain(name): t for name, t in tensors.items()}
     convolutions = {n: t for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 4}
     widths = {n.removesuffix(".weight"): t.shape[0] for n, t in convolutions.items()}
@@ -77,13 +76,29 @@ def import_state_dict(
         config=config,
         classes=names,
         clip_shape=(spec.sample_rate,),
-        metadata={"provenance": {"imported": file.name}, "metrics": {}},
     )
+    save_imported(model, file, out)
+    return model
+
+
+def save_imported(model: Model, file: Path, out: Path) -> None:
+    """Write a model that was made from a file of others.
+
+    Args:
+        model: with the weights of the file.
+        file: whose name is recorded.
+        out: destination: see `import_state_dict`.
+
+    Raises:
+        UserError: `out` cannot be written, holds something other than a model, or is being written by
+            another process.
+    """
+    claim(out, artifact.MODEL, "--out")
+    model.metadata = {"provenance": {"imported": file.name}, "metrics": {}}
     out = Path(os.path.abspath(out))  # noqa: PTH100 - a symbolic link at its end is kept
     busy = f"{out}: another import is writing it"
     with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
         artifact.save(model, out)
-    return model
 
 
 def _blocks_and_groups(convolutions: dict[str, Tensor]) -> dict[str, list[int]]:
@@ -98,28 +113,9 @@ def _blocks_and_groups(convolutions: dict[str, Tensor]) -> dict[str, list[int]]:
     return {"blocks": blocks, "groups": groups}
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{file}: is not a plain state dict ({first[:120]}); save model.state_dict() and import that"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()
-    ):
-        raise UserError(f"{file}: is not a state dict: it must map names to tensors")
-    return content
-
-
 def _plain(name: str) -> str:
     """Strip the prefixes that Lightning, DDP and torch.compile put before parameter names."""
-    prefixes = ("module.", "model.", "net.", "network.", "_orig_mod.")
+    prefixes = (*PREFIXES, "_orig_mod.")
     while prefix := next((p for p in prefixes if name.startswith(p)), ""):
         name = name.removeprefix(prefix)
     return name

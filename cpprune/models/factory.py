@@ -13,11 +13,10 @@ import typing
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 
 
 def is_factory(name: str) -> bool:
@@ -25,7 +24,7 @@ def is_factory(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
-def make(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+def make(name: str, num_classes: int, arguments: Mapping[str, object]) -> nn.Module:
     """Call a factory: function(num_classes=K, **arguments).
 
     Args:
@@ -42,7 +41,7 @@ def make(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module
     except Exception as error:  # user code can raise anything
         raise UserError(
             f"model.factory={name}: failed with num_classes={num_classes} and model.arguments="
-            f"{dict(arguments)} ({_one_line(error)})"
+            f"{dict(arguments)} ({one_line(error, 300)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -52,7 +51,7 @@ def make(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module
     return network
 
 
-def find(name: str) -> Callable[..., Any]:
+def find(name: str) -> Callable[..., object]:
     """Return a factory without calling it; see `make`."""
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
@@ -62,8 +61,8 @@ def find(name: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except Exception as error:  # the import runs user code
         raise UserError(
-            f"model.factory={name}: {module_name} cannot be imported ({_one_line(error)}); run where "
-            "its file lies, or put its folder into PYTHONPATH"
+            f"model.factory={name}: {module_name} cannot be imported ({one_line(error, 300)}); run "
+            "where its file lies, or put its folder into PYTHONPATH"
         ) from error
     function = getattr(module, attribute, None)
     if function is None:
@@ -74,7 +73,7 @@ def find(name: str) -> Callable[..., Any]:
             "function annotated to return one: write `def ...(num_classes: int, ...) -> nn.Module:`"
         )
     assert callable(function)
-    return typing.cast(Callable[..., Any], function)
+    return typing.cast(Callable[..., object], function)
 
 
 def _makes_networks(function: object) -> bool:
@@ -83,7 +82,7 @@ def _makes_networks(function: object) -> bool:
     return inspect.isclass(function) and issubclass(function, nn.Module)
 
 
-def _return_type(function: Callable[..., Any]) -> object:
+def _return_type(function: Callable[..., object]) -> object:
     """Return a function's return annotation, without evaluating its others."""
 
     def only_return() -> None: ...
@@ -94,7 +93,3 @@ def _return_type(function: Callable[..., Any]) -> object:
         return typing.get_type_hints(only_return, getattr(function, "__globals__", {}))["return"]
     except Exception:  # such as a name imported under TYPE_CHECKING
         return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

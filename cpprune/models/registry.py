@@ -11,6 +11,10 @@ To add a network, write `cpprune/models/networks/NAME.py` (and a test of it); no
 
         def forward(self, x_BCFT: Tensor) -> Tensor: ...  # [B, 1, F, T] → logits [B, num_classes]
 
+        # Optional, for a network that is saved as one of another family with the same settings:
+        def family_when_fused(self) -> str: ...
+        def fused(self, tensors) -> dict[str, Tensor]: ...  # its state dict → that of the other
+
 `model.name: NAME` selects it. The annotated keyword arguments of the class are its settings: keys of
 `model` where `ModelConfig` has them, entries of `model.arguments` otherwise. A pruned network is rebuilt
 by fitting a fresh one to the recorded tensors (`cpprune.models.resize.fit`).
@@ -21,16 +25,37 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, TypeVar, get_type_hints
+from typing import Protocol, TypeGuard, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cpprune.models import factory, networks
 from cpprune.models.bounds import BoundedBuild
 from cpprune.models.resize import fit
 from cpprune.settings.choices import wrong_choice
+from shards.errors import one_line
 from shards.files.documents import DocumentError, typed
+
+
+class Fusible(Protocol):
+    """A network that is saved, counted and exported as one of another family; see above."""
+
+    def family_when_fused(self) -> str:
+        """Return the other family, which has the same settings."""
+
+    def fused(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state dict of the other network that does the same as this one with its own."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return its own, as any module does."""
+
+
+def can_be_fused(network: nn.Module) -> TypeGuard[Fusible]:
+    """Return whether a network is fused when it is saved."""
+    return hasattr(network, "family_when_fused") and hasattr(network, "fused")
+
 
 Network = TypeVar("Network", bound=type[nn.Module])
 
@@ -67,7 +92,7 @@ def settings_of(name: str) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module:
+def build_model(name: str, *, num_classes: int = 10, **config: object) -> nn.Module:
     """Build a network with fresh weights.
 
     Args:
@@ -90,7 +115,7 @@ def build_model(name: str, *, num_classes: int = 10, **config: Any) -> nn.Module
 def rebuild_model(
     name: str,
     num_classes: int,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     input_shape: Sequence[int],
 ) -> nn.Module:
@@ -111,6 +136,7 @@ def rebuild_model(
     if own_code:
         with BoundedBuild(tensors, allocates=True):
             network = build_model(name, num_classes=num_classes, **config)
+            _materialise(network, input_shape)
     else:
         complete = getattr(network_class(name), "complete_config", None)
         if complete is not None:
@@ -132,7 +158,14 @@ def rebuild_model(
     return network
 
 
-def check_config(family: str, config: Mapping[str, Any], key: str = "config") -> None:
+def _materialise(network: nn.Module, input_shape: Sequence[int]) -> None:
+    """Give the parameters of lazy modules their shapes, which a first input decides."""
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, *input_shape))
+
+
+def check_config(family: str, config: Mapping[str, object], key: str = "config") -> None:
     """Raise ValueError, which names the key, for an unknown setting of a family or a wrong type."""
     settings = settings_of(family)
     types = get_type_hints(network_class(family).__init__)
@@ -167,9 +200,8 @@ def check_logits(network: nn.Module, input_shape: Sequence[int], num_classes: in
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *input_shape, device=tensor.device))
     except Exception as error:  # user code can raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
-            f"the network cannot take inputs of shape {list(input_shape)} ({reason})"
+            f"the network cannot take inputs of shape {list(input_shape)} ({one_line(error, 300)})"
         ) from None
     finally:
         for module, training in modes.items():

@@ -13,15 +13,20 @@ from torch import Tensor, nn
 
 from cpprune.deps.torch import AnyConv, AnyNorm
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Linear, nn.GRU, nn.LSTM),
+)
 
 
 def layer_widths(network: nn.Module) -> dict[str, int]:
-    """Return the output width of every convolution and linear layer by its name.
+    """Return the output width of every convolution, linear and recurrent layer by its name.
 
-    The layer that the network calls its `classifier` is left out: its width is the number of classes.
+    The classifier of a registered network is left out: its width is the number of classes.
     """
-    classifier = getattr(network, "classifier", None)
+    declared = isinstance(getattr(type(network), "classifier", None), property)
+    classifier = network.classifier if declared else None
     return {
         name: output_width(module)
         for name, module in network.named_modules()
@@ -32,6 +37,8 @@ def layer_widths(network: nn.Module) -> dict[str, int]:
 def output_width(layer: nn.Module) -> int:
     """Return the number of output channels of one of `LAYERS`."""
     assert isinstance(layer, LAYERS)
+    if isinstance(layer, nn.RNNBase):
+        return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
@@ -74,12 +81,12 @@ def fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
                 setattr(module, key, new)
             resized = True
         if resized:
-            _update_attributes(module)
+            update_attributes(module)
         changed = changed or resized
     return changed
 
 
-def _update_attributes(module: nn.Module) -> None:
+def update_attributes(module: nn.Module) -> None:
     """Update a module's attributes, such as `in_channels`, to the shapes of its tensors."""
     if isinstance(module, AnyConv):
         first, second = module.weight.shape[:2]
@@ -91,6 +98,13 @@ def _update_attributes(module: nn.Module) -> None:
         module.out_channels, module.in_channels = outer, inner
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.GRU | nn.LSTM):
+        module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+    elif isinstance(module, nn.MultiheadAttention):
+        if module.in_proj_weight is not None:  # queries, keys and values of one width
+            module.embed_dim = module.kdim = module.vdim = module.in_proj_weight.shape[1]
+            module.head_dim = module.embed_dim // module.num_heads
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):

@@ -1,134 +1,34 @@
 """How many channels each group keeps: from a ratio, or from limits on the cost of the network.
 
-Shapes: G channel groups, P parameters of the network, D dimensions of a parameter, N candidates.
+Shapes: G channel groups, N candidates.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from cpprune.evaluation.complexity import BYTES_PER_PARAMETER, macs_per_parameter
-from cpprune.models.example import example_input
-from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
+from cpprune.pruning.budget import Limit
+from cpprune.pruning.costs import CostModel, Widths
+from cpprune.pruning.groups import ChannelGroup
 from shards.errors import UserError
 from shards.random_stream import RandomStream
-
-Widths = NDArray[np.int64]
 
 # Candidates tried around the allocation, to use up what the limits leave.
 CANDIDATES = 60_000
 
-
-@dataclass(frozen=True)
-class Limit:
-    """One limit.
-
-    Attributes:
-        text: as it was written.
-        quantity: "params" (bytes are parameters × the dtype's width), "macs" or "latency".
-        bound: the most there may be; of latency, in milliseconds.
-    """
-
-    text: str
-    quantity: str
-    bound: float
-
-
-NUMBER = r"[0-9.]+(?:[eE][+-]?[0-9]+)?"
-MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-
-
-def parse_budget(text: str) -> list[Limit]:
-    """Read "params<=47028,macs<=10e6,bytes<=128000@fp16,latency<=3ms".
-
-    Raises:
-        ValueError: it says something else; the message names the part.
-    """
-    return [_parse_limit(part.strip()) for part in text.split(",")]
-
-
-def _parse_limit(text: str) -> Limit:
-    count = re.fullmatch(rf"(params|macs)\s*<=\s*({NUMBER})", text)
-    size = re.fullmatch(rf"bytes\s*<=\s*({NUMBER})@({'|'.join(BYTES_PER_PARAMETER)})", text)
-    time = re.fullmatch(rf"latency\s*<=\s*({NUMBER})\s*({'|'.join(MILLISECONDS)})", text)
-    try:
-        if count and float(count[2]) >= 1:
-            return Limit(text, count[1], float(count[2]))
-        if size and float(size[1]) >= 1:
-            return Limit(text, "params", float(size[1]) // BYTES_PER_PARAMETER[size[2]])
-        if time and float(time[1]) > 0:
-            return Limit(text, "latency", float(time[1]) * MILLISECONDS[time[2]])
-    except ValueError:  # such as 1.2.3
-        pass
-    raise ValueError(
-        f"prune.budget: {text!r} is no limit; write params<=47028, macs<=10e6, bytes<=128000@fp16 "
-        f"(dtypes: {', '.join(BYTES_PER_PARAMETER)}) or latency<=3ms (units: "
-        f"{', '.join(MILLISECONDS)}), separated by commas"
-    )
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """Parameters and MACs of a network as a function of the widths of its groups.
-
-    Attributes:
-        widths: of the network it was made from, [G].
-        sizes: dimensions of every parameter at those widths, [P, D] (1 where there are fewer).
-        slopes: how each dimension grows with each width, [P, D, G].
-        factors: MACs for each entry of a parameter, [P].
-    """
-
-    widths: Widths
-    sizes: NDArray[np.float64]
-    slopes: NDArray[np.float64]
-    factors: NDArray[np.float64]
-
-    def cost(self, widths_NG: Widths) -> dict[str, NDArray[np.float64]]:
-        """Return `params` and `macs`, [N] each, for candidates of widths."""
-        change = (widths_NG - self.widths).astype(np.float64)
-        dims = self.sizes + np.einsum("pdg,ng->npd", self.slopes, change)
-        entries = dims.prod(2)
-        return {"params": entries.sum(1), "macs": entries @ self.factors}
-
-
-def cost_model(
-    network: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]
-) -> CostModel:
-    """Fit the cost model by removing one pruning unit of each group from a copy.
-
-    It is exact for any architecture whose parameter dimensions are linear in the widths.
-    """
-    before = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    depth = max(len(shape) for shape in before.values())
-    sizes = np.ones((len(before), depth))
-    slopes = np.zeros((len(before), depth, len(groups)))
-    for number, shape in enumerate(before.values()):
-        sizes[number, : len(shape)] = shape
-    for column, group in enumerate(groups):
-        if group.width == group.blocks:
-            continue  # it cannot get narrower
-        twin = copy.deepcopy(network)
-        with dependency_graph(twin, example_input(twin, input_shape)) as graph:
-            remove_channels(graph, twin, group.layer, group.channels([0]))
-        for number, (name, parameter) in enumerate(twin.named_parameters()):
-            for axis, size in enumerate(parameter.shape):
-                slopes[number, axis, column] = (before[name][axis] - size) / group.blocks
-    per_parameter = macs_per_parameter(network, input_shape)
-    factors = np.array([per_parameter[name] for name in before])
-    widths = np.array([group.width for group in groups], np.int64)
-    return CostModel(widths, sizes, slopes, factors)
+# The settings that decide how narrow a layer may become.
+LEAST = "prune.min_width, prune.max_ratio, prune.ratios"
 
 
 def feasible(model: CostModel, limits: Sequence[Limit], widths_NG: Widths) -> NDArray[np.bool_]:
-    """Return which candidates meet all limits on params and macs, [N]."""
+    """Return which candidates meet all limits on what is counted, [N]."""
     cost = model.cost(widths_NG)
     met = np.ones(len(widths_NG), np.bool_)
     for limit in limits:
@@ -160,6 +60,11 @@ class Bounds:
     widest: Widths
     multiple: Widths
 
+    def held(self, where: NDArray[np.bool_], widths: Widths) -> Bounds:
+        """Return bounds that leave some groups, [G], only these widths, [G]."""
+        narrowest = np.where(where, widths, self.narrowest)
+        return Bounds(narrowest, np.where(where, widths, self.widest), self.multiple)
+
     def fit(self, widths_NG: Widths) -> Widths:
         """Return the nearest allowed widths that are not wider."""
         rounded = widths_NG // self.multiple * self.multiple
@@ -167,32 +72,53 @@ class Bounds:
         return fitted
 
 
-def bounds(groups: Sequence[ChannelGroup], min_width: int, round_to: int) -> Bounds:
-    """Return the bounds of these groups."""
+def bounds(
+    groups: Sequence[ChannelGroup],
+    min_width: int,
+    round_to: int,
+    least_widths: Sequence[float] | None = None,
+) -> Bounds:
+    """Return the bounds of these groups.
+
+    Args:
+        groups: G groups.
+        min_width: smallest width of any of them.
+        round_to: widths are multiples of this.
+        least_widths: smallest width of each, [G]; it need not be a whole number.
+    """
     widest = np.array([group.width for group in groups], np.int64)
     multiple = np.array([math.lcm(group.blocks, round_to) for group in groups], np.int64)
-    least = -(-max(min_width, 1) // multiple) * multiple
+    wanted = np.maximum(min_width, 1 if least_widths is None else np.array(least_widths))
+    least = np.ceil(wanted / multiple - 1e-9).astype(np.int64) * multiple
     return Bounds(np.minimum(least, widest), widest, multiple)
 
 
-def uniform(original: Sequence[int], ratio: float) -> Widths:
-    """Return the widths after removing the same fraction of every group, rounded down."""
+def uniform(original: Sequence[int], ratio: float | NDArray[np.float64]) -> Widths:
+    """Return the widths after removing a fraction of every group, the same or one each, rounded down."""
     return np.floor(np.array(original) * (1 - ratio) + 1e-9).astype(np.int64)
 
 
-def lowest_first(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], total: int) -> Widths:
+def lowest_first(
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Tensor],
+    total: int,
+    narrowest: Widths | None = None,
+) -> Widths:
     """Return the widths when the lowest scores go until at most `total` channels are left.
 
-    At least one unit stays in each group.
+    Args:
+        groups: G groups.
+        scores: of the units of each.
+        total: channels to leave; more are left where the narrowest widths need it.
+        narrowest: widths that stay in any case, [G]; by default one unit of each group.
     """
-    best = [int(values.argmax()) for values in scores]
-    pool = [
-        (-float(value), group, unit)
-        for group, values in enumerate(scores)
-        for unit, value in enumerate(values)
-        if unit != best[group]
-    ]
-    widths = np.array([group.blocks for group in groups], np.int64)
+    blocks = np.array([group.blocks for group in groups], np.int64)
+    widths = blocks.copy() if narrowest is None else narrowest // blocks * blocks
+    pool = []
+    for group, values in enumerate(scores):
+        best_first = torch.argsort(values, descending=True, stable=True).tolist()
+        for unit in best_first[widths[group] // blocks[group] :]:
+            pool.append((-float(values[unit]), group, unit))
     left = total - int(widths.sum())
     for _, group, _ in sorted(pool):
         left -= groups[group].blocks
@@ -208,7 +134,7 @@ def allocate(
     allowed: Bounds,
     narrowing: Callable[[float], Widths],
 ) -> Widths:
-    """Return widths that meet all limits on params and macs and leave as little unused as possible.
+    """Return widths that meet all limits on what is counted and leave as little unused as possible.
 
     The narrowing is followed until all limits are met; then candidates close to it are tried, and the
     one that uses the tightest limit most is taken; among equals, the one closest to the narrowing.
@@ -225,13 +151,12 @@ def allocate(
     if not feasible(model, limits, allowed.narrowest[None])[0]:
         cost = model.cost(allowed.narrowest[None])
         failing = [
-            f"{limit.text} (at least {int(cost[limit.quantity][0]):,} {limit.quantity})"
+            f"{limit.text} (at least {limit.text_of(cost[limit.quantity][0])})"
             for limit in limits
             if cost[limit.quantity][0] > limit.bound
         ]
         raise UserError(
-            f"prune.budget: {', '.join(failing)} cannot be met even at the least widths "
-            "(prune.min_width)"
+            f"prune.budget: {', '.join(failing)} cannot be met even at the least widths ({LEAST})"
         )
     if feasible(model, limits, allowed.widest[None])[0]:
         return allowed.widest
@@ -253,27 +178,27 @@ def allocate(
     return chosen
 
 
-def meet_latency(
+def meet_measured(
     limit: Limit,
     start: Widths,
     allowed: Bounds,
     narrowing: Callable[[float], Widths],
     measure: Callable[[Widths], float],
 ) -> Widths:
-    """Return the first widths along the narrowing that meet a limit on latency when measured.
+    """Return the first widths along the narrowing that meet a limit when measured.
 
     They are found by bisection and measured once more, since a measurement can be off; if they fail
     then, the search goes on among narrower ones.
 
     Args:
-        limit: on latency.
+        limit: on what has to be measured, such as latency.
         start: no group gets wider than this.
         allowed: what widths may be.
         narrowing: widths for the fraction that is removed, from 0 to 1.
-        measure: the milliseconds that the network takes when it is cut to widths.
+        measure: how much the network takes when it is cut to widths, in the unit of the limit's bound.
 
     Raises:
-        UserError: even the least widths take too long; it names the limit and what they take.
+        UserError: even the least widths take too much; it names the limit and what they take.
     """
     if measure(start) <= limit.bound:
         return start
@@ -293,7 +218,33 @@ def meet_latency(
             return path[fast]
         if fast == len(path) - 1:
             raise UserError(
-                f"prune.budget: {limit.text} (at least {taken:.3g}ms here) cannot be met even at the "
-                "least widths (prune.min_width)"
+                f"prune.budget: {limit.text} (at least {limit.text_of(taken)}) cannot be met even at "
+                f"the least widths ({LEAST})"
             )
         slow, fast = fast, len(path) - 1
+
+
+def widened(limit: Limit, start: Widths, end: Widths, measure: Callable[[Widths], float]) -> Widths:
+    """Return widths of which only those are less than at the start that have to be.
+
+    Memory is that of the layers at its peak; the others need not get narrower. Groups get their widths
+    back by halves, the last layers first.
+
+    Args:
+        limit: on what has to be measured.
+        start: widths that do not meet it.
+        end: widths that do.
+        measure: how much the network takes when it is cut to widths, the same each time.
+    """
+
+    def restored(widths: Widths, members: NDArray[np.intp]) -> Widths:
+        wider = widths.copy()
+        wider[members] = start[members]
+        if (wider == widths).all() or measure(wider) <= limit.bound:
+            return wider
+        if len(members) == 1:
+            return widths
+        first, last = np.array_split(members, 2)
+        return restored(restored(widths, last), first)
+
+    return restored(end, np.arange(len(end)))

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from cpprune.pruning.criteria import CRITERIA, check_options
+from cpprune.pruning.budget import parse_budget
+from cpprune.pruning.criteria import CRITERIA, check_fallback, check_options
 from cpprune.settings.choices import check_choices
 
 
 @dataclass(kw_only=True)
 class PruneConfig:
-    """The pruning schedule; without a ratio, a budget or a plan nothing is pruned."""
+    """The pruning schedule; without a ratio, ratios, a budget or a plan nothing is pruned."""
 
     ratio: float | None = None
     """fraction of the channels to remove, of the widths at the start of the run, such as 0.41"""
     budget: str | None = None
-    """upper limits instead of a ratio, one or more of params<=47028,macs<=10e6,bytes<=128000@fp16,
-    latency<=3ms; latency is that of one clip, measured on the device of the run"""
+    """upper limits instead of a ratio, one or more of params<=47028,macs<=10e6,
+    operations<=10e6,bytes<=128000@fp16,exported<=60000@int8,ram<=200000@int8,latency<=3ms; exported is
+    the network in the ONNX file of cpprune export; ram is what it needs in C beside its features
+    (cpprune export --to c); latency is that of one clip, measured on the device of the run"""
+    ratios: dict[str, float] = field(default_factory=dict)
+    """layers with a ratio of their own, whatever prune.ratio or prune.budget says: patterns as in
+    prune.ignore, such as {"stage1.*": 0.2, "stage3.*": 0}; of several that match a layer, the last
+    counts"""
     plan: str | None = None
     """file of a pruning plan to apply as it is, instead of a ratio or a budget"""
     save_plan: str | None = None
     """with --dry-run: write the plan to this file, for prune.plan"""
     criterion: Literal[tuple(CRITERIA)] = "magnitude"  # type: ignore[valid-type]
     """importance criterion"""
+    fallback_criterion: Literal[tuple(CRITERIA)] | None = None  # type: ignore[valid-type]
+    """criterion for layers without what prune.criterion looks at, such as bn_scale without BatchNorm,
+    which is refused otherwise; with prune.scope=local or isomorphic, where scores of two criteria are
+    never compared"""
     reduction: Literal["mean", "sum", "max", "prod"] | None = None
     """how the scores of a channel in the coupled layers of its group are combined: mean, sum, max or
     prod (default: the criterion's own)"""
@@ -33,10 +44,11 @@ class PruneConfig:
     (default: the criterion's own)"""
     calibration_clips: int = 64
     """taylor and hessian: number of training clips on which the effect on the loss is measured"""
-    scope: Literal["local", "global", "sensitivity"] = "local"
+    scope: Literal["local", "global", "isomorphic", "sensitivity"] = "local"
     """how cuts are spread: local: the same fraction of every layer; global: the least important
-    channels of the whole network; sensitivity: from every layer what raises the log loss by less than
-    one threshold, see prune.sensitivity"""
+    channels of the whole network; isomorphic: the least important channels among layers that are
+    coupled in the same way, the same fraction of each kind; sensitivity: from every layer what raises
+    the log loss by less than one threshold, see prune.sensitivity"""
     sensitivity: str | None = None
     """prune.scope=sensitivity: the sensitivity.json that `cpprune sensitivity` wrote for this network"""
     steps: int = 1
@@ -56,6 +68,12 @@ class PruneConfig:
     or growing"""
     sparsity_strength: float = 1e-4
     """weight of that regularizer in the loss"""
+    ignore: list[str] = field(default_factory=list)
+    """layers that keep their width, and with them all that they are coupled with: names or patterns,
+    such as [stem.*, conv1]"""
+    max_ratio: float = 1.0
+    """largest fraction of any layer's channels that may be removed, of its width at the start of the
+    run"""
     min_width: int = 1
     """smallest width of a pruned layer, in channels"""
     round_to: int = 1
@@ -69,19 +87,37 @@ class PruneConfig:
                 f"prune.ratio={self.ratio}: must be above 0 and below 1 (0.41 cuts 41 % of the "
                 "channels)"
             )
+        for pattern, ratio in self.ratios.items():
+            if not 0 <= ratio < 1:
+                raise ValueError(
+                    f"prune.ratios: {pattern}: {ratio}: must be at least 0 (nothing is cut) and below 1"
+                )
+            if ratio > self.max_ratio:
+                raise ValueError(
+                    f"prune.ratios: {pattern}: {ratio}: is above prune.max_ratio={self.max_ratio}"
+                )
         given = [n for n in ("ratio", "budget", "plan") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"prune.{' and prune.'.join(given)}: give one of them, not both")
         if self.plan is not None and self.steps != 1:
             raise ValueError("prune.plan: a plan is applied in one step; leave out prune.steps")
+        if self.plan is not None and self.ratios:
+            raise ValueError(
+                "prune.plan: a plan says what is cut of every layer; leave out prune.ratios"
+            )
+        if self.plan is not None and self.start_epoch:
+            raise ValueError(
+                f"prune.plan with prune.start_epoch={self.start_epoch}: a plan is for a network as it "
+                "is, so it is applied at the start; leave out prune.start_epoch"
+            )
         if self.budget is not None:
-            from cpprune.pruning.allocation import parse_budget
-
             parse_budget(self.budget)
         if self.calibration_clips < 1:
             raise ValueError(
                 f"prune.calibration_clips={self.calibration_clips}: must be at least 1"
             )
+        if not 0 < self.max_ratio <= 1:
+            raise ValueError(f"prune.max_ratio={self.max_ratio}: must be above 0 and at most 1")
         if self.min_width < 1 or self.round_to < 1:
             raise ValueError(
                 f"prune.min_width={self.min_width}, prune.round_to={self.round_to}: must be at "
@@ -89,6 +125,7 @@ class PruneConfig:
             )
         check_choices(self, "prune")
         check_options(self.criterion, self.reduction, self.normaliser)
+        check_fallback(self.criterion, self.fallback_criterion, self.scope)
         if (self.scope == "sensitivity") != (self.sensitivity is not None):
             raise ValueError(
                 f"prune.scope={self.scope}, prune.sensitivity={self.sensitivity}: the scope "
@@ -110,7 +147,8 @@ class PruneConfig:
     @property
     def prunes(self) -> bool:
         """Whether there is anything to cut."""
-        return any(how is not None for how in (self.ratio, self.budget, self.plan))
+        given = any(how is not None for how in (self.ratio, self.budget, self.plan))
+        return given or bool(self.ratios)
 
     @property
     def last_epoch(self) -> int:

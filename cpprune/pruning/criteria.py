@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cpprune.deps.torch_pruning import CoupledGroup
+
+# Maps a coupled group to the scores of its channels; None: it has nothing to score.
+Importance: TypeAlias = "Callable[[CoupledGroup], Tensor | None]"
 Needs = Literal["weights", "gradients", "squared_gradients"]
+Function: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Criterion:
     source: str
     needs: Needs
     options: tuple[str, ...]
-    function: Callable[..., Any]
+    function: Function
 
     @property
     def needs_data(self) -> bool:
@@ -48,18 +53,16 @@ class Criterion:
 
 CRITERIA: dict[str, Criterion] = {}
 
-_Function = Callable[..., Any]
-
 
 def criterion(
     *,
     source: str,
     needs: Needs = "weights",
     options: tuple[str, ...] = ("reduction", "normaliser"),
-) -> Callable[[_Function], _Function]:
+) -> Callable[[Function], Function]:
     """Register a function under its name as a criterion; see `Criterion`."""
 
-    def register(function: _Function) -> _Function:
+    def register(function: Function) -> Function:
         name = function.__name__
         CRITERIA[name] = Criterion(name, source, needs, options, function)
         return function
@@ -68,39 +71,42 @@ def criterion(
 
 
 @criterion(source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017")
-def magnitude(seed: int) -> Any:
+def magnitude(seed: int) -> Importance:
     """Mean L1 norm over the tensors of the group."""
     return _norm(1, "mean", "mean")
 
 
 @criterion(source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017")
-def magnitude_l2(seed: int) -> Any:
+def magnitude_l2(seed: int) -> Importance:
     """Mean squared L2 norm over the tensors of the group."""
     return _norm(2, "mean", "mean")
 
 
 @criterion(source="Liu et al., Network Slimming, ICCV 2017")
-def bn_scale(seed: int) -> Any:
+def bn_scale(seed: int) -> Importance:
     """Scaling factors of batch normalisation."""
-    return _torch_pruning().BNScaleImportance()
+    return _imported("BNScale")
 
 
 @criterion(source="Fang et al., DepGraph, CVPR 2023")
-def group_norm(seed: int) -> Any:
+def group_norm(seed: int) -> Importance:
     """Squared L2 norm over the whole group."""
     return _norm(2, "sum", "max")
 
 
 @criterion(source="Lee et al., LAMP, ICLR 2021", options=("reduction",))
-def lamp(seed: int) -> Any:
+def lamp(seed: int) -> Importance:
     """Layer-adaptive magnitude, which is a normaliser itself."""
-    return _torch_pruning().LAMPImportance()
+    return _imported("LAMP")
 
 
 @criterion(source="He et al., FPGM, CVPR 2019")
-def fpgm(seed: int) -> Any:
+def fpgm(seed: int) -> Importance:
     """Distance from the geometric median of the filters."""
-    return _torch_pruning().FPGMImportance()
+    from cpprune.deps.torch_pruning import fpgm_importance
+
+    found: Importance = fpgm_importance()
+    return found
 
 
 @criterion(
@@ -122,14 +128,14 @@ def hessian(weights: Tensor, squared_gradient: Tensor) -> Tensor:
 
 
 @criterion(source="control for the other criteria", options=())
-def random(seed: int) -> Any:
+def random(seed: int) -> Importance:
     """Pseudo-random numbers, the same on every machine for a group of this name and width."""
     import numpy as np
     import torch
 
     from shards.random_stream import RandomStream
 
-    def scores(group: Any) -> Tensor:
+    def scores(group: CoupledGroup) -> Tensor:
         layer, width = group[0].dep.target.name, len(group[0].idxs)
         words = RandomStream(seed, width, *layer.encode()).words(width)
         return torch.from_numpy(words.astype(np.float64))
@@ -137,16 +143,39 @@ def random(seed: int) -> Any:
     return scores
 
 
-def _norm(p: int, reduction: str, normaliser: str) -> Any:
-    return _torch_pruning().MagnitudeImportance(
-        p=p, group_reduction=reduction, normalizer=normaliser
-    )
+def _norm(p: int, reduction: str, normaliser: str) -> Importance:
+    return _imported("Magnitude", p=p, group_reduction=reduction, normalizer=normaliser)
 
 
-def _torch_pruning() -> Any:
+def _imported(name: str, **arguments: object) -> Importance:
+    """Return one of Torch-Pruning's importances."""
     import torch_pruning
 
-    return torch_pruning.importance
+    found: Importance = getattr(torch_pruning.importance, f"{name}Importance")(**arguments)
+    return found
+
+
+def check_fallback(criterion: str, fallback: str | None, scope: str) -> None:
+    """Raise ValueError unless a second criterion can score the layers that the first cannot.
+
+    Args:
+        criterion: see `CRITERIA`.
+        fallback: the second one, or None.
+        scope: how cuts are spread.
+    """
+    if fallback is None:
+        return
+    if scope not in ("local", "isomorphic"):
+        raise ValueError(
+            f"prune.fallback_criterion={fallback}: scores of two criteria cannot be ranked together, as "
+            f"prune.scope={scope} would; set prune.scope to local or isomorphic"
+        )
+    for name in (criterion, fallback):
+        if CRITERIA[name].needs_data:
+            raise ValueError(
+                f"prune.fallback_criterion={fallback} with prune.criterion={criterion}: {name} scores "
+                "every layer, and by the loss; both have to be criteria of the weights alone"
+            )
 
 
 def check_options(criterion: str, reduction: str | None, normaliser: str | None) -> None:

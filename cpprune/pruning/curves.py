@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class _Layer:
 class _File:
     """What a file of sensitivities holds, as far as it is read."""
 
-    format: Any
+    format: object
     criterion: str
     baseline: _Baseline
     layers: Annotated[list[_Layer], Meta(min_length=1)]

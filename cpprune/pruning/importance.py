@@ -10,6 +10,7 @@ Shapes: N clips of the slice, n of this rank.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from torch.nn import functional
 
 from cpprune.distributed.process_group import rank, world_size
 from cpprune.models.artifact import Model
+from cpprune.models.intercept import AlwaysDouble
+from cpprune.pruning.composite import scored
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.groups import ChannelGroup
 from shards.errors import UserError
 from shards.order import permutation, rank_slice
-from shards.reader import Split
+from shards.split import Split
 
 Saliency = dict[str, Tensor]  # for each parameter by name, that of each weight
 
@@ -55,13 +58,16 @@ def score(
         importance.normalizer = None if normaliser == "none" else normaliser
     scores = []
     for group in groups:
-        values = importance(group.coupled)
+        if group.units == 1:
+            scores.append(torch.zeros(1, dtype=torch.float64))  # it cannot get narrower
+            continue
+        values = importance(scored(group.coupled))
         if values is None:
             raise UserError(
                 f"prune.criterion={criterion}: finds nothing to score in {group.layer}, which has no "
-                "such layers: use another, such as magnitude"
+                "such layers: use another, such as magnitude, or set prune.fallback_criterion"
             )
-        values = values.detach().double().cpu().view(group.blocks, -1).mean(0)
+        values = values.detach().double().cpu()[torch.tensor(group.members()).T].mean(0)
         if not torch.isfinite(values).all():
             raise UserError(
                 f"prune.criterion={criterion}: gives scores that are not finite in {group.layer}; "
@@ -74,6 +80,25 @@ def score(
             )
         scores.append(values)
     return scores
+
+
+def criteria_of(
+    criterion: str, fallback: str | None, groups: Sequence[ChannelGroup], seed: int = 0
+) -> list[str]:
+    """Return which of two criteria scores each group: the second where the first finds nothing.
+
+    Args:
+        criterion: see `CRITERIA`.
+        fallback: the second one; None: the first for all.
+        groups: of a network.
+        seed: of the criterion random.
+    """
+    importance = CRITERIA[criterion].importance(seed)
+
+    def scores(group: ChannelGroup) -> bool:
+        return group.units == 1 or importance(scored(group.coupled)) is not None
+
+    return [criterion if fallback is None or scores(group) else fallback for group in groups]
 
 
 def measure_saliency(
@@ -111,7 +136,7 @@ def saliency(
         parameter.requires_grad_(True)
     parameters = dict(twin.named_parameters())
     sums = {name: ExactSum(p) for name, p in parameters.items()}
-    with torch.enable_grad(), torch.autocast(x_nCFT.device.type, enabled=False):
+    with torch.enable_grad(), AlwaysDouble(), torch.autocast(x_nCFT.device.type, enabled=False):
         for i in range(len(x_nCFT)):
             logits = twin(x_nCFT[i : i + 1].double())
             loss = functional.cross_entropy(logits, label_n[i : i + 1])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from torch import nn
@@ -29,6 +28,7 @@ class GroupPlan:
         keep: the channels that stay, sorted.
         score_kept: lowest and highest score of what is kept.
         score_cut: lowest and highest score of what is removed; None if nothing is.
+        criterion: that scored the channels, where it is not the plan's.
     """
 
     layer: str
@@ -36,6 +36,7 @@ class GroupPlan:
     keep: list[int]
     score_kept: tuple[float, float] | None = None
     score_cut: tuple[float, float] | None = None
+    criterion: str | None = None
 
     @property
     def removed(self) -> list[int]:
@@ -48,7 +49,7 @@ class Plan:
     """One pruning step of one network.
 
     Attributes:
-        criterion: that scored the channels.
+        criterion: that scored the channels of every group that names no other.
         scope: that allocated the widths.
         structure: `structure` of the network that the plan was made for.
         weights: its `fingerprint`.
@@ -61,19 +62,43 @@ class Plan:
     weights: str
     groups: list[GroupPlan]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the plan as JSON holds it."""
-        plan: dict[str, Any] = msgspec.to_builtins(self)
+        plan: dict[str, object] = msgspec.to_builtins(self)
         return plan
 
     @classmethod
-    def from_json(cls, document: Any) -> Plan:
+    def from_json(cls, document: object) -> Plan:
         """Return the plan that `to_json` gave.
 
         Raises:
             DocumentError: the document is no plan.
         """
         return typed(document, cls)
+
+
+def scored_otherwise(plan: Plan) -> str:
+    """Return a line that names the layers which a second criterion has scored; "" without any."""
+    layers = [group.layer for group in plan.groups if group.criterion]
+    if not layers:
+        return ""
+    by = " and ".join(sorted({group.criterion for group in plan.groups if group.criterion}))
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return (
+        f"scored by {by}, since {plan.criterion} finds nothing there: {', '.join(layers[:3])}{more}"
+    )
+
+
+def collapsed(plan: Plan, original_widths: Mapping[str, int]) -> str:
+    """Return a line that names the layers with less than a tenth of their channels; "" without any."""
+    narrow = [
+        f"{group.layer} ({original_widths[group.layer]} → {len(group.keep)})"
+        for group in plan.groups
+        if 10 * len(group.keep) < original_widths[group.layer]
+    ]
+    more = f" and {len(narrow) - 3} more" if len(narrow) > 3 else ""
+    text = f"less than a tenth is left of {', '.join(narrow[:3])}{more}; see prune.max_ratio"
+    return text if narrow else ""
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -121,5 +146,5 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
 
 
 def _fits(entry: GroupPlan, group: ChannelGroup) -> bool:
-    units = sorted({channel % group.units for channel in entry.keep})
+    units = sorted({group.unit(channel) for channel in entry.keep if 0 <= channel < group.width})
     return entry.width == group.width and bool(units) and entry.keep == group.channels(units)

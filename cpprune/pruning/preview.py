@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from cpprune.evaluation.complexity import (
-    BYTES_PER_PARAMETER,
-    count_macs,
-    count_parameters,
-    layer_costs,
-)
+from cpprune.evaluation.complexity import count_macs, count_parameters, latency, layer_costs
+from cpprune.evaluation.dtypes import BYTES_PER_PARAMETER
+from cpprune.evaluation.operations import count_operations
 from cpprune.models.example import example_input
-from cpprune.pruning.groups import dependency_graph
+from cpprune.pruning.budget import Limit
+from cpprune.pruning.groups import dependency_graph, pruned_layers
+from cpprune.pruning.measured import Measure, amount
 from cpprune.pruning.plan import Plan
-from cpprune.pruning.planner import Measure
 from cpprune.pruning.prunable import classify_groups
 from cpprune.pruning.surgery import apply_plan
 
@@ -26,7 +24,8 @@ def preview(
     network: nn.Module,
     input_shape: Sequence[int],
     plans: Sequence[Plan],
-    measure: Measure | None = None,
+    limits: Sequence[Limit] = (),
+    measure: Measure = latency,
 ) -> dict[str, Any]:
     """Return what plans applied one after the other would do; the network is not changed.
 
@@ -34,18 +33,36 @@ def preview(
         network: unwrapped module.
         input_shape: shape of one input, without the batch.
         plans: in the order in which they are applied.
-        measure: adds `latency_ms` to `before` and `after`.
+        limits: of a budget; what they limit is measured where it is not counted anyway.
+        measure: how a latency is measured, on the network's device.
 
     Returns:
-        What `prune --dry-run --json` prints: `before` and `after`, each with `parameters`, `macs` and
-        `bytes` by dtype; `layers`, each with its `name`, its width, parameters and macs before and
-        after, and, where it names a group, the range of scores that the last plan keeps and cuts;
-        `left_alone`: for each group that is not prunable, by its layer, the reason.
+        What `prune --dry-run --json` prints: `before` and `after`, each with `parameters`, `macs`,
+        `operations`, `bytes` by dtype and, where they are limited, `latency_ms`, and `exported_bytes`
+        and `ram_bytes` by precision; `layers`, each with its `name`, its width, parameters and
+        macs before and after, and, where it names a group, the range of scores that the last plan keeps
+        and cuts; `left_alone`: for each group that is not prunable, by its layer, the reason.
     """
     twin = copy.deepcopy(network)
     with dependency_graph(twin, example_input(twin, input_shape)) as graph:
-        _, not_prunable = classify_groups(graph, twin)
-    before, layers_before = _costs(twin, input_shape, measure), layer_costs(twin, input_shape)
+        groups, not_prunable = classify_groups(graph, twin)
+        narrow = {
+            name: "is as narrow as it can be"
+            + (f": one channel in each of {g.blocks} equal parts" if g.blocks > 1 else "")
+            for g in groups
+            if g.units == 1
+            for name in pruned_layers(graph, twin, g)
+        }
+        planned = {entry.layer for plan in plans for entry in plan.groups}
+        for group in groups if plans else ():
+            if group.layer not in planned:
+                spared = pruned_layers(graph, twin, group)
+                not_prunable |= dict.fromkeys(spared, "is not in the plan (prune.ignore)")
+        not_prunable |= narrow
+    before, layers_before = (
+        _costs(twin, input_shape, limits, measure),
+        layer_costs(twin, input_shape),
+    )
     for plan in plans:
         apply_plan(twin, input_shape, plan)
     layers_after = layer_costs(twin, input_shape)
@@ -69,7 +86,7 @@ def preview(
         )
     return {
         "before": before,
-        "after": _costs(twin, input_shape, measure),
+        "after": _costs(twin, input_shape, limits, measure),
         "layers": layers,
         "left_alone": not_prunable,
     }
@@ -80,13 +97,22 @@ def _range(scores: tuple[float, float] | None) -> list[float] | None:
 
 
 def _costs(
-    network: nn.Module, input_shape: Sequence[int], measure: Measure | None
+    network: nn.Module,
+    input_shape: Sequence[int],
+    limits: Sequence[Limit],
+    measure: Measure,
 ) -> dict[str, Any]:
     parameters = count_parameters(network)
-    device = next(network.parameters()).device
-    return {
+    costs: dict[str, Any] = {
         "parameters": parameters,
         "macs": count_macs(network, input_shape),
+        "operations": count_operations(network, input_shape),
         "bytes": {dtype: parameters * width for dtype, width in BYTES_PER_PARAMETER.items()},
-        **({"latency_ms": measure(network, input_shape, device)} if measure else {}),
     }
+    for limit in limits:
+        kind, _, precision = limit.quantity.partition("@")
+        if kind == "latency":
+            costs["latency_ms"] = amount(limit, network, input_shape, measure)
+        elif precision:
+            costs.setdefault(f"{kind}_bytes", {})[precision] = amount(limit, network, input_shape)
+    return costs

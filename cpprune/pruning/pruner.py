@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cpprune.distributed.collectives import broadcast_json, check_ranks_equal
+from cpprune.deps.torch import AnyBatchNorm
+from cpprune.distributed.collectives import broadcast_json, check_ranks_equal, run_on_rank_0
 from cpprune.distributed.process_group import rank
 from cpprune.models.artifact import Model
+from cpprune.models.example import example_input
 from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.criteria import CRITERIA
 from cpprune.pruning.importance import measure_saliency
 from cpprune.pruning.plan import Plan, read_plan
 from cpprune.pruning.planner import make_plan
+from cpprune.pruning.prunable import randomise
 from cpprune.pruning.regularizers import Penalty
 from cpprune.pruning.schedule import Event, events
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
-from shards.errors import UserError
-from shards.reader import Split
+from shards.errors import UserError, one_line
+from shards.split import Split
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,37 @@ class Pruner:
         if config.sparsity == "none" or events_done == len(self.events):
             return None
         network, shape, until = self.model.network, self.model.input_shape, self.events[-1].epoch
-        return Penalty(network, shape, config.sparsity, config.sparsity_strength, until)
+        return Penalty(network, shape, config, until)
+
+    def rehearse(self, epoch: int, events_done: int, original_widths: Mapping[str, int]) -> None:
+        """Prune a copy as far as the schedule goes: what cannot be done is refused before training.
+
+        So is a regularizer that the network has nothing for. The copy's weights are random, since those
+        that will be pruned are still to be trained. A collective operation.
+
+        Args:
+            epoch: that comes next; an event at its start needs no rehearsal if it is the last.
+            events_done: events that have happened.
+            original_widths: output channels by layer at the start of the run.
+
+        Raises:
+            UserError: on every rank: no such plan can be made.
+        """
+        self.regularizer(events_done)
+        later = events_done < len(self.events) and self.events[-1].epoch > epoch
+        if later:
+            run_on_rank_0(partial(self._rehearse, original_widths), self.device)
+
+    def _rehearse(self, original_widths: Mapping[str, int]) -> None:
+        twin, shape = copy.deepcopy(self.model.network), self.model.input_shape
+        randomise(twin, torch.Generator().manual_seed(0))
+        needs_data = CRITERIA[self.config.criterion].needs_data
+        saliency = dict(twin.named_parameters()) if needs_data else None
+        plan = make_plan(
+            twin, shape, self.config, original_widths=original_widths, saliency=saliency
+        )
+        apply_plan(twin, shape, plan)
+        _check_trains(twin, example_input(twin, shape))
 
     def planner(self, event: Event, original_widths: Mapping[str, int]) -> Callable[[], Plan]:
         """Return a function that makes the plan of an event; every rank has to call this.
@@ -151,3 +187,19 @@ def prune_on_all_ranks(
         optimizer_state = carry(optimizer_state, kept_entries(network, input_shape, plan))
     apply_plan(network, input_shape, plan)
     return Cut(plan, check_ranks_equal(network, device, "after pruning"), optimizer_state)
+
+
+@torch.no_grad()
+def _check_trains(network: nn.Module, x_BCFT: Tensor) -> None:
+    """Raise UserError if a pruned network fails in training; channels are coupled as in evaluation."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, AnyBatchNorm):
+            module.eval()  # statistics may be those of all ranks
+    try:
+        network(x_BCFT)
+    except Exception as error:  # the network may be anyone's, and fail in any way
+        raise UserError(
+            f"prune: once pruned, the network fails in training ({one_line(error)}), through what it "
+            "computes only there: name the layers that this needs whole in prune.ignore"
+        ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpprune.pruning.allocation import Bounds, CostModel, Widths
+from cpprune.pruning.allocation import Bounds
+from cpprune.pruning.costs import CostModel, Widths
 
 
 def parameters_at(ramp: str, fraction: float, start: float, end: float) -> float:

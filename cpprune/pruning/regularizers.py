@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.deps.torch import AnyBatchNorm
+from cpprune.deps.torch_pruning import Item
 from cpprune.models.example import example_input
+from cpprune.pruning.composite import COMPOSITE, kind_of
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.groups import ChannelGroup, Graph, dependency_graph
-from cpprune.pruning.prunable import prunable_groups
+from cpprune.pruning.prunable import chosen_groups
+from shards.errors import UserError
 
 # DepGraph's exponent: the weakest channel of a group is pulled 2^4 times as much as the strongest.
 ALPHA = 4.0
@@ -49,18 +53,20 @@ class Penalty:
     Args:
         network: unwrapped module; make a new penalty after every cut.
         input_shape: shape of one input, without the batch.
-        kind: slimming, group_norm or growing.
-        strength: s.
+        config: sparsity (slimming, group_norm or growing), its strength s, and layers to ignore.
         until: epoch of the last cut.
+
+    Raises:
+        UserError: slimming, but no batch normalisation is pruned.
     """
 
     def __init__(
-        self, network: nn.Module, input_shape: Sequence[int], kind: str, strength: float, until: int
+        self, network: nn.Module, input_shape: Sequence[int], config: PruneConfig, until: int
     ) -> None:
-        self.kind, self.strength, self.until = kind, strength, until
+        self.kind, self.strength, self.until = config.sparsity, config.sparsity_strength, until
         self.parameters = dict(network.named_parameters())
         with dependency_graph(network, example_input(network, input_shape)) as graph:
-            groups = prunable_groups(graph, network)
+            groups = chosen_groups(graph, network, config.ignore)
             self.slices = [(g.units, _slices(graph, network, g)) for g in groups]
         norms = {
             f"{name}.weight"
@@ -69,6 +75,11 @@ class Penalty:
         }
         own = {s.parameter for _, slices in self.slices for s in slices}
         self.scales = [name for name in self.parameters if name in norms & own]
+        if self.kind == "slimming" and not self.scales:
+            raise UserError(
+                "prune.sparsity=slimming: no layer that can be pruned has a batch normalisation with "
+                "scaling factors; use group_norm or growing"
+            )
 
     def __call__(self, epoch: Tensor) -> Tensor:
         """Return the penalty of the weights as they are, a scalar in float32.
@@ -103,11 +114,14 @@ def _slices(graph: Graph, network: nn.Module, group: ChannelGroup) -> list[Slice
     modules = {module: name for name, module in network.named_modules()}
     bare = {id(parameter): name for name, parameter in network.named_parameters()}
     found = []
-    for item in group.coupled:
+    for item in group.coupled or []:
         target = item.dep.target
         makes = graph.dependencies.is_out_channel_pruning_fn(item.dep.handler)
         if isinstance(target.module, nn.Parameter):
             own = [(bare[id(target.module)], target.module, target.pruning_dim)]
+        elif isinstance(target.module, COMPOSITE):
+            found += _composite_slices(modules[target.module], target.module, item, group, makes)
+            continue
         elif target.module in modules:
             own = [
                 (name, parameter, 0 if makes else 1)
@@ -122,9 +136,23 @@ def _slices(graph: Graph, network: nn.Module, group: ChannelGroup) -> list[Slice
             # Every block of a grouped convolution reads its own channels by the same columns.
             size = parameter.shape[axis]
             places = zip(item.idxs, item.root_idxs, strict=True)
-            pairs = sorted({(place % size, root % group.units) for place, root in places})
+            pairs = sorted({(place % size, group.unit(root)) for place, root in places})
             entries, units = torch.tensor(pairs).T
             of_unit = torch.zeros(group.units, size)
             of_unit[units, entries] = 1
             found.append(Slice(name, axis, of_unit.to(parameter.device)))
+    return found
+
+
+def _composite_slices(
+    name: str, layer: nn.Module, item: Item, group: ChannelGroup, outputs: bool
+) -> list[Slice]:
+    """Return where the channels of an item lie in a layer of `COMPOSITE`."""
+    found = []
+    for key, axis, places in kind_of(layer).entries(layer, item.idxs, outputs=outputs):
+        parameter = layer.get_parameter(key)
+        of_unit = torch.zeros(group.units, parameter.shape[axis])
+        for root, of_channel in zip(item.root_idxs, places, strict=True):
+            of_unit[group.unit(root), of_channel] = 1
+        found.append(Slice(f"{name}.{key}" if name else key, axis, of_unit.to(parameter.device)))
     return found

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cpprune.evaluation import metrics
 from cpprune.evaluation.predict import CHUNK, DIVERGED
 from cpprune.models.artifact import Model
+from cpprune.models.example import memory_format
 from cpprune.models.fingerprint import fingerprint, structure
 from cpprune.pruning.allocation import bounds, uniform
 from cpprune.pruning.config import PruneConfig
@@ -35,7 +36,7 @@ from shards.files.documents import to_json
 from shards.files.ownership import Kind, read_mark
 from shards.order import permutation
 from shards.progress import progress
-from shards.reader import Split
+from shards.split import Split
 
 FIGURES = ("macro_accuracy", "log_loss")
 
@@ -79,7 +80,8 @@ def measure_sensitivity(
     network, input_shape = model.network, model.input_shape
     positions = np.sort(permutation(len(split), 0)[:clips])
     x_NCFT, label_N = _inputs(model, split, positions), split.labels[positions]
-    groups, scores = scored_groups(network, input_shape, PruneConfig(criterion=criterion), saliency)
+    scored = scored_groups(network, input_shape, PruneConfig(criterion=criterion), saliency)
+    groups = [entry.group for entry in scored]
     allowed = bounds(groups, min_width=1, round_to=1)
     widths_at = [allowed.fit(uniform(allowed.widest.tolist(), ratio)) for ratio in ratios]
 
@@ -87,12 +89,12 @@ def measure_sensitivity(
 
     def figures(widths: Mapping[str, int]) -> dict[str, float]:
         twin = copy.deepcopy(network).eval()
-        plan = Plan(**hashes, groups=keep_best(groups, scores, widths))
+        plan = Plan(**hashes, groups=keep_best(scored, widths, criterion))
         apply_plan(twin, input_shape, plan)
         return _figures(twin, x_NCFT, label_N)
 
     baseline = figures({})
-    layers: list[dict[str, Any]] = []
+    layers: list[dict[str, object]] = []
     with progress("cuts", len(groups) * len(ratios)) as advance:
         for number, group in enumerate(groups):
             widths = [int(widths_G[number]) for widths_G in widths_at]
@@ -137,7 +139,8 @@ def _inputs(model: Model, split: Split, positions: NDArray[np.int64]) -> Tensor:
         model.features(torch.from_numpy(split.fetch(positions[begin : begin + CHUNK])).to(device))
         for begin in range(0, len(positions), CHUNK)
     ]
-    return torch.cat(parts).to(memory_format=torch.channels_last)
+    x = torch.cat(parts)
+    return x.to(memory_format=memory_format(model.network, x))
 
 
 def _figures(network: nn.Module, x_NCFT: Tensor, label_N: NDArray[np.int64]) -> dict[str, float]:

@@ -66,6 +66,5 @@ def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> No
             "make a plan for this one"
         )
     with dependency_graph(network, example_input(network, input_shape)) as graph:
-        for group in plan.groups:
-            if group.removed:
-                remove_channels(graph, network, group.layer, group.removed)
+        removed = {group.layer: group.removed for group in plan.groups if group.removed}
+        remove_channels(graph, network, removed)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -26,13 +26,21 @@ class Series:
     values: Sequence[float]
 
 
+class Event(NamedTuple):
+    """What happened at the start of an epoch (from 1), and the mark that stands for it."""
+
+    epoch: int
+    mark: str
+    what: str
+
+
 def curves(
     label: str,
     y_title: str,
     epochs: Sequence[int],
     series: Sequence[Series],
     *,
-    cuts: Sequence[int] = (),
+    events: Sequence[Event] = (),
     best: int | None = None,
     zero: bool = False,
 ) -> Markup:
@@ -43,7 +51,7 @@ def curves(
         y_title: quantity and unit.
         epochs: epoch of each value, from 1.
         series: the lines.
-        cuts: epochs at the start of which the network was pruned.
+        events: what happened to the network.
         best: the best epoch.
         zero: whether the vertical axis begins at zero.
     """
@@ -51,11 +59,13 @@ def curves(
     y = Scale(*bounds((v for line in series for v in line.values), zero), HEIGHT - 36, 52)
     x_ticks = [(n, f"{n:g}") for n in x.ticks(8, whole=True)]
     parts = frame(x, y, "epoch", y_title, x_ticks, [(v, tick_label(v)) for v in y.ticks()])
-    for cut in cuts:
-        at = x(cut - 0.5)
-        tip = f"pruned at the start of epoch {cut}"
+    for event in events:
+        at = x(event.epoch - 0.5)
+        tip = f"{event.what} at the start of epoch {event.epoch}"
         parts.append(tag("line", tip=tip, x1=at, x2=at, y1=y.start, y2=y.end, class_="cut"))
-        parts.append(tag("text", "✂", x=at, y=y.end - 2, class_="tick", text_anchor="middle"))
+        parts.append(
+            tag("text", event.mark, x=at, y=y.end - 2, class_="tick", text_anchor="middle")
+        )
     if best is not None:
         at = x(best)
         parts.append(tag("line", x1=at, x2=at, y1=y.start, y2=y.end, class_="best"))
@@ -71,14 +81,9 @@ def curves(
             for line in series
         ]
         left, right = x(epoch - 0.5), x(epoch + 0.5)
-        where: dict[str, Any] = {
-            "x": left,
-            "y": y.end,
-            "width": right - left,
-            "height": y.start - y.end,
-        }
-        tip = f"epoch {epoch}: {', '.join(texts)}"
-        parts.append(tag("rect", tip=tip, class_="band", **where))
+        tip, tall = f"epoch {epoch}: {', '.join(texts)}", y.start - y.end
+        band = tag("rect", tip=tip, class_="band", x=left, y=y.end, width=right - left, height=tall)
+        parts.append(band)
     return drawing(label, HEIGHT, parts)
 
 
@@ -123,21 +128,15 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup
         for column, count in enumerate(line):
             part = count / total if total else 0.0
             tip = f"{name}, predicted {classes[column]}: {count:,} of {total:,} clips ({part:.1%})"
-            corner: dict[str, Any] = {"x": margin + column * cell, "y": margin + row * cell}
-            size: dict[str, Any] = {"width": cell - 1, "height": cell - 1}
-            shade = tag("rect", class_="heat", fill_opacity=part, **corner, **size)
+            x, y, side = margin + column * cell, margin + row * cell, cell - 1
+            empty = tag("rect", class_="empty", x=x, y=y, width=side, height=side)
+            shade = tag("rect", class_="heat", fill_opacity=part, x=x, y=y, width=side, height=side)
             number: Markup | str = ""
             if count and len(classes) <= MAX_COUNTS:
-                where: dict[str, Any] = {
-                    "x": corner["x"] + cell / 2 - 0.5,
-                    "y": corner["y"] + cell / 2 + 3.5,
-                }
-                number = tag(
-                    "text", tick_label(count), class_="count", text_anchor="middle", **where
-                )
-            parts.append(
-                tag("g", tag("rect", class_="empty", **corner, **size), shade, number, tip=tip)
-            )
+                x, y = x + cell / 2 - 0.5, y + cell / 2 + 3.5
+                shown = tick_label(count)
+                number = tag("text", shown, class_="count", text_anchor="middle", x=x, y=y)
+            parts.append(tag("g", empty, shade, number, tip=tip))
     label = f"Confusion matrix of {len(classes)} classes: true in rows, predicted in columns"
     return drawing(label, margin + cell * len(classes) + 2, parts, width)
 
@@ -147,38 +146,37 @@ def _shortened(name: str, room: float) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def reliability(found: Mapping[str, Any]) -> Markup:
+def reliability(
+    *,
+    expected_calibration_error: float,
+    clips: Sequence[int],
+    confidence: Sequence[float],
+    accuracy: Sequence[float],
+) -> Markup:
     """Draw a reliability diagram: accuracy and number of clips by bin of confidence.
 
-    Args:
-        found: what `cpprune.evaluation.metrics.calibration` returns.
+    The arguments are what `cpprune.evaluation.metrics.calibration` returns.
     """
-    bins = len(found["clips"])
     x = Scale(0, 1, 46, WIDTH - 8)
     y = Scale(0, 1, HEIGHT - 36, 26)
     ticks = [(n / 5, f"{n / 5:g}") for n in range(6)]
     parts = frame(x, y, "confidence (grey: clips)", "accuracy", ticks, ticks)
-    most = max(*found["clips"], 1)
-    for number, clips in enumerate(found["clips"]):
-        left, right = x(number / bins), x((number + 1) / bins)
-        accuracy, confidence = found["accuracy"][number], found["confidence"][number]
-        tall = 0.25 * (y.start - y.end) * clips / most
-        width = right - left - 1
-        tip = f"{clips:,} clips of mean confidence {confidence:.3f}: accuracy {accuracy:.3f}"
-        if clips:
-            bar: dict[str, Any] = {"y": y(accuracy), "height": y.start - y(accuracy)}
-            shares: dict[str, Any] = {"y": y.start - tall, "height": tall}
-            parts.append(
-                tag(
-                    "g",
-                    tag("rect", x=left, width=width, class_="bar", **bar),
-                    tag("rect", x=left + width / 4, width=width / 2, class_="share", **shares),
-                    tip=tip,
-                )
-            )
+    bins, most = len(clips), max(*clips, 1)
+    for number, (here, sure, right) in enumerate(zip(clips, confidence, accuracy, strict=True)):
+        left = x(number / bins)
+        width = x((number + 1) / bins) - left - 1
+        tall = 0.25 * (y.start - y.end) * here / most
+        tip = f"{here:,} clips of mean confidence {sure:.3f}: accuracy {right:.3f}"
+        if here:
+            top, side, half = y(right), left + width / 4, width / 2
+            height = y.start - top
+            bar = tag("rect", x=left, width=width, class_="bar", y=top, height=height)
+            top = y.start - tall
+            share = tag("rect", x=side, width=half, class_="share", y=top, height=tall)
+            parts.append(tag("g", bar, share, tip=tip))
     parts.append(tag("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal"))
-    error = found["expected_calibration_error"]
-    return drawing(f"Reliability diagram; expected calibration error {error:.4f}", HEIGHT, parts)
+    label = f"Reliability diagram; expected calibration error {expected_calibration_error:.4f}"
+    return drawing(label, HEIGHT, parts)
 
 
 def widths(stages: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
@@ -198,10 +196,11 @@ def widths(stages: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
     parts = [tag("text", "channels of each layer", x=0, y=12, class_="label")]
     for row, layer in enumerate(layers):
         top = 22 + row * height
-        tall: dict[str, Any] = {"y": top, "height": height - 5}
         before, *between, after = (x(widths[layer]) for widths in (first, *steps))
-        bars = [tag("rect", x=margin, width=before - margin, class_="whole", **tall)]
-        bars.append(tag("rect", x=margin, width=after - margin, class_="bar", **tall))
+        bars = [
+            tag("rect", x=margin, width=end - margin, class_=kind, y=top, height=height - 5)
+            for end, kind in ((before, "whole"), (after, "bar"))
+        ]
         bars += [
             tag("line", x1=at, x2=at, y1=top, y2=top + height - 5, class_="axis") for at in between
         ]
@@ -280,8 +279,8 @@ def _point(x: Scale, y: Scale, point: Point, label: tuple[float, float]) -> Mark
         tip += f", ± {point.deviation:.4f}"
     if point.reported:
         turned = f"rotate(45 {at:.1f} {height:.1f})"
-        square: dict[str, Any] = {"x": at - 4.5, "y": height - 4.5, "width": 9, "height": 9}
-        parts.append(tag("rect", class_=f"point {kind}", transform=turned, **square))
+        kind, x0, y0 = f"point {kind}", at - 4.5, height - 4.5
+        parts.append(tag("rect", class_=kind, transform=turned, x=x0, y=y0, width=9, height=9))
     else:
         parts.append(tag("circle", cx=at, cy=height, r=5.5, class_=f"point {kind}"))
     parts.append(tag("text", point.mark, x=label[0], y=label[1], class_="mark"))

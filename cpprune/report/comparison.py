@@ -6,19 +6,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+
+from msgspec import UNSET, UnsetType
 
 from cpprune.evaluation.complexity import count_macs, count_parameters
-from cpprune.evaluation.statistics import holm, paired_test, spread
+from cpprune.evaluation.statistics import Difference, Spread, holm, paired_test, spread
 from cpprune.report.evaluation import evaluate_run
 from cpprune.report.recipe import recipe, weights_of
 from cpprune.report.run_folder import Run, read_run
+from cpprune.runs.records import Validation
 from shards.errors import UserError
+from shards.files.documents import parse_json, typed
 
 METRICS = ("macro_accuracy", "log_loss")
 COSTS = ("parameters", "macs")
@@ -35,35 +39,116 @@ class Entry:
         label: its folder, relative to the common parent of all runs.
         run: as read from its folder.
         recipe: everything that determined it except the seed.
-        values: parameters, macs, macro_accuracy and log_loss.
+        parameters: of its model, as are the MACs and the metrics.
     """
 
     label: str
     run: Run
-    recipe: dict[str, Any]
-    values: dict[str, float]
+    recipe: dict[str, object]
+    parameters: int
+    macs: int
+    macro_accuracy: float
+    log_loss: float
 
     @property
     def seed(self) -> int:
         """Seed of the run."""
-        return int(self.run.settings.get("seed", 0))
+        return self.run.known.get("seed", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ only in the seed.
+
+    Attributes:
+        name: common part of their labels.
+        runs: their folders, by seed.
+        parameters: mean over them, as are the MACs.
+        pareto: cost → whether the group is on the Pareto front of it and macro accuracy.
+        settings: those in which groups differ.
+    """
+
+    name: str
+    runs: list[str]
+    seeds: list[int]
+    parameters: int
+    macs: int
+    macro_accuracy: Spread
+    log_loss: Spread
+    pareto: dict[str, bool]
+    settings: dict[str, object]
+
+
+@dataclass(frozen=True)
+class GroupTest:
+    """The difference between two groups, by their names, over the seeds that both have."""
+
+    one: str
+    other: str
+    seeds: list[int]
+    macro_accuracy: Difference
+    log_loss: Difference
+
+
+@dataclass(frozen=True)
+class ReportedModel:
+    """Results that others report."""
+
+    name: str
+    parameters: int
+    macs: int
+    macro_accuracy: float
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The results that the seed project reports."""
+
+    title: str
+    source: str
+    note: str
+    rows: list[ReportedModel]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        split: that they are compared on.
+        groups: by falling macro accuracy.
+        tests: between groups that share two seeds or more.
+        notes: sentences on what is left out or to be kept in mind.
+        reference: results of others, if they were asked for.
+    """
+
+    split: str
+    groups: list[Group]
+    tests: list[GroupTest]
+    notes: list[str]
+    reference: Reference | UnsetType = UNSET
+
+    @property
+    def reported(self) -> list[ReportedModel]:
+        """The models of the reference."""
+        return self.reference.rows if self.reference else []
+
+
+def cost_of(model: Group | ReportedModel, cost: str) -> int:
+    """Return one of `COSTS`."""
+    return model.macs if cost == "macs" else model.parameters
 
 
 def compare_runs(
     folders: Sequence[Path], *, split: str = "val", data: str | None = None
-) -> dict[str, Any]:
-    """Compare runs; return the results, JSON-ready.
+) -> Comparison:
+    """Compare runs.
 
     Args:
         folders: of the runs.
         split: to compare on; the metrics of val are read from the run folders.
         data: dataset to evaluate on; None: for other splits than val, that of each run.
-
-    Returns:
-        `split`, `groups` (by falling accuracy: `name`, `runs`, `seeds`, `parameters`, `macs`,
-        `macro_accuracy` and `log_loss` from `cpprune.evaluation.statistics.spread`, `pareto`, and the
-        `settings` in which groups differ), `tests` between groups that share two seeds or more, and
-        `notes`.
 
     Raises:
         UserError: a folder is not a run, or no run is finished.
@@ -71,32 +156,31 @@ def compare_runs(
     notes: list[str] = []
     entries = _entries(folders, split, data, notes)
     grouped = _grouped(entries, notes)
-    groups = [_describe(members) for members in grouped]
-    names = [group["name"] for group in groups]
-    for group, members in zip(groups, grouped, strict=True):
-        if names.count(group["name"]) > 1:
-            group["name"] = members[0].label
-    for cost in COSTS:
-        for group, best in zip(groups, _front(groups, cost), strict=True):
-            group["pareto"][cost] = best
-    differing = _differing(grouped)
-    for group, settings in zip(groups, differing, strict=True):
-        group["settings"] = settings
-    groups.sort(key=lambda group: -group["macro_accuracy"]["mean"])
+    names = [group_name([entry.label for entry in members]) for members in grouped]
+    groups = [
+        _group(members[0].label if names.count(name) > 1 else name, members, settings)
+        for name, members, settings in zip(names, grouped, _differing(grouped), strict=True)
+    ]
+    fronts = [_front([(cost_of(g, cost), g.macro_accuracy.mean) for g in groups]) for cost in COSTS]
+    groups = [
+        replace(group, pareto=dict(zip(COSTS, on, strict=True)))
+        for group, *on in zip(groups, *fronts, strict=True)
+    ]
+    groups.sort(key=lambda group: -group.macro_accuracy.mean)
     if len({members[0].recipe["dataset"] for members in grouped}) > 1:
         notes.append(
             "The runs were trained on different datasets, which may matter more than their settings."
         )
-    if all(len(group["seeds"]) == 1 for group in groups):
+    if all(len(group.seeds) == 1 for group in groups):
         notes.append("Each group has a single seed: differences may be noise.")
-    return {"split": split, "groups": groups, "tests": _tests(groups), "notes": notes}
+    return Comparison(split, groups, _tests(groups), notes)
 
 
-def reference() -> dict[str, Any]:
-    """Return the results that the seed project reports: `title`, `source`, `note` and `rows`."""
+def with_reference(found: Comparison) -> Comparison:
+    """Return a comparison with the results that the seed project reports."""
     text = files("cpprune.report").joinpath("reference.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    reference = parse_json(text, Reference)
+    return replace(found, reference=reference, notes=[*found.notes, reference.note])
 
 
 def _entries(
@@ -114,26 +198,32 @@ def _entries(
         if run.failed:
             notes.append(f"{label} is left out: the run failed.")
             continue
-        if run.result is None or run.model is None or not run.settings:
+        if not run.finished or run.model is None or run.origin is None or not run.settings:
             notes.append(
                 f"{label} is left out: it is not a finished run with settings and a model."
             )
             continue
-        metrics: dict[str, Any] = run.model.metadata["metrics"]["val"]
+        metrics = run.origin.metrics.val
         if split != "val" or data is not None:
             evaluation = evaluate_run(run, data, split, 0)
             if isinstance(evaluation, str):
                 notes.append(f"{label} is left out. {evaluation}")
                 continue
-            metrics = evaluation.metrics
-        if not all(metrics[key] is not None and math.isfinite(metrics[key]) for key in METRICS):
+            metrics = typed(evaluation.metrics, Validation)
+        accuracy, loss, network = metrics.macro_accuracy, metrics.log_loss, run.model.network
+        if accuracy is None or loss is None or not math.isfinite(accuracy + loss):
             notes.append(f"{label} is left out: its metrics are not finite.")
             continue
-        network = run.model.network
-        costs = (count_parameters(network), count_macs(network, run.model.input_shape))
-        kept = dict(zip(COSTS, costs, strict=True)) | {key: metrics[key] for key in METRICS}
-        shaped = recipe(run, models, notes)
-        entries.append(Entry(label=label, run=run, recipe=shaped, values=kept))
+        entry = Entry(
+            label=label,
+            run=run,
+            recipe=recipe(run, models, notes),
+            parameters=count_parameters(network),
+            macs=count_macs(network, run.model.input_shape),
+            macro_accuracy=accuracy,
+            log_loss=loss,
+        )
+        entries.append(entry)
     if not entries:
         raise UserError(f"there is no finished run to compare: {' '.join(notes)}")
     return entries
@@ -153,16 +243,18 @@ def _grouped(entries: list[Entry], notes: list[str]) -> list[list[Entry]]:
     return [sorted(members, key=lambda entry: entry.seed) for members in groups.values()]
 
 
-def _describe(members: list[Entry]) -> dict[str, Any]:
-    costs = {key: round(spread([e.values[key] for e in members])["mean"]) for key in COSTS}
-    return {
-        "name": group_name([entry.label for entry in members]),
-        "runs": [str(entry.run.folder) for entry in members],
-        "seeds": [entry.seed for entry in members],
-        **costs,
-        **{key: spread([entry.values[key] for entry in members]) for key in METRICS},
-        "pareto": {},
-    }
+def _group(name: str, members: list[Entry], settings: dict[str, object]) -> Group:
+    return Group(
+        name=name,
+        runs=[str(entry.run.folder) for entry in members],
+        seeds=[entry.seed for entry in members],
+        parameters=round(fmean(entry.parameters for entry in members)),
+        macs=round(fmean(entry.macs for entry in members)),
+        macro_accuracy=spread([entry.macro_accuracy for entry in members]),
+        log_loss=spread([entry.log_loss for entry in members]),
+        pareto={},
+        settings=settings,
+    )
 
 
 def group_name(labels: Sequence[str]) -> str:
@@ -177,16 +269,12 @@ def group_name(labels: Sequence[str]) -> str:
     return "/".join(stem for stem in shared if stem) or labels[0]
 
 
-def _front(groups: list[dict[str, Any]], cost: str) -> list[bool]:
-    """Return for each group whether it is on the Pareto front of accuracy and a cost."""
-    points = [(group[cost], -group["macro_accuracy"]["mean"]) for group in groups]
-    return [
-        not any(o[0] <= p[0] and o[1] <= p[1] and o != p for o in points)  # `all` includes p itself
-        for p in points
-    ]
+def _front(points: list[tuple[int, float]]) -> list[bool]:
+    """Return for each point (cost, accuracy) whether it is on the Pareto front."""
+    return [not any(o[0] <= p[0] and o[1] >= p[1] and o != p for o in points) for p in points]
 
 
-def _differing(grouped: list[list[Entry]]) -> list[dict[str, Any]]:
+def _differing(grouped: list[list[Entry]]) -> list[dict[str, object]]:
     """Return, for each group, the settings that differ between groups."""
     keys = sorted({key for members in grouped for key in members[0].recipe})
     differ = [
@@ -200,18 +288,23 @@ def _differing(grouped: list[list[Entry]]) -> list[dict[str, Any]]:
     ]
 
 
-def _tests(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    tests: list[dict[str, Any]] = []
-    for one, other in combinations(groups, 2):
-        seeds = sorted(set(one["seeds"]) & set(other["seeds"]))
-        if len(seeds) < 2:
-            continue
-        test: dict[str, Any] = {"one": one["name"], "other": other["name"], "seeds": seeds}
-        for key in METRICS:
-            pair = [[g[key]["values"][g["seeds"].index(s)] for s in seeds] for g in (one, other)]
-            test[key] = paired_test(*pair)
-        tests.append(test)
-    for key in METRICS:
-        for test, p in zip(tests, holm([test[key]["p"] for test in tests]), strict=True):
-            test[key]["p_holm"] = p
-    return tests
+def _tests(groups: list[Group]) -> list[GroupTest]:
+    pairs = [
+        (one, other, seeds)
+        for one, other in combinations(groups, 2)
+        if len(seeds := sorted(set(one.seeds) & set(other.seeds))) > 1
+    ]
+
+    def differences(pick: Callable[[Group], Spread]) -> list[Difference]:
+        found = [
+            paired_test(*([pick(g).values[g.seeds.index(s)] for s in seeds] for g in both))
+            for *both, seeds in pairs
+        ]
+        corrected = holm([test.p for test in found])
+        return [replace(test, p_holm=p) for test, p in zip(found, corrected, strict=True)]
+
+    accuracy, loss = differences(lambda g: g.macro_accuracy), differences(lambda g: g.log_loss)
+    return [
+        GroupTest(one.name, other.name, seeds, *both)
+        for (one, other, seeds), *both in zip(pairs, accuracy, loss, strict=True)
+    ]

@@ -6,7 +6,6 @@ import base64
 import io
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ AUDIO_RATE = 16_000
 AUDIO_SECONDS = 2.0
 
 
-def png(values_HW: NDArray[np.floating[Any]]) -> str:
+def png(values_HW: NDArray[np.floating]) -> str:
     """[H, W] → a PNG of H × W pixels, from dark (lowest value) to light."""
     values = np.asarray(values_HW, np.float64)
     span = float(values.max() - values.min()) or 1.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cpprune.data.compatibility import open_for_model
 from cpprune.distributed.device import default_device
@@ -16,7 +17,8 @@ from cpprune.models.artifact import Model
 from cpprune.report.data_uri import png, wav
 from cpprune.report.run_folder import Run
 from shards.errors import UserError
-from shards.reader import Dataset, Split
+from shards.reader import Dataset
+from shards.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,14 @@ class Evaluation:
         dataset: that it belongs to.
         metrics: as printed by `cpprune evaluate --json`.
         mistakes: most confident first.
+        predicted: class index of each clip of the split.
     """
 
     split: str
     dataset: Dataset
     metrics: dict[str, Any]
     mistakes: list[Mistake]
+    predicted: NDArray[np.int64]
 
 
 def evaluate_run(run: Run, path: str | None, split: str, mistakes: int) -> Evaluation | str:
@@ -70,8 +74,8 @@ def evaluate_run(run: Run, path: str | None, split: str, mistakes: int) -> Evalu
     """
     if run.model is None:
         return "There is no model to evaluate."
-    place = path or str(run.settings.get("data.path"))
-    cache = run.settings.get("data.cache"), run.settings.get("data.cache_bytes") or 0
+    place = path or str(run.known.get("data.path"))
+    cache = run.known.get("data.cache"), run.known.get("data.cache_bytes", 0)
     try:
         dataset = open_for_model(place, run.model, *cache)
         part = dataset.split(split)
@@ -83,7 +87,13 @@ def evaluate_run(run: Run, path: str | None, split: str, mistakes: int) -> Evalu
         shown = find_mistakes(run.model.cpu(), part, log_prob, mistakes)
     except UserError as error:
         return f"The model could not be evaluated: {error}."
-    return Evaluation(split=split, dataset=dataset, metrics=metrics, mistakes=shown)
+    return Evaluation(
+        split=split,
+        dataset=dataset,
+        metrics=metrics,
+        mistakes=shown,
+        predicted=log_prob.argmax(1),
+    )
 
 
 def find_mistakes(model: Model, split: Split, log_prob_NK: Floats, most: int) -> list[Mistake]:
@@ -122,4 +132,4 @@ def find_mistakes(model: Model, split: Split, log_prob_NK: Floats, most: int) ->
 
 def is_training_data(run: Run, evaluation: Evaluation) -> bool:
     """Return whether the run was trained on the evaluated dataset."""
-    return bool(run.about.get("dataset") == evaluation.dataset.fingerprint)
+    return run.about is not None and run.about.dataset == evaluation.dataset.fingerprint

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cpprune.evaluation.complexity import complexity, layer_costs
+from cpprune.evaluation.dcase import Complexity
+from cpprune.evaluation.operations import differ
 from cpprune.models.registry import build_model
-from cpprune.pruning.allocation import parse_budget
+from cpprune.pruning.budget import parse_budget
 from cpprune.report import charts
 from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
 from cpprune.report.run_folder import Run, times
@@ -21,7 +22,7 @@ Stages = list[tuple[str, dict[str, int]]]
 class Costs:
     """Costs of a model: in total, from `complexity`, and by layer, from `layer_costs`."""
 
-    total: dict[str, Any]
+    total: Complexity
     layers: dict[str, tuple[int, int, int]]
 
 
@@ -40,8 +41,8 @@ def network_section(run: Run, costs: Costs | None) -> Section:
         return Section(title, [Text("There is no model yet.")])
     stages = width_stages(run, costs)
     cuts = [
-        f"{cut['parameters_before']:,} → {cut['parameters']:,} parameters at the start of epoch "
-        f"{cut['epoch'] + 1} (criterion {cut.get('criterion')})"
+        f"{cut.parameters_before:,} → {cut.parameters:,} parameters at the start of epoch "
+        f"{cut.epoch + 1} (criterion {cut.criterion})"
         for cut in run.cuts
     ]
     text = (
@@ -49,6 +50,12 @@ def network_section(run: Run, costs: Costs | None) -> Section:
         if cuts
         else "It was not pruned in this run."
     )
+    if record := run.quantised:
+        kept = ", ".join(record.keep_float) or "no layer"
+        text += (
+            f" Quantised (int8) at the start of epoch {record.epoch + 1}: {record.layers} layers; in "
+            f"float32: {kept}."
+        )
     caption = "Channels of each layer"
     if len(stages) > 1:
         caption += "; grey: pruned" + "; lines: after each step but the last" * (len(stages) > 2)
@@ -66,12 +73,12 @@ def network_section(run: Run, costs: Costs | None) -> Section:
 def width_stages(run: Run, costs: Costs) -> Stages:
     """Return the widths before pruning and after each step; without pruning, those of the model."""
     now = {name: width for name, (width, _, _) in costs.layers.items()}
-    pruning = run.about.get("pruning") or {}
-    original = pruning.get("original_widths")
+    pruning = run.about.pruning if run.about else None
+    original = pruning.original_widths if pruning else {}
     if not run.cuts or not original:
         return [("channels", now)]
     stages = [("before", original)]
-    stages += [(f"from epoch {cut['epoch'] + 1} on", cut["widths"]) for cut in run.cuts]
+    stages += [(f"from epoch {cut.epoch + 1} on", cut.widths) for cut in run.cuts]
     return [(name, {layer: widths.get(layer, 0) for layer in now}) for name, widths in stages]
 
 
@@ -121,11 +128,12 @@ def limits_section(run: Run, costs: Costs | None) -> Section:
         _limit(f"DCASE: bytes as {dtype}", size, limits["bytes"]["limit"])
         for dtype, size in cost["bytes"].items()
     ]
-    rows += _budget(run, cost)
+    rows += _budget(run, costs)
     field = cost["receptive_field"]
     facts = [
         ("parameters", f"{cost['parameters']:,}"),
         ("MACs of one clip", f"{cost['macs']:,}"),
+        *operations_fact(cost),
         ("receptive field", f"{field['mel_bins']} rows × {field['frames']} columns"),
     ]
     head = ["limit", "met", "value", "at most"]
@@ -135,20 +143,28 @@ def limits_section(run: Run, costs: Costs | None) -> Section:
     return Section(title, [Facts(facts), Table(note, head, rows)])
 
 
+def operations_fact(cost: Complexity) -> list[tuple[str, str]]:
+    """Return the operations as a fact, if MACs leave out some."""
+    if not differ(cost["macs"], cost["operations"]):
+        return []
+    return [("operations of one clip", f"{cost['operations']:,}")]
+
+
 def _limit(what: str, value: float, bound: float) -> Sequence[Cell]:
     verdict = "yes" if value <= bound else "no"
     return [Cell(what), Cell(verdict), count(value), count(bound)]
 
 
-def _budget(run: Run, cost: dict[str, Any]) -> list[Sequence[Cell]]:
-    text = run.settings.get("prune.budget")
+def _budget(run: Run, costs: Costs) -> list[Sequence[Cell]]:
+    text = run.known.get("prune.budget")
     if not text:
         return []
     try:
-        limits = parse_budget(str(text))
+        limits = parse_budget(text)
     except ValueError as error:
         raise UserError(str(error)) from None
-    values = {"params": cost["parameters"], "macs": cost["macs"]}
+    values = {"params": costs.total["parameters"]}
+    values |= {key: costs.total[key] for key in ("macs", "operations")}
     return [
         _limit(f"prune.budget: {limit.text}", values[limit.quantity], limit.bound)
         for limit in limits

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -44,6 +44,14 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     kind: str = "table"
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers, which are aligned to the right."""
+        return [
+            any(cell.value is not None for cell in column)
+            for column in zip(*self.rows, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def render(title: str, documents: Sequence[Document]) -> str:
     )
     script = _resource("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    context: dict[str, Any] = {
+    context: dict[str, object] = {
         "title": title,
         "documents": documents,
         "style": Markup(_resource("style.css")),  # noqa: S704 - our own file

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from cpprune.config import FREE_KEYS, RunConfig, flatten
 from cpprune.models import artifact
@@ -27,7 +26,7 @@ def weights_of(model: Path) -> str | None:
     return weights.get("sha256") if isinstance(weights, dict) else None
 
 
-def recipe(run: Run, models: Mapping[str, Path], notes: list[str]) -> dict[str, Any]:
+def recipe(run: Run, models: Mapping[str, Path], notes: list[str]) -> dict[str, object]:
     """Return everything that determined a run except the seed.
 
     Args:
@@ -35,22 +34,23 @@ def recipe(run: Run, models: Mapping[str, Path], notes: list[str]) -> dict[str, 
         models: sha256 of the weights → model folder.
         notes: receives a sentence if the initial model is not found.
     """
-    found = _shaped(run.settings, run.about.get("init"), run.folder, models, [])
-    if run.about.get("init") and not isinstance(found["init"], dict):
+    init, dataset = (run.about.init, run.about.dataset) if run.about else (None, None)
+    found = _shaped(run.settings, init, run.folder, models, [])
+    if init and not isinstance(found["init"], dict):
         notes.append(
             f"{run.folder} started from a model that is not found ({run.settings.get('init')}): it is "
             "grouped only with runs that started from the same weights."
         )
-    return found | {"dataset": run.about.get("dataset")}
+    return found | {"dataset": dataset}
 
 
 def _shaped(
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     init: str | None,
     folder: Path,
     models: Mapping[str, Path],
     above: list[str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     defaults = {**flatten(RunConfig().to_dict()), **DEFAULTS_THEN}
     if settings.get("init"):  # network and front end are those of the model
         defaults = {k: v for k, v in defaults.items() if not k.startswith(("model.", "features."))}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
-
-from msgspec import Meta
+from typing import TypedDict
 
 from cpprune.config import flatten
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.trust import UntrustedCodeError
+from cpprune.runs.environment import Environment
+from cpprune.runs.records import EpochRecord, Origin, Provenance, PruneRecord, QuantizeRecord
 from cpprune.settings.renamed import current
 from shards.credentials import recorded
 from shards.errors import UserError
@@ -26,10 +26,8 @@ from shards.files.documents import (
 )
 
 MAX_METRICS_BYTES = 1 << 30  # bytes
-Number = Annotated[int, Meta(ge=0, le=1 << 50)]
-Figure = float | None
 
-# The keys of a run's files that reports use.
+# The settings that reports and comparisons compute with.
 Settings = TypedDict(
     "Settings",
     {
@@ -44,75 +42,6 @@ Settings = TypedDict(
 )
 
 
-class Environment(TypedDict, total=False):
-    """environment.json."""
-
-    packages: dict[str, Any] | None
-    gpus: list[Any] | None
-    command: list[Any] | None
-
-
-class Epoch(TypedDict):
-    """An epoch in metrics.jsonl."""
-
-    epoch: Number
-    lr: Figure
-    train_loss: Figure
-    val_log_loss: Figure
-    val_macro_accuracy: Figure
-    val_accuracy: Figure
-    clips_per_second: NotRequired[Figure]
-    memory_bytes: NotRequired[Figure]
-    seconds: NotRequired[Figure]
-
-
-class Cut(TypedDict):
-    """A pruning step in metrics.jsonl."""
-
-    epoch: Number
-    parameters_before: Number
-    parameters: Number
-    widths: dict[str, Number]
-
-
-class Pruning(TypedDict, total=False):
-    """How a model was pruned."""
-
-    original_widths: dict[str, Number]
-
-
-class Provenance(TypedDict):
-    """Where a model comes from."""
-
-    epoch: Number
-    dataset: str | None
-    init: NotRequired[str | None]
-    pruning: NotRequired[Pruning | None]
-
-
-class Validation(TypedDict):
-    """Metrics on the validation split."""
-
-    macro_accuracy: Figure
-    log_loss: Figure
-
-
-class Metrics(TypedDict):
-    """Metrics of a model."""
-
-    val: Validation
-
-
-class About(TypedDict):
-    """model.json."""
-
-    provenance: Provenance
-    metrics: Metrics
-
-
-FIGURES = ("lr", "train_loss", "val_log_loss", "val_macro_accuracy", "val_accuracy")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The contents of a run folder.
@@ -120,25 +49,31 @@ class Run:
     Attributes:
         folder: its path.
         settings: dotted key → value of the configuration.
+        known: those of them that are checked.
         environment: see `cpprune.runs.environment`.
         epochs: epochs in metrics.jsonl.
         cuts: pruning steps in metrics.jsonl.
+        quantised: when quantisation-aware training began; None if it did not.
         skipped: number of skipped optimizer steps.
-        result: of a finished run, or None.
+        finished: whether it has a result.
         failed: why the run failed, or None.
         model: the best so far, or None.
+        origin: what its model.json says of the run; None without a model.
         notes: a sentence for each part that is missing or damaged.
     """
 
     folder: Path
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    epochs: list[dict[str, Any]]
-    cuts: list[dict[str, Any]]
+    settings: dict[str, object]
+    known: Settings
+    environment: Environment
+    epochs: list[EpochRecord]
+    cuts: list[PruneRecord]
+    quantised: QuantizeRecord | None
     skipped: int
-    result: dict[str, Any] | None
+    finished: bool
     failed: str | None
     model: Model | None
+    origin: Origin | None
     notes: list[str]
 
     @property
@@ -147,10 +82,9 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Provenance of the model; empty without a model."""
-        provenance: dict[str, Any] = self.model.metadata["provenance"] if self.model else {}
-        return provenance
+    def about(self) -> Provenance | None:
+        """Provenance of the model; None without a model."""
+        return self.origin.provenance if self.origin else None
 
 
 def read_run(folder: Path) -> Run:
@@ -165,51 +99,63 @@ def read_run(folder: Path) -> Run:
             "wrote, such as runs/NAME"
         )
     notes: list[str] = []
-    settings = read_mapping(folder / "config.yaml", notes)
-    if _wrong(flatten(settings), Settings):
+    settings = recorded(current(flatten(read_mapping(folder / "config.yaml", notes))))
+    try:
+        known = typed(settings, Settings)
+    except DocumentError:
         notes.append("config.yaml is damaged and left out.")
-        settings = {}
-    environment = read_mapping(folder / "environment.json", notes)
-    if _wrong(environment, Environment):
+        settings, known = {}, Settings()
+    environment = Environment()
+    try:
+        found = recorded(read_mapping(folder / "environment.json", notes))
+        environment = typed(found, Environment)
+    except DocumentError:
         notes.append("environment.json is damaged and left out.")
-        environment = {}
-    epochs, cuts, skipped = _metrics(folder / "metrics.jsonl", notes)
-    result, failed = None, None
+    metrics = _metrics(folder / "metrics.jsonl", notes)
+    finished, failed = False, None
     if (folder / "result.json").is_file():
         ended = read_mapping(folder / "result.json", notes)
         if "failed" in ended:
             failed = str(ended["failed"])
             notes.append(f"The run failed: {failed}.")
         else:
-            result = ended or None
+            finished = bool(ended)
     else:
-        planned = flatten(settings).get("train.epochs", "?")
+        planned = settings.get("train.epochs", "?")
         notes.append(
-            f"The run is not finished: {len(epochs)} of {planned} epochs are complete; this report "
-            "shows the state so far."
+            f"The run is not finished: {len(metrics.epochs)} of {planned} epochs are complete; this "
+            "report shows the state so far."
         )
-    model: Model | None = None
+    model, origin = _model(folder / "model", notes)
+    return Run(
+        folder=folder,
+        settings=settings,
+        known=known,
+        environment=environment,
+        epochs=metrics.epochs,
+        cuts=metrics.cuts,
+        quantised=metrics.quantised,
+        skipped=metrics.skipped,
+        finished=finished,
+        failed=failed,
+        model=model,
+        origin=origin,
+        notes=notes,
+    )
+
+
+def _model(folder: Path, notes: list[str]) -> tuple[Model, Origin] | tuple[None, None]:
     try:
-        found = artifact.load(folder / "model")
-        if wrong := _wrong(found.metadata, About):
-            raise UserError(f"{folder / 'model'} was not written by a run ({wrong})")
-        model = found
+        model = artifact.load(folder)
+        try:
+            return model, typed(model.metadata, Origin)
+        except DocumentError as error:
+            raise UserError(f"{folder} was not written by a run ({error})") from None
     except UntrustedCodeError:
         raise
     except UserError as error:
         notes.append(f"There is no model to show: {error}.")
-    return Run(
-        folder=folder,
-        settings=recorded(current(flatten(settings))),
-        environment=recorded(environment),
-        epochs=epochs,
-        cuts=cuts,
-        skipped=skipped,
-        result=result,
-        failed=failed,
-        model=model,
-        notes=notes,
-    )
+        return None, None
 
 
 def times(number: int) -> str:
@@ -217,7 +163,7 @@ def times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+def read_mapping(path: Path, notes: list[str]) -> dict[str, object]:
     """Read a JSON or YAML file that holds a mapping; return an empty one if it is damaged.
 
     Args:
@@ -231,58 +177,59 @@ def read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         if path.suffix == ".yaml":
-            return parse_yaml(data, dict[str, Any])
-        return parse_json(data, dict[str, Any], nan=True)
+            return parse_yaml(data, dict[str, object])
+        return parse_json(data, dict[str, object], nan=True)
     except DocumentError:
         notes.append(f"{path.name} is damaged and left out.")
         return {}
 
 
-def _wrong(document: object, kind: type) -> str:
-    """Return where a document differs from a type; an empty text if it does not."""
-    try:
-        typed(document, kind)
-    except DocumentError as error:
-        return str(error)
-    return ""
+@dataclass(kw_only=True)
+class _Metrics:
+    """The contents of metrics.jsonl; see `Run`."""
+
+    epochs: list[EpochRecord] = field(default_factory=list)
+    cuts: list[PruneRecord] = field(default_factory=list)
+    quantised: QuantizeRecord | None = None
+    skipped: int = 0
 
 
-def _metrics(
-    path: Path, notes: list[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+def _metrics(path: Path, notes: list[str]) -> _Metrics:
     if not path.is_file():
         notes.append("There is no metrics.jsonl: no epoch is complete.")
-        return [], [], 0
+        return _Metrics()
     try:
         data = read_bytes(path, MAX_METRICS_BYTES)
     except UserError as error:
         notes.append(f"metrics.jsonl cannot be read ({error}).")
-        return [], [], 0
-    epochs, cuts, damaged, skipped = [], [], [], 0
+        return _Metrics()
+    found = _Metrics()
+    damaged: list[str] = []
     # A run that was killed may have left an incomplete line.
     torn = b"" if data.endswith(b"\n") or not data else b"\n"
-    for number, record in enumerate(json_lines(data + torn, dict[str, Any]), 1):
-        if isinstance(record, DocumentError):
+    for number, record in enumerate(json_lines(data + torn, dict[str, object]), 1):
+        try:
+            if isinstance(record, DocumentError):
+                raise record
+            if not record.get("event"):
+                shown = {k: math.nan if v is None else v for k, v in record.items()}
+                found.epochs.append(typed(shown, EpochRecord))
+            elif record["event"] == "prune":
+                found.cuts.append(typed(record, PruneRecord))
+            elif record["event"] == "quantize":
+                found.quantised = typed(record, QuantizeRecord)
+            found.skipped += record.get("event") == "skipped"
+        except DocumentError:
             damaged.append(str(number))
-        elif record.get("event"):
-            skipped += record["event"] == "skipped"
-            if record["event"] == "prune":
-                if _wrong(record, Cut):
-                    damaged.append(str(number))
-                else:
-                    cuts.append(record)
-        elif _wrong(record, Epoch):
-            damaged.append(str(number))
-        else:
-            epochs.append({k: math.nan if v is None else v for k, v in record.items()})
-    if lost := [record["epoch"] + 1 for record in epochs if _not_finite(record)]:
+    if lost := [record.epoch + 1 for record in found.epochs if _not_finite(record)]:
         which = f"epochs {', '.join(map(str, lost))}" if len(lost) > 1 else f"epoch {lost[0]}"
         notes.append(f"Metrics of {which} are not finite and left out.")
     if damaged:
         lines = f"lines {', '.join(damaged)} are" if len(damaged) > 1 else f"line {damaged[0]} is"
         notes.append(f"metrics.jsonl: {lines} damaged and left out.")
-    return epochs, cuts, skipped
+    return found
 
 
-def _not_finite(record: dict[str, Any]) -> bool:
-    return not all(math.isfinite(record[key]) for key in FIGURES)
+def _not_finite(record: EpochRecord) -> bool:
+    figures = (record.lr, record.train_loss, record.val_log_loss)
+    return not all(map(math.isfinite, (*figures, record.val_macro_accuracy, record.val_accuracy)))

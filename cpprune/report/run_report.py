@@ -7,12 +7,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from cpprune.export.exported import OnDisk, read_exported
+from cpprune.models.quantized import is_quantized
 from cpprune.report import network, sections
 from cpprune.report.evaluation import Evaluation, evaluate_run
+from cpprune.report.exports import exports_section, weights_of
 from cpprune.report.page import Document, render
 from cpprune.report.run_folder import Run, read_run, times
 from cpprune.runs.contents import RUN
+from cpprune.runs.records import Validation
+from shards.errors import UserError
 from shards.files.atomic import check_output, replace_file, write_output, writing
+from shards.files.documents import typed
 from shards.files.locks import locked
 from shards.files.ownership import claim
 
@@ -21,7 +27,12 @@ MISTAKES = 6
 
 
 def report_document(
-    folder: Path, *, data: str | None = None, split: str = "val", mistakes: int = MISTAKES
+    folder: Path,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    mistakes: int = MISTAKES,
+    exports: Sequence[OnDisk] = (),
 ) -> Document:
     """Return the report of a run.
 
@@ -30,6 +41,7 @@ def report_document(
         data: dataset to evaluate on; None: that of the run.
         split: train, val or test.
         mistakes: number of misclassified clips to include.
+        exports: exported models of the run, beside those in its folder.
 
     Raises:
         UserError: the folder is not a run.
@@ -44,6 +56,7 @@ def report_document(
         sections.calibration_section(evaluation),
         network.network_section(run, costs),
         network.limits_section(run, costs),
+        exports_section(run, evaluation, exports),
         sections.mistakes_section(evaluation),
         sections.throughput_section(run),
         sections.environment_section(run),
@@ -55,31 +68,53 @@ def _subtitle(run: Run) -> str:
     if run.model is None:
         failed = "A failed run without a model."
         return failed if run.failed else "A run without a model yet."
-    state = "A finished" if run.result else "A failed" if run.failed else "An unfinished"
+    state = "A finished" if run.finished else "A failed" if run.failed else "An unfinished"
     how = "fine-tuned" if run.settings.get("init") else "trained from scratch"
     cuts = f", pruned {times(len(run.cuts))}" if run.cuts else ""
-    return f"{state} run: {run.model.family} for {len(run.model.classes)} classes, {how}{cuts}."
+    form = ", quantised (int8)" if is_quantized(run.model.network) else ""
+    return (
+        f"{state} run: {run.model.family} for {len(run.model.classes)} classes, {how}{cuts}{form}."
+    )
 
 
 def _tiles(
     run: Run, costs: network.Costs | None, evaluation: Evaluation | str
 ) -> list[tuple[str, str]]:
-    if run.model is None or costs is None:
+    if run.model is None or run.origin is None or costs is None:
         return []
     tiles = [
         ("parameters", f"{costs.total['parameters']:,}"),
         ("MACs of one clip", f"{costs.total['macs']:,}"),
-        ("best epoch", f"{run.about['epoch'] + 1} of {run.settings.get('train.epochs')}"),
+        *network.operations_fact(costs.total),
+        ("best epoch", f"{run.origin.provenance.epoch + 1} of {run.settings.get('train.epochs')}"),
     ]
     if isinstance(evaluation, Evaluation):
-        metrics, split = evaluation.metrics, evaluation.split
+        split, metrics = evaluation.split, typed(evaluation.metrics, Validation)
     else:
-        metrics, split = run.model.metadata["metrics"]["val"], "val"
+        split, metrics = "val", run.origin.metrics.val
     return [
-        (f"macro accuracy, {split}", _figure(metrics["macro_accuracy"])),
-        (f"log loss, {split}", _figure(metrics["log_loss"])),
+        (f"macro accuracy, {split}", _figure(metrics.macro_accuracy)),
+        (f"log loss, {split}", _figure(metrics.log_loss)),
         *tiles,
     ]
+
+
+def _by_run(folders: Sequence[Path], exports: Sequence[Path]) -> dict[Path, list[OnDisk]]:
+    """Return the exported models of each run; raise UserError if one is of none."""
+    weights = {folder: weights_of(folder) for folder in folders}
+    found: dict[Path, list[OnDisk]] = {folder: [] for folder in folders}
+    for path in exports:
+        one = read_exported(path)
+        own = [folder for folder in folders if weights[folder] == one.weights_sha256]
+        if not own:
+            runs = ", ".join(map(str, folders))
+            raise UserError(
+                f"--exports {path}: was not made from the model of {runs}: export that again, or name "
+                "the run that it was made from"
+            )
+        for folder in own:
+            found[folder].append(one)
+    return found
 
 
 def _figure(value: float | None) -> str:
@@ -93,6 +128,7 @@ def write_report(
     data: str | None = None,
     split: str = "val",
     mistakes: int = MISTAKES,
+    exports: Sequence[Path] = (),
 ) -> list[Path]:
     """Write the reports of runs, each into its folder, or all on one page.
 
@@ -102,12 +138,14 @@ def write_report(
         data: see `report_document`.
         split: see `report_document`.
         mistakes: see `report_document`.
+        exports: exported models of the runs, beside those in their folders.
 
     Returns:
         The pages that were written.
 
     Raises:
-        UserError: a folder is not a run, or a page cannot be written.
+        UserError: a folder is not a run, an exported model is not of one of them, or a page cannot be
+            written.
     """
     folders = list({folder.resolve(): folder for folder in folders}.values())
     pages = [out] if out is not None else [folder / PAGE for folder in folders]
@@ -120,8 +158,12 @@ def write_report(
             if not path.exists() or path.is_file():
                 busy = f"{path}: another report is writing it"
                 held.enter_context(locked(path.parent / f".{path.name}.lock", busy))
+        named = _by_run(folders, exports)
         documents = [
-            report_document(folder, data=data, split=split, mistakes=mistakes) for folder in folders
+            report_document(
+                folder, data=data, split=split, mistakes=mistakes, exports=named[folder]
+            )
+            for folder in folders
         ]
         if out is not None:
             title = ", ".join(document.title for document in documents)

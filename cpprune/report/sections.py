@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cpprune.report import charts
-from cpprune.report.charts import Series
+from cpprune.report.charts import Event, Series
 from cpprune.report.evaluation import Evaluation, is_training_data
 from cpprune.report.page import (
     Block,
@@ -52,7 +51,7 @@ def training_section(run: Run, evaluation: Evaluation | str) -> Section:
     if run.model is not None:
         facts.append(("classes", f"{len(run.model.classes)}: {', '.join(run.model.classes)}"))
     facts.append(("dataset", str(settings.get("data.path"))))
-    facts.append(("dataset fingerprint", str(about.get("dataset", "unknown"))))
+    facts.append(("dataset fingerprint", str(about.dataset if about else "unknown")))
     blocks: list[Block] = [Facts(facts)]
     if isinstance(evaluation, Evaluation):
         clips = ", ".join(f"{n:,} {name}" for name, n in evaluation.dataset.splits.items())
@@ -69,25 +68,32 @@ def curves_section(run: Run) -> Section:
     title = "Curves"
     if not run.epochs:
         return Section(title, [Text("No epoch is complete, so there are no curves.")])
-    numbers = [record["epoch"] + 1 for record in run.epochs]
-    cuts = [cut["epoch"] + 1 for cut in run.cuts]
-    best = run.about["epoch"] + 1 if run.about else None
+    numbers = [record.epoch + 1 for record in run.epochs]
+    events = [Event(cut.epoch + 1, "✂", "pruned") for cut in run.cuts]
+    if run.quantised:
+        events.append(Event(run.quantised.epoch + 1, "int8", "quantised"))
+    marks = {event.mark: event.what for event in events}
+    legend = "".join(f"; {mark}: {what}" for mark, what in marks.items())
+    best = run.about.epoch + 1 if run.about else None
 
-    def drawn(label: str, zero: bool = False, **lines: str) -> Figure:
-        series = [
-            Series(name.replace("_", " "), [record[key] for record in run.epochs])
-            for name, key in lines.items()
-        ]
+    def drawn(label: str, *lines: Series, zero: bool = False) -> Figure:
         drawing = charts.curves(
-            f"{label} over epochs", label, numbers, series, cuts=cuts, best=best, zero=zero
+            f"{label} over epochs", label, numbers, lines, events=events, best=best, zero=zero
         )
-        return Figure(drawing, f"{label} over epochs{'; ✂: pruned' * bool(cuts)}.")
+        return Figure(drawing, f"{label} over epochs{legend}.")
 
-    loss = drawn("Loss in nats", training="train_loss", validation="val_log_loss")
-    accuracy = drawn(
-        "Validation accuracy", macro_accuracy="val_macro_accuracy", accuracy="val_accuracy"
+    loss = drawn(
+        "Loss in nats",
+        Series("training", [record.train_loss for record in run.epochs]),
+        Series("validation", [record.val_log_loss for record in run.epochs]),
     )
-    rate = drawn("Learning rate", zero=True, learning_rate="lr")
+    accuracy = drawn(
+        "Validation accuracy",
+        Series("macro accuracy", [record.val_macro_accuracy for record in run.epochs]),
+        Series("accuracy", [record.val_accuracy for record in run.epochs]),
+    )
+    rates = Series("learning rate", [record.lr for record in run.epochs])
+    rate = drawn("Learning rate", rates, zero=True)
     return Section(title, [replace(loss, table=_epoch_table(run)), accuracy, rate])
 
 
@@ -95,9 +101,9 @@ def _epoch_table(run: Run) -> Table:
     head = ["epoch", "learning rate", "train loss", "val log loss", "val macro accuracy"]
     rows = [
         [
-            Cell(str(record["epoch"] + 1), record["epoch"]),
-            Cell(f"{record['lr']:.3g}", record["lr"]),
-            *(decimal(record[k]) for k in ("train_loss", "val_log_loss", "val_macro_accuracy")),
+            Cell(str(record.epoch + 1), record.epoch),
+            Cell(f"{record.lr:.3g}", record.lr),
+            *map(decimal, (record.train_loss, record.val_log_loss, record.val_macro_accuracy)),
         ]
         for record in run.epochs
     ]
@@ -126,7 +132,9 @@ def predictions_section(run: Run, evaluation: Evaluation | str) -> Section:
     blocks: list[Block] = [Text(text)]
     names = list(evaluation.dataset.classes)
     caption = "Rows: true class; columns: predicted class; shade: fraction of the row."
-    matrix = Figure(charts.confusion(names, metrics["confusion"]), caption, _counts(names, metrics))
+    matrix = Figure(
+        charts.confusion(names, metrics["confusion"]), caption, _counts(names, metrics["confusion"])
+    )
     blocks += [matrix, _accuracies("class", metrics["per_class"])]
     for what, key in (("device", "device"), ("city", "city"), ("device group", "group")):
         if metrics[f"per_{key}"]:
@@ -134,11 +142,8 @@ def predictions_section(run: Run, evaluation: Evaluation | str) -> Section:
     return Section(title, blocks)
 
 
-def _counts(names: list[str], metrics: Mapping[str, Any]) -> Table:
-    rows = [
-        [Cell(name), *map(count, line)]
-        for name, line in zip(names, metrics["confusion"], strict=True)
-    ]
+def _counts(names: list[str], counts: Sequence[Sequence[int]]) -> Table:
+    rows = [[Cell(name), *map(count, line)] for name, line in zip(names, counts, strict=True)]
     return Table("Clips by true (rows) and predicted class (columns)", ["true", *names], rows)
 
 
@@ -166,7 +171,7 @@ def calibration_section(evaluation: Evaluation | str) -> Section:
         if clips
     ]
     table = Table("Bins of confidence", ["mean confidence", "accuracy", "clips"], rows)
-    return Section(title, [Figure(charts.reliability(found), caption), table])
+    return Section(title, [Figure(charts.reliability(**found), caption), table])
 
 
 def mistakes_section(evaluation: Evaluation | str) -> Section:
@@ -186,11 +191,11 @@ def mistakes_section(evaluation: Evaluation | str) -> Section:
 def throughput_section(run: Run) -> Section:
     """Return throughput and memory."""
     title = "Throughput and memory"
-    speeds = [record.get("clips_per_second", math.nan) for record in run.epochs]
-    memory = [record.get("memory_bytes", math.nan) / 2**20 for record in run.epochs]
+    speeds = [record.clips_per_second for record in run.epochs]
+    memory = [record.memory_bytes / 2**20 for record in run.epochs]
     if not any(math.isfinite(value) for value in speeds):
         return Section(title, [Text("No throughput was logged.")])
-    numbers = [record["epoch"] + 1 for record in run.epochs]
+    numbers = [record.epoch + 1 for record in run.epochs]
     facts = [("training time", _duration(total_seconds(run)))]
     drawing = charts.curves(
         "Training throughput in clips per second, over epochs",
@@ -204,7 +209,7 @@ def throughput_section(run: Run) -> Section:
         Figure(drawing, "Training throughput in clips per second."),
     ]
     if any(math.isfinite(value) for value in memory):
-        where = "the GPU" if run.environment.get("gpus") else "the host"
+        where = "the GPU" if run.environment.gpus else "the host"
         label = f"Peak memory so far on {where}, rank 0"
         lines = [Series("MiB", memory)]
         drawing = charts.curves(f"{label}, over epochs", "MiB", numbers, lines, zero=True)
@@ -214,7 +219,7 @@ def throughput_section(run: Run) -> Section:
 
 def total_seconds(run: Run) -> float:
     """Return the seconds of training, summed over all starts of the run."""
-    seconds = [float(record.get("seconds", 0)) for record in run.epochs]
+    seconds = [record.seconds for record in run.epochs]
     ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]
     return math.fsum(ends)
 
@@ -228,19 +233,18 @@ def _duration(seconds: float) -> str:
 def environment_section(run: Run) -> Section:
     """Return host, packages, and the command that reproduces the run."""
     there = run.environment
-    packages = there.get("packages") or {}
     facts = [
-        ("host", str(there.get("host", "unknown"))),
-        ("platform", str(there.get("platform", "unknown"))),
-        ("GPUs", ", ".join(map(str, there.get("gpus") or [])) or "none"),
-        ("threads", str(there.get("threads", "unknown"))),
-        ("Python", str(there.get("python", "unknown"))),
-        *((str(name), str(version)) for name, version in packages.items()),
+        ("host", str(there.host)),
+        ("platform", str(there.platform)),
+        ("GPUs", ", ".join(map(str, there.gpus or [])) or "none"),
+        ("threads", str(there.threads)),
+        ("Python", str(there.python)),
+        *((name, str(version)) for name, version in (there.packages or {}).items()),
     ]
     again = (
         f"cpprune train --config {shlex.quote(str(run.folder / 'config.yaml'))} --run runs/again"
     )
-    called = [str(word) for word in there.get("command") or []]
+    called = [str(word) for word in there.command or []]
     if called:
         called[0] = "cpprune" if Path(called[0]).name in ("cpprune", "cli.py") else called[0]
     return Section(

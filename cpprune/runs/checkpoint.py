@@ -13,13 +13,14 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated
 
-import safetensors.torch
 from msgspec import Meta
-from torch import Tensor
+from torch import Tensor, nn
 
-from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors
+from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors, tensor_bytes
+from cpprune.models.resize import fit
+from cpprune.runs.identity import RunIdentity
 from shards.errors import UserError
 from shards.files.atomic import write_bytes
 from shards.files.documents import parse_json, read_bytes, read_json, to_json, typed
@@ -91,9 +92,9 @@ def save(
     folder: Path,
     keep: int,
     progress: Progress,
-    identity: dict[str, Any],
+    identity: RunIdentity,
     tensors: Tensors,
-    scaler: dict[str, Any] | None,
+    scaler: dict[str, object] | None,
 ) -> None:
     """Write checkpoint `step-N` into `folder` and delete all but the last `keep` and the best.
 
@@ -101,22 +102,17 @@ def save(
         folder: the run's checkpoints folder.
         keep: number of checkpoints to keep.
         progress: see `Progress`.
-        identity: settings and fingerprints that a resumed run must share; see `runs.identity`.
+        identity: settings and fingerprints that a resumed run must share.
         tensors: see `Tensors`.
         scaler: state of the gradient scaler, or None.
     """
     state = {
         "format": FORMAT,
         "progress": asdict(progress),
-        "identity": identity,
+        "identity": asdict(identity),
         "scaler": scaler,
     }
-    files = {
-        f"{name}.safetensors": safetensors.torch.save(
-            {key: t.detach().cpu().contiguous() for key, t in getattr(tensors, name).items()}
-        )
-        for name in TENSOR_FILES
-    }
+    files = {f"{name}.safetensors": tensor_bytes(getattr(tensors, name)) for name in TENSOR_FILES}
     files["state.json"] = f"{to_json(state, indent=2)}\n".encode()
     manifest = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
@@ -158,9 +154,14 @@ class Saved:
 
     path: Path
     progress: Progress
-    identity: dict[str, Any]
-    scaler: dict[str, Any] | None
+    identity: RunIdentity
+    scaler: dict[str, object] | None
     tensors: Tensors
+
+    def restore(self, network: nn.Module) -> None:
+        """Give a network of the same architecture the checkpoint's widths and weights."""
+        fit(network, self.tensors.network)
+        network.load_state_dict(self.tensors.network)
 
 
 def read(checkpoint: Path) -> Saved:
@@ -173,7 +174,7 @@ def read(checkpoint: Path) -> Saved:
     text = _read_whole(checkpoint, "state.json")
     try:
         # An older version wrote NaN, which is never the best, as null is not.
-        content = parse_json(text, dict[str, Any], nan=True)
+        content = parse_json(text, dict[str, object], nan=True)
         if content.get("format") != FORMAT:
             raise ValueError(f"format {content.get('format')}, this version reads {FORMAT}")
         state = typed(content, _State)
@@ -191,23 +192,16 @@ def read(checkpoint: Path) -> Saved:
         name: parse_tensors(payload, checkpoint / f"{name}.safetensors")
         for name, payload in files.items()
     }
-    return Saved(checkpoint, progress, content["identity"], state.scaler, Tensors(**tensors))
-
-
-class _Identity(TypedDict):
-    settings: dict[str, Any]
-    init: str | None
-    dataset: str
-    features: dict[str, Any] | None
+    return Saved(checkpoint, progress, state.identity, state.scaler, Tensors(**tensors))
 
 
 @dataclass(frozen=True)
 class _State:
     """The contents of `state.json`."""
 
-    progress: dict[str, Any]
-    identity: _Identity
-    scaler: dict[str, Any] | None
+    progress: dict[str, object]
+    identity: RunIdentity
+    scaler: dict[str, object] | None
 
 
 def set_aside(folder: Path, last_whole: Path) -> None:

@@ -16,11 +16,11 @@ from shards.files.locks import locked
 from shards.files.ownership import Kind, claim, read_mark, remove
 
 LOCK = ".lock"
-MODELS = ("model", "model_last")
+MODELS = ("model", "model_last", "uncut")
 # What a run that starts again overwrites, and what it removes. Other files of the user stay.
 _KEPT = ("environment.json", "config.yaml")
 _FILES = ("metrics.jsonl", "result.json", "report.html", tracking.STATE, tracking.LOG)
-_FOLDERS = ("checkpoints", *MODELS, "plans", "ids", "tensorboard")
+_FOLDERS = ("checkpoints", *MODELS, "plans", "ids", "tensorboard", "compiled")
 REMOVED = (
     *_FILES,
     *(f"{name}.*.tmp" for name in (*_KEPT, *_FILES)),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from msgspec import UNSET, UnsetType
 
 from cpprune.models import artifact
 from cpprune.runs.checkpoint import Progress
+from cpprune.runs.records import FailedRun, Origin, record_json
 from shards.errors import UserError
 from shards.files.atomic import replace_file
-from shards.files.documents import read_json, to_json
+from shards.files.documents import DocumentError, read_json, typed
 
 REMEDY = "lower optim.lr or set train.clip_norm, and choose another --run or --resume never"
 
@@ -29,20 +31,20 @@ def is_better(value: float | None, best: float | None, monitor: str) -> bool:
 
 
 def why_not_finite(
-    weights: list[str], figures: Mapping[str, Any], train_loss: float
-) -> dict[str, str]:
-    """Return {"reason": …}, which explains the nulls of an epoch in metrics.jsonl, or nothing.
+    weights: list[str], log_loss: float | None, train_loss: float
+) -> str | UnsetType:
+    """Return what explains the nulls of an epoch in metrics.jsonl, if there are any.
 
     Args:
         weights: names of those that are not finite.
-        figures: on the validation split.
+        log_loss: on the validation split.
         train_loss: of the epoch.
     """
     if weights:
-        return {"reason": f"{_listed(weights)} not finite"}
-    if figures["log_loss"] is None:
-        return {"reason": "the predictions on the validation split are not finite"}
-    return {} if math.isfinite(train_loss) else {"reason": "the training loss is not finite"}
+        return f"{_listed(weights)} not finite"
+    if log_loss is None:
+        return "the predictions on the validation split are not finite"
+    return UNSET if math.isfinite(train_loss) else "the training loss is not finite"
 
 
 def check_weights(names: list[str], folder: Path, progress: Progress) -> None:
@@ -76,29 +78,23 @@ def failure_written(folder: Path, rank: int) -> Iterator[None]:
         yield
     except DivergenceError as error:
         if rank == 0:
-            about = _last_finite(folder, "model") or {}
-            result = {
-                "run": str(folder),
-                "failed": str(error),
-                "model": str(folder / "model") if about else None,
-                "epoch": about["provenance"]["epoch"] if about else None,
-                "val": about["metrics"]["val"] if about else None,
-            }
-            text = f"{to_json(result, indent=2)}\n"
+            best = _last_finite(folder, "model")
+            result = FailedRun(
+                run=str(folder),
+                failed=str(error),
+                model=str(folder / "model") if best else None,
+                epoch=best.provenance.epoch if best else None,
+                val=best.metrics.val if best else None,
+            )
+            text = f"{record_json(result, indent=2)}\n"
             replace_file(folder / "result.json", folder, text.encode())
         raise
-
-
-def forget_failure(folder: Path) -> None:
-    """Remove the result.json of a failed run that starts again or resumes."""
-    if has_failed(folder):
-        (folder / "result.json").unlink()
 
 
 def has_failed(folder: Path) -> bool:
     """Return whether result.json records that the run failed."""
     try:
-        return "failed" in read_json(folder / "result.json", dict[str, Any], nan=True)
+        return "failed" in read_json(folder / "result.json", dict[str, object], nan=True)
     except UserError:
         return False
 
@@ -109,18 +105,17 @@ def _listed(names: list[str]) -> str:
 
 
 def _kept(folder: Path) -> str:
-    about = _last_finite(folder, "model_last")
-    if about is None:
+    last = _last_finite(folder, "model_last")
+    if last is None:
         return "no epoch left a finite model"
     return (
-        f"the last finite model, of epoch {about['provenance']['epoch'] + 1}, is in "
+        f"the last finite model, of epoch {last.provenance.epoch + 1}, is in "
         f"{folder / 'model_last'}"
     )
 
 
-def _last_finite(folder: Path, name: str) -> dict[str, Any] | None:
+def _last_finite(folder: Path, name: str) -> Origin | None:
     try:
-        found = artifact.read_description(folder / name)
-    except UserError:
+        return typed(artifact.read_description(folder / name), Origin)
+    except (UserError, DocumentError):
         return None
-    return found if {"provenance", "metrics"} <= found.keys() else None

@@ -6,14 +6,27 @@ import platform
 import resource
 import socket
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
 from shards.credentials import recorded
 
 PACKAGES = ("cpprune", "torch", "torchaudio", "torch-pruning", "accelerate", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """environment.json."""
+
+    command: list[object] | None = None
+    host: object = "unknown"
+    platform: object = "unknown"
+    python: object = "unknown"
+    packages: dict[str, object] | None = None
+    gpus: list[object] | None = None
+    threads: object = "unknown"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -23,21 +36,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
 
 
-def environment() -> dict[str, Any]:
-    """Return the contents of environment.json."""
-    versions: dict[str, str | None] = {}
+def environment() -> Environment:
+    """Return the environment of this process."""
+    versions: dict[str, object] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "command": recorded(sys.argv),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions,
-        "gpus": gpus,
-        "threads": torch.get_num_threads(),
-    }
+    gpus = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+    return Environment(
+        command=recorded(sys.argv),
+        host=socket.gethostname(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        packages=versions,
+        gpus=list(gpus),
+        threads=torch.get_num_threads(),
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import torch
 import yaml
@@ -17,23 +17,22 @@ from torch import Tensor
 import cpprune
 from cpprune.config import RunConfig
 from cpprune.distributed import process_group
-from cpprune.distributed.collectives import (
-    broadcast_json,
-    run_on_rank_0,
-)
+from cpprune.distributed.collectives import broadcast_json, run_on_rank_0
 from cpprune.evaluation.complexity import count_macs, count_parameters
+from cpprune.evaluation.operations import count_operations
 from cpprune.models import artifact
 from cpprune.models.fingerprint import fingerprint
 from cpprune.pruning.plan import Plan, plan_bytes
 from cpprune.runs import checkpoint, divergence
 from cpprune.runs.contents import claim_run, clear_run, hold_run
 from cpprune.runs.environment import environment
-from cpprune.runs.identity import check_same
+from cpprune.runs.identity import RunIdentity, check_same
 from cpprune.runs.log import RunLog
+from cpprune.runs.records import Origin, Record, RunResult, record_json
 from shards.credentials import recorded
 from shards.errors import UserError
 from shards.files.atomic import replace_file, writing
-from shards.files.documents import DocumentError, parse_json, to_json
+from shards.files.documents import DocumentError, parse_json, typed
 
 
 class RunFolder:
@@ -70,15 +69,25 @@ class RunFolder:
             self._resources = resources.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._resources.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._resources.__exit__(kind, error, trace)
 
     @property
     def ids_file(self) -> Path:
         """The file in which this rank records the clips of its batches."""
         return self.path / "ids" / f"rank-{self.rank}.jsonl"
 
-    def find_checkpoint(self, identity: dict[str, Any]) -> checkpoint.Saved | None:
+    @property
+    def compiled(self) -> Path:
+        """The folder in which this rank keeps compiled code."""
+        return self.path / "compiled" / f"rank-{self.rank}"
+
+    def find_checkpoint(self, identity: RunIdentity) -> checkpoint.Saved | None:
         """Return the last whole checkpoint of the run, or None to begin; see `find_checkpoint`."""
         return find_checkpoint(self.path, self.config.resume, identity, self.say)
 
@@ -88,14 +97,16 @@ class RunFolder:
 
     def _open(self, saved: checkpoint.Saved | None) -> None:
         write_start(self.path, self.config, fresh=saved is None)
-        divergence.forget_failure(self.path)
+        over = saved is not None and saved.progress.epoch >= self.config.train.epochs
+        if not over or divergence.has_failed(self.path):
+            (self.path / "result.json").unlink(missing_ok=True)
         if saved is not None:
             checkpoint.set_aside(self.path / "checkpoints", saved.path)
             self.log.truncate(saved.progress.metrics_bytes)
             truncate_ids(self.path, saved.progress.epoch, saved.progress.batch)
         self.log.track(self.config.track)
 
-    def write_log(self, record: dict[str, Any]) -> None:
+    def write_log(self, record: Record) -> None:
         """Append a record to metrics.jsonl."""
         self._on_rank_0(lambda: self.log.write(record))
 
@@ -112,21 +123,20 @@ class RunFolder:
     def write_checkpoint(
         self,
         progress: checkpoint.Progress,
-        identity: dict[str, Any],
+        identity: RunIdentity,
         tensors: checkpoint.Tensors,
-        scaler: dict[str, Any] | None,
+        scaler: dict[str, object] | None,
     ) -> None:
         """Write a checkpoint and delete older ones; see `checkpoint.save`."""
         progress.metrics_bytes = self.log.size()
         folder, keep = self.path / "checkpoints", self.config.train.keep_checkpoints
         self._on_rank_0(lambda: checkpoint.save(folder, keep, progress, identity, tensors, scaler))
 
-    def write_result(self) -> dict[str, Any]:
+    def write_result(self) -> RunResult:
         """Write result.json from the best model; return what it holds, on every rank."""
-        written: list[dict[str, Any]] = []
-        self._on_rank_0(lambda: written.append(write_result(self.path)))
-        result: dict[str, Any] = broadcast_json(written[:1], self._device)[0]
-        return result
+        written: list[object] = []
+        self._on_rank_0(lambda: written.append(asdict(write_result(self.path))))
+        return typed(broadcast_json(written[:1], self._device)[0], RunResult)
 
     def _on_rank_0(self, do: Callable[[], object]) -> None:
         run_on_rank_0(do, self._device)
@@ -134,11 +144,11 @@ class RunFolder:
 
 def provenance(
     config: RunConfig,
-    identity: dict[str, Any],
+    identity: RunIdentity,
     progress: checkpoint.Progress,
     epoch: int,
-    metrics: dict[str, Any],
-) -> dict[str, Any]:
+    metrics: Mapping[str, object],
+) -> dict[str, object]:
     """Return the origin and the validation metrics of a model, for model.json.
 
     Args:
@@ -155,8 +165,8 @@ def provenance(
             "run": Path(config.run).name,
             "epoch": epoch,
             "seed": config.seed,
-            "init": identity["init"],
-            "dataset": identity["dataset"],
+            "init": identity.init,
+            "dataset": identity.dataset,
             "pruning": pruning if config.prune.prunes else None,
         },
         "metrics": {"val": metrics},
@@ -188,7 +198,7 @@ class _Place:
 
 
 def find_checkpoint(
-    folder: Path, resume: str, identity: dict[str, Any], say: Callable[[str], None]
+    folder: Path, resume: str, identity: RunIdentity, say: Callable[[str], None]
 ) -> checkpoint.Saved | None:
     """Return the last whole checkpoint, or None to begin.
 
@@ -222,7 +232,7 @@ def find_checkpoint(
             continue
         for message in damage:
             say(f"{message}; going on from {path.name} instead")
-        check_same(folder, saved.identity, identity, say)
+        check_same(folder, saved.identity, saved.progress, identity, say)
         return saved
     raise UserError(
         f"{damage[0]}, and there is no whole checkpoint in {folder}: start again with --resume never"
@@ -236,30 +246,32 @@ def write_start(folder: Path, config: RunConfig, fresh: bool) -> None:
         if fresh:
             clear_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        about = json.dumps(environment(), indent=2) + "\n"
+        about = json.dumps(asdict(environment()), indent=2) + "\n"
         replace_file(folder / "environment.json", folder, about.encode())
         if config.prune.prunes:
             (folder / "plans").mkdir(exist_ok=True)
         tree = config.to_dict()
-        if config.init is not None:  # that model carries its network and front end with it
+        if config.init and Path(config.init).is_dir():  # a model carries its network and front end
             del tree["model"]
             tree["features"] = {"backend": config.features.backend}
         text = yaml.safe_dump(recorded(tree), sort_keys=False)
         replace_file(folder / "config.yaml", folder, text.encode())
 
 
-def write_result(folder: Path) -> dict[str, Any]:
+def write_result(folder: Path) -> RunResult:
     """Write result.json from the run's best model, and return what it holds."""
     best = artifact.load(folder / "model")
-    result = {
-        "run": str(folder),
-        "model": str(folder / "model"),
-        "parameters": count_parameters(best.network),
-        "macs": count_macs(best.network, best.input_shape),
-        "epoch": best.metadata["provenance"]["epoch"],
-        "val": best.metadata["metrics"]["val"],
-        "fingerprint": fingerprint(best.network),
-    }
-    text = to_json(result, indent=2) + "\n"
+    origin = typed(best.metadata, Origin)
+    result = RunResult(
+        run=str(folder),
+        model=str(folder / "model"),
+        parameters=count_parameters(best.network),
+        macs=count_macs(best.network, best.input_shape),
+        operations=count_operations(best.network, best.input_shape),
+        epoch=origin.provenance.epoch,
+        val=origin.metrics.val,
+        fingerprint=fingerprint(best.network),
+    )
+    text = record_json(result, indent=2) + "\n"
     replace_file(folder / "result.json", folder, text.encode())
     return result

@@ -1,17 +1,16 @@
-"""The log of a run: metrics.jsonl, a tracker that follows it, and lines on standard error."""
+"""The log of a run: metrics.jsonl, a tracker that follows it, and the lines that a run logs."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 from cpprune.runs import tracking
-from shards.files.documents import to_json
+from cpprune.runs.records import Record, record_json
+from shards.log import LOG
 
 
 class RunLog:
-    """Writes metrics.jsonl and standard error; only rank 0 writes.
+    """Writes metrics.jsonl and to the log; only rank 0 writes.
 
     As a context it lets the tracker finish.
 
@@ -35,15 +34,16 @@ class RunLog:
 
     def track(self, kind: str) -> None:
         """Start the tracker unless it has already received the whole run."""
-        if kind != "none" and not tracking.read_state(self.folder).finished:
+        over = (self.folder / "result.json").is_file()
+        if kind != "none" and not (over and tracking.read_state(self.folder).finished):
             self.file.touch()
             self.tracker = tracking.Tracking(self.folder, self.say, tracking.SECONDS_AT_END)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Append a record to metrics.jsonl."""
         if self.rank == 0:
             with self.file.open("a") as file:
-                file.write(to_json(record) + "\n")
+                file.write(record_json(record) + "\n")
             if self.tracker is not None:
                 self.tracker.check()
 
@@ -57,6 +57,6 @@ class RunLog:
             file.truncate(min(size, self.size()))
 
     def say(self, text: str) -> None:
-        """Print a line on standard error."""
+        """Log a line."""
         if self.rank == 0:
-            print(text, file=sys.stderr, flush=True)
+            LOG.info(text)

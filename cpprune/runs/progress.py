@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cpprune.config import RunConfig
-from cpprune.evaluation.complexity import count_macs, count_parameters, latency
+from cpprune.evaluation.complexity import count_macs, count_parameters
+from cpprune.evaluation.operations import count_operations, operations_text
+from cpprune.models.artifact import deployed
 from cpprune.models.factory import is_factory
-from cpprune.pruning.allocation import parse_budget
+from cpprune.pruning.budget import parse_budget
+from cpprune.pruning.measured import amount
 from cpprune.runs.tracking import read_state
 from shards.credentials import without_credentials
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from cpprune.data.loader import Batch
     from cpprune.models.artifact import Model
     from cpprune.runs.checkpoint import Saved
+    from cpprune.runs.records import EpochRecord, RunResult
 
 # The loss is on the device. Reading it waits for all earlier steps, so on a GPU it is read rarely.
 STEPS_BETWEEN_READINGS = 50
@@ -119,10 +123,12 @@ class RunningLoss:
 
 def opening_text(config: RunConfig, model: Model, clips: int, steps: int) -> str:
     """Return the first line of a run: the network, and `clips` in `steps` an epoch."""
-    macs = count_macs(model.network, model.input_shape)
+    network = deployed(model).network
+    macs = count_macs(network, model.input_shape)
+    more = operations_text(macs, count_operations(network, model.input_shape))
     return (
-        f"{config.run}: {model.family} with {count_parameters(model.network):,} parameters and {macs:,} "
-        f"MACs, {clips:,} clips in {steps} step(s) an epoch, precision {config.train.precision}"
+        f"{config.run}: {model.family} with {count_parameters(network):,} parameters and {macs:,} "
+        f"MACs{more}, {clips:,} clips in {steps} step(s) an epoch, precision {config.train.precision}"
     )
 
 
@@ -142,24 +148,23 @@ def figure_text(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def epoch_text(record: dict[str, Any], epochs: int) -> str:
+def epoch_text(record: EpochRecord, epochs: int) -> str:
     """Return the line that summarises an epoch.
 
     Args:
         record: of metrics.jsonl.
         epochs: in all.
     """
-    train_loss, val_loss = record["train_loss"], record["val_log_loss"]
-    shown = [figure_text(x) for x in (train_loss, val_loss, record["val_macro_accuracy"])]
     text = (
-        f"epoch {record['epoch'] + 1}/{epochs}  loss {shown[0]}  val loss {shown[1]}  "
-        f"val macro accuracy {shown[2]}{' *' if record['best'] else '  '}  lr {record['lr']:.1e}  "
-        f"{record['clips_per_second']:,.0f} clips/s"
+        f"epoch {record.epoch + 1}/{epochs}  loss {figure_text(record.train_loss)}  "
+        f"val loss {figure_text(record.val_log_loss)}  "
+        f"val macro accuracy {figure_text(record.val_macro_accuracy)}{' *' if record.best else '  '}  "
+        f"lr {record.lr:.1e}  {record.clips_per_second:,.0f} clips/s"
     )
-    return f"{text}  ({record['reason']})" if "reason" in record else text
+    return f"{text}  ({record.reason})" if record.reason else text
 
 
-def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> list[str]:
+def closing_lines(config: RunConfig, result: RunResult, model: Model) -> list[str]:
     """Return the summary of a finished run, and where to look next.
 
     Args:
@@ -167,33 +172,35 @@ def closing_lines(config: RunConfig, result: dict[str, Any], model: Model) -> li
         result: what result.json holds.
         model: of the final size, on the device that it was trained on.
     """
-    val, tracked = result["val"], read_state(Path(config.run)).look
+    val, tracked = result.val, read_state(Path(config.run)).look
     module = model.family.partition(":")[0] if is_factory(model.family) else ""
     trusted = f" --trust {quote(module)}" if module else ""
     look = [f"{config.run}/metrics.jsonl", *([tracked] if tracked else [])]
     return [
-        f"done: best model of epoch {result['epoch'] + 1} in {result['model']}: "
-        f"{result['parameters']:,} parameters, val macro accuracy "
-        f"{val['macro_accuracy']:.4f}; next: cpprune evaluate {quote(result['model'])} "
+        f"done: best model of epoch {result.epoch + 1} in {result.model}: "
+        f"{result.parameters:,} parameters, val macro accuracy "
+        f"{figure_text(val.macro_accuracy)}; next: cpprune evaluate {quote(result.model)} "
         f"--data {quote(without_credentials(config.data.path))}{trusted}",
-        f"  best by {config.train.monitor}: accuracy {val['accuracy']:.4f}, log loss "
-        f"{figure_text(val['log_loss'])} over {val['clips']:,} clips of validation",
-        f"  costs {result['parameters']:,} parameters and {result['macs']:,} MACs",
+        f"  best by {config.train.monitor}: accuracy {figure_text(val.accuracy)}, log loss "
+        f"{figure_text(val.log_loss)} over {val.clips:,} clips of validation",
+        f"  costs {result.parameters:,} parameters and {result.macs:,} MACs"
+        f"{operations_text(result.macs, result.operations)}",
         *_budget_lines(config.prune.budget, result, model),
         f"  curves: {'; '.join(look)}",
     ]
 
 
-def _budget_lines(budget: str | None, result: dict[str, Any], model: Model) -> list[str]:
+def _budget_lines(budget: str | None, result: RunResult, model: Model) -> list[str]:
     if budget is None:
         return []
     limits = parse_budget(budget)
-    used: dict[str, float] = {"params": result["parameters"], "macs": result["macs"]}
-    measured = ""
-    if any(limit.quantity == "latency" for limit in limits):
-        device = next(model.network.parameters()).device
-        used["latency"] = latency(model.network, model.input_shape, device)
-        measured = f" ({used['latency']:.3g} ms now)"
+    used: dict[str, float] = {"params": result.parameters, "macs": result.macs}
+    if result.operations is not None:
+        used["operations"] = result.operations
+    for limit in limits:
+        if limit.measured or limit.exported:
+            used[limit.quantity] = amount(limit, model.network, model.input_shape)
+    measured = f" ({used['latency']:.3g} ms now)" if "latency" in used else ""
     verdicts = [
         f"{limit.text} {'is met' if used[limit.quantity] <= limit.bound else 'is NOT met'}"
         for limit in limits

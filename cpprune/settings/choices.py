@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from shards.suggest import did_you_mean
 
 
-def hints(kind: Any) -> dict[str, Any]:
+def hints(kind: object) -> dict[str, object]:
     """Return the resolved types of a dataclass's fields."""
     return get_type_hints(kind)
 
 
-def choices_of(hint: Any) -> tuple[str, ...]:
+def choices_of(hint: object) -> tuple[str, ...]:
     """Return the values of `Literal["a", "b"]`, or of it with `| None`; none for another type."""
     if get_origin(hint) is Literal:
         return get_args(hint)

@@ -10,11 +10,11 @@ import sys
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import get_args, get_origin
 
 from docstring_parser import parse_from_object
 
-from cpprune.config import FREE_KEYS, RunConfig
+from cpprune.config import COMPONENTS, FREE_KEYS, RunConfig
 from cpprune.settings.choices import choices_of, hints
 from cpprune.settings.renamed import KEYS, LAST_VERSION, VALUES
 
@@ -25,8 +25,8 @@ INTRODUCTION = """\
 
 `cpprune train` and `cpprune prune` take every key from YAML files (`--config FILE`, repeatable) and from
 the command line (`--optim.lr 1e-3`); the later one wins. `--print_config` prints the result. In YAML,
-the choices `"off"` and `"no"` need their quotes. A resumed run may change the keys marked with †; all
-others have to stay the same.
+the choices `"off"` and `"no"` need their quotes. A resumed run may change the keys marked with †, and
+`train.epochs`, with which a finished run goes on; all others have to stay the same.
 """
 
 TABLE = "| key | type | default | |\n|---|---|---|---|"
@@ -34,12 +34,10 @@ TABLE = "| key | type | default | |\n|---|---|---|---|"
 
 def render() -> str:
     """Return the page in Markdown: one table for each part of the configuration."""
-    types = hints(RunConfig)
-    rooms = {"": RunConfig} | {key: kind for key, kind in types.items() if is_dataclass(kind)}
     parts = [INTRODUCTION]
-    for room, kind in rooms.items():
-        title = f"`{room}`: {_lower(kind.__doc__ or '')}" if room else "The run"
-        rows = _rows(kind, f"{room}." if room else "")
+    for room, config in {"": RunConfig, **COMPONENTS}.items():
+        title = f"`{room}`: {_lower(config.__doc__ or '')}" if room else "The run"
+        rows = _rows(config, f"{room}." if room else "")
         parts.append("\n".join([f"## {title}\n", TABLE, *rows, ""]))
     parts.append(
         "\n".join(
@@ -60,7 +58,7 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def _rows(kind: Any, prefix: str) -> list[str]:
+def _rows(kind: type, prefix: str) -> list[str]:
     texts = {item.arg_name: item.description or "" for item in parse_from_object(kind).params}
     types = hints(kind)
     rows = []
@@ -74,15 +72,19 @@ def _rows(kind: Any, prefix: str) -> list[str]:
     return rows
 
 
-def _type(hint: Any) -> str:
+def _type(hint: object) -> str:
     if choices := choices_of(hint):
         return ", ".join(f"`{choice}`" for choice in choices)
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     kind = kinds[0] if NoneType in get_args(hint) else hint
-    return {dict[str, Any]: "mapping", list[int]: "list of int"}.get(kind) or kind.__name__
+    if get_origin(kind) is dict:
+        return "mapping"
+    if get_origin(kind) is list:
+        return f"list of {get_args(kind)[0].__name__}"
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
-def _default(item: Field[Any]) -> str:
+def _default(item: Field[object]) -> str:
     value = item.default if item.default_factory is MISSING else item.default_factory()
     return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 

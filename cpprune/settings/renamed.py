@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from typing import Any
 
 from shards.launcher import process_rank
+from shards.log import LOG
 
 LAST_VERSION = "0.3"
 
@@ -24,12 +23,12 @@ VALUES = {
 _warned: set[str] = set()
 
 
-def current(settings: Mapping[str, Any]) -> dict[str, Any]:
+def current(settings: Mapping[str, object]) -> dict[str, object]:
     """Return settings, by dotted key, under today's names of keys and values."""
     now = {KEYS.get(key, key): value for key, value in settings.items()}
     for key, values in VALUES.items():
-        if isinstance(now.get(key), str):
-            now[key] = values.get(now[key], now[key])
+        if isinstance(value := now.get(key), str):
+            now[key] = values.get(value, value)
     return now
 
 
@@ -52,6 +51,4 @@ def current_value(key: str, value: str) -> str:
 def _warn(change: str) -> None:
     if change not in _warned and process_rank() == 0:
         _warned.add(change)
-        print(
-            f"cpprune: {change}: the old name goes away in version {LAST_VERSION}", file=sys.stderr
-        )
+        LOG.warning(f"{change}: the old name goes away in version {LAST_VERSION}")

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from cpprune.sweeps.command import command_words
 from cpprune.sweeps.study import Claim, SharedStudy
-from cpprune.sweeps.trial import best_epoch, last_error, read_epochs, read_result
+from cpprune.sweeps.trial import TrialResult, best_epoch, last_error, read_epochs, read_result
 from shards.errors import UserError
 
 POLL_SECONDS = 0.2
@@ -27,16 +27,15 @@ class Signals:
     def __init__(self) -> None:
         self.count = 0
         self.first = 0
-        self.before: dict[int, Any] = {}
+        self._restore = ExitStack()
 
     def __enter__(self) -> Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self._take)
+            self._restore.callback(signal.signal, number, signal.signal(number, self._take))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self._restore.close()
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -98,12 +97,12 @@ class Agent:
             time.sleep(POLL_SECONDS)
         (run / "STOP").unlink(missing_ok=True)
         result, best = read_result(run), best_epoch(read_epochs(run))
-        metric = study.sweep.metric
+        value = best.metric(study.sweep.metric) if best else None
         if ended_early:
             self.message(f"{run.name}: ended early, after epoch {study.reported(claim)}")
-        elif process.returncode == 0 and result and best and best.get(metric) is not None:
-            study.done(claim, best[metric])
-            self.message(f"{run.name}: {metric} {best[metric]:.6g}")
+        elif process.returncode == 0 and result and value is not None:
+            study.done(claim, value)
+            self.message(f"{run.name}: {study.sweep.metric} {value:.6g}")
         elif self.signals.count:
             return signal.Signals(self.signals.first).name
         elif process.returncode == 0 and result is None and (run / "checkpoints").is_dir():
@@ -113,9 +112,7 @@ class Agent:
         self.failures = 0
         return ""
 
-    def _reason(
-        self, claim: Claim, status: int, result: Mapping[str, Any] | None, begin: int
-    ) -> str:
+    def _reason(self, claim: Claim, status: int, result: TrialResult | None, begin: int) -> str:
         run, metric = self.study.path(claim.number), self.study.sweep.metric
         if status:
             return last_error(self.study.log_path(claim.number), begin, status)
@@ -170,7 +167,7 @@ class Agent:
             elif self.study.sweep.early is not None:
                 for record in read_epochs(run)[seen:]:
                     seen += 1
-                    value = record.get(self.study.sweep.metric)
+                    value = record.metric(self.study.sweep.metric)
                     if value is None:  # not finite: no ground for a decision
                         continue
                     early = self.study.report(claim, seen, value)

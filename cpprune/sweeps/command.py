@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 MACROS = ("env", "interpreter", "program", "args", "args_no_equals")
@@ -26,7 +25,9 @@ def check_command(command: Sequence[str]) -> None:
             raise ValueError(f"command: {word} is not supported; choose one of {choices}")
 
 
-def command_words(command: Sequence[str], program: str, arguments: Mapping[str, Any]) -> list[str]:
+def command_words(
+    command: Sequence[str], program: str, arguments: Mapping[str, object]
+) -> list[str]:
     """Return the command line of a trial.
 
     Args:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cpprune.sweeps.command import DEFAULT_COMMAND, check_command
 from cpprune.sweeps.parameters import Parameter, read_parameter
@@ -76,12 +75,12 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     remedy = "it must hold a sweep, as the files in configs/sweeps do"
-    return read_yaml(path, dict[str, Any], remedy=remedy)
+    return read_yaml(path, dict[str, object], remedy=remedy)
 
 
-def _sweep(tree: dict[str, Any]) -> Sweep:
+def _sweep(tree: dict[str, object]) -> Sweep:
     unknown = sorted(tree.keys() - KEYS - SERVER_KEYS)
     if unknown:
         raise ValueError(f"{unknown[0]}: is not supported; the keys are {', '.join(sorted(KEYS))}")
@@ -118,21 +117,23 @@ def _sweep(tree: dict[str, Any]) -> Sweep:
     )
 
 
-def _choice(tree: Mapping[str, Any], key: str, choices: tuple[str, ...], prefix: str = "") -> str:
+def _choice(
+    tree: Mapping[str, object], key: str, choices: tuple[str, ...], prefix: str = ""
+) -> str:
     value = tree.get(key)
     if value not in choices:
         raise ValueError(f"{prefix}{key}={value}: choose one of {', '.join(choices)}")
     return str(value)
 
 
-def _whole(tree: Mapping[str, Any], key: str, least: int = 1, prefix: str = "") -> int:
+def _whole(tree: Mapping[str, object], key: str, least: int = 1, prefix: str = "") -> int:
     value = tree.get(key)
     if type(value) is not int or value < least:
         raise ValueError(f"{prefix}{key}={value}: must be a whole number, at least {least}")
     return value
 
 
-def _parameters(tree: Any, above: tuple[str, ...]) -> Iterator[Parameter]:
+def _parameters(tree: object, above: tuple[str, ...]) -> Iterator[Parameter]:
     where = ".".join(("parameters", *above))
     if not isinstance(tree, dict) or not tree:
         raise ValueError(f"{where}: must map names to the values to try")
@@ -146,7 +147,7 @@ def _parameters(tree: Any, above: tuple[str, ...]) -> Iterator[Parameter]:
             yield read_parameter(path, value)
 
 
-def _early(tree: Any) -> EarlyTermination | None:
+def _early(tree: object) -> EarlyTermination | None:
     if tree is None:
         return None
     prefix = "early_terminate."

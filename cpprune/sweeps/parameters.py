@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
 
 # distribution → (keys it needs, keys it may have)
 DISTRIBUTIONS: dict[str, tuple[set[str], set[str]]] = {
@@ -40,7 +43,7 @@ class Parameter:
 
     path: tuple[str, ...]
     distribution: str
-    values: tuple[Any, ...] = ()
+    values: tuple[object, ...] = ()
     low: float = 0
     high: float = 0
     q: float = 0
@@ -80,7 +83,7 @@ class Parameter:
             )
         return replace(self, distribution="categorical", values=tuple(values))
 
-    def suggest(self, trial: Any) -> Any:
+    def suggest(self, trial: BaseTrial) -> object:
         """Return the value in a trial of Optuna; always the same in one trial."""
         if self.distribution == "constant":
             return self.values[0]
@@ -101,7 +104,7 @@ def _tidy(value: float) -> float:
     return value if isinstance(value, int) else float(f"{value:.12g}")
 
 
-def read_parameter(path: tuple[str, ...], tree: Any) -> Parameter:
+def read_parameter(path: tuple[str, ...], tree: object) -> Parameter:
     """Read a parameter.
 
     Args:
@@ -114,7 +117,7 @@ def read_parameter(path: tuple[str, ...], tree: Any) -> Parameter:
     where = ".".join(("parameters", *path))
     if not isinstance(tree, dict):
         raise ValueError(f"{where}={tree}: must be like {{value: {tree}}}")
-    distribution = tree.get("distribution") or _inferred(where, tree)
+    distribution = str(tree.get("distribution") or _inferred(where, tree))
     if distribution not in DISTRIBUTIONS:
         raise ValueError(
             f"{where}.distribution={distribution}: is not supported; choose one of "
@@ -132,7 +135,7 @@ def read_parameter(path: tuple[str, ...], tree: Any) -> Parameter:
     return _numeric(path, distribution, tree)
 
 
-def _inferred(where: str, tree: dict[str, Any]) -> str:
+def _inferred(where: str, tree: dict[str, object]) -> str:
     if "value" in tree:
         return "constant"
     if "values" in tree:
@@ -148,7 +151,7 @@ def _inferred(where: str, tree: dict[str, Any]) -> str:
     )
 
 
-def _categorical(path: tuple[str, ...], values: Any) -> Parameter:
+def _categorical(path: tuple[str, ...], values: object) -> Parameter:
     where = ".".join(("parameters", *path, "values"))
     if not isinstance(values, list) or not values:
         raise ValueError(f"{where}={values}: must be a list")
@@ -159,15 +162,16 @@ def _categorical(path: tuple[str, ...], values: Any) -> Parameter:
     return parameter
 
 
-def _numeric(path: tuple[str, ...], distribution: str, tree: dict[str, Any]) -> Parameter:
+def _numeric(path: tuple[str, ...], distribution: str, tree: dict[str, object]) -> Parameter:
     where = ".".join(("parameters", *path))
     quantised = distribution.startswith("q_")
-    bounds = {"min": tree["min"], "max": tree["max"], "q": tree.get("q", 1) if quantised else 0}
-    for key, value in bounds.items():
-        kinds = (int,) if distribution == "int_uniform" else (int, float)
-        if type(value) not in kinds:
-            what = "a whole number" if len(kinds) == 1 else "a number (YAML reads 1e-4 as text)"
+    bounds: dict[str, float] = {"q": 0}
+    for key in ("min", "max", "q") if quantised else ("min", "max"):
+        value, whole = tree.get(key, 1), distribution == "int_uniform"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            what = "a whole number" if whole else "a number (YAML reads 1e-4 as text)"
             raise ValueError(f"{where}.{key}={value}: must be {what}")
+        bounds[key] = value
     low, high = bounds["min"], bounds["max"]
     if not low < high:
         raise ValueError(f"{where}: min={low} must be below max={high}")

@@ -20,16 +20,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cpprune.deps.optuna import live_trial
 from cpprune.sweeps.definition import EarlyTermination, Sweep, grid_cell
 from shards.credentials import recorded
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.files.atomic import drop_partial_line, replace_file
 from shards.files.documents import DocumentError, json_lines, read_bytes, read_json
 from shards.files.locks import FileLock, is_locked, open_locked
 from shards.files.ownership import Kind, claim, read_mark
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import Trial
 
 # `sweep.json` is written first, then the journal; nothing is sampled before that.
 SWEEP = Kind(
@@ -60,8 +66,8 @@ class Claim:
     """
 
     number: int
-    arguments: dict[str, Any]
-    trial: Any
+    arguments: dict[str, object]
+    trial: Trial
     lock: BinaryIO
     log: BinaryIO
     resumed: bool
@@ -80,7 +86,7 @@ class TrialStatus:
 
     number: int
     state: str
-    values: dict[str, Any]
+    values: dict[str, object]
     error: str | None
 
 
@@ -124,7 +130,7 @@ class SharedStudy:
         if not path.is_file():
             replace_file(path, self.folder, json.dumps(mine, indent=2).encode())
             return
-        theirs = read_json(path, dict[str, Any], remedy="choose another --out")
+        theirs = read_json(path, dict[str, object], remedy="choose another --out")
         for key, value in mine.items():
             if key in theirs and recorded(theirs[key]) != value:  # older versions had fewer keys
                 raise UserError(
@@ -132,14 +138,16 @@ class SharedStudy:
                     "repeat the same file and settings to resume"
                 )
 
-    def _study(self) -> Any:
+    def _study(self) -> Study:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._replayed():
             if os.path.lexists(self.journal):
-                for line in json_lines(read_bytes(self.journal, MAX_JOURNAL_BYTES), dict[str, Any]):
+                for line in json_lines(
+                    read_bytes(self.journal, MAX_JOURNAL_BYTES), dict[str, object]
+                ):
                     if isinstance(line, DocumentError):
                         raise line
             return optuna.create_study(
@@ -158,10 +166,9 @@ class SharedStudy:
         except (UserError, OSError):
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"{self.journal}: is damaged ({reason}); choose another --out, or remove the folder to "
-                "start the sweep again"
+                f"{self.journal}: is damaged ({one_line(error)}); choose another --out, or remove the "
+                "folder to start the sweep again"
             ) from None
 
     def path(self, number: int) -> Path:
@@ -206,7 +213,7 @@ class SharedStudy:
             assert files is not None
             return self._claim(trial, files, resumed=False)
 
-    def _claim(self, trial: Any, files: tuple[BinaryIO, BinaryIO], resumed: bool) -> Claim:
+    def _claim(self, trial: Trial, files: tuple[BinaryIO, BinaryIO], resumed: bool) -> Claim:
         return Claim(trial.number, self._arguments(trial), trial, *files, resumed)
 
     def _hold(self, number: int) -> tuple[BinaryIO, BinaryIO] | None:
@@ -228,16 +235,18 @@ class SharedStudy:
         """Return whether a process of the trial itself is alive."""
         return is_locked(self.log_path(number))
 
-    def _arguments(self, trial: Any) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
+    def _arguments(self, trial: Trial) -> dict[str, object]:
+        arguments: dict[str, object] = {}
         for parameter in self.sweep.parameters:
             inner = arguments
             for key in parameter.path[:-1]:
-                inner = inner.setdefault(key, {})
+                below = inner.setdefault(key, {})
+                assert isinstance(below, dict)
+                inner = below
             inner[parameter.path[-1]] = parameter.suggest(trial)
         return arguments
 
-    def _sampler(self, number: int) -> Any:
+    def _sampler(self, number: int) -> BaseSampler:
         """Return the sampler of a trial, seeded with its number."""
         from optuna.samplers import RandomSampler, TPESampler
 
@@ -300,7 +309,7 @@ class SharedStudy:
         return rows
 
 
-def _pruner(early: EarlyTermination | None) -> Any:
+def _pruner(early: EarlyTermination | None) -> BasePruner:
     from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
     if early is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
 
 from shards.errors import UserError
 from shards.files.documents import DocumentError, json_lines, read_bytes, read_json, typed
@@ -18,61 +18,63 @@ OWN = "cpprune: error"
 MAX_METRICS_BYTES = 1 << 30
 
 
-class _Epoch(TypedDict, total=False):
-    """The keys of an epoch that are used here."""
+@dataclass(frozen=True)
+class TrialEpoch:
+    """What a sweep uses of an epoch in metrics.jsonl; a program other than cpprune's may log less."""
 
-    epoch: int
-    val_macro_accuracy: float | None
-    val_accuracy: float | None
-    val_log_loss: float | None
-    train_loss: float | None
-    best: bool
-    parameters: int
+    epoch: int | None = None
+    val_macro_accuracy: float | None = None
+    val_accuracy: float | None = None
+    val_log_loss: float | None = None
+    train_loss: float | None = None
+    best: bool = False
+    parameters: int | None = None
+
+    def metric(self, name: str) -> float | None:
+        """Return one of `definition.METRICS`; None if it is not finite."""
+        value: float | None = getattr(self, name)
+        return value
 
 
-class _Result(TypedDict, total=False):
-    """The keys of a result that are used here."""
+@dataclass(frozen=True)
+class TrialResult:
+    """What a sweep uses of result.json; `failed` is the reason, if the run has failed."""
 
-    parameters: int
-    macs: int
+    parameters: int | None = None
+    macs: int | None = None
+    failed: object = None
 
 
-def read_epochs(run: Path) -> list[dict[str, Any]]:
+def read_epochs(run: Path) -> list[TrialEpoch]:
     """Return the epochs in a run's metrics.jsonl, in order."""
     path = run / "metrics.jsonl"
     if not os.path.lexists(path):
         return []
     epochs = []
-    for number, record in enumerate(
-        json_lines(read_bytes(path, MAX_METRICS_BYTES), dict[str, Any]), 1
-    ):
+    lines = json_lines(read_bytes(path, MAX_METRICS_BYTES), dict[str, object])
+    for number, record in enumerate(lines, 1):
         try:
             if isinstance(record, DocumentError):
                 raise record
             if "event" not in record:
-                typed(record, _Epoch)
-                epochs.append(record)
+                epochs.append(typed(record, TrialEpoch))
         except DocumentError as error:
             raise UserError(f"{path}: line {number} {error}; repair or remove this file") from None
     return epochs
 
 
-def read_result(run: Path) -> dict[str, Any] | None:
+def read_result(run: Path) -> TrialResult | None:
     """Return the result of a finished run; None if it is unfinished or failed."""
     path = run / "result.json"
     if not os.path.lexists(path):
         return None
-    found = read_json(path, dict[str, Any], nan=True)
-    try:
-        typed(found, _Result)
-    except DocumentError as error:
-        raise UserError(f"{path}: {error}") from None
-    return None if "failed" in found else found
+    found = read_json(path, TrialResult, nan=True)
+    return None if found.failed else found
 
 
-def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
+def best_epoch(epochs: list[TrialEpoch]) -> TrialEpoch | None:
     """Return the epoch whose model was saved as the best; None if there is none yet."""
-    best = [record for record in epochs if record.get("best")]
+    best = [record for record in epochs if record.best]
     return best[-1] if best else None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cpprune.settings.choices import check_choices
+
+BITS = 8  # that quantised models are run with
 
 
 @dataclass(kw_only=True)
@@ -17,6 +19,8 @@ class OptimConfig:
     """adam (coupled L2), adamw (decoupled weight decay) or sgd (momentum 0.9)"""
     lr: float = 1e-3
     """peak learning rate, before the schedule's factor"""
+    kept_lr_factor: float = 1.0
+    """factor of the learning rate of what init_head=new keeps, from 0 (frozen) to 1"""
     weight_decay: float = 3e-3
     """weight decay of all parameters"""
     schedule: Literal["lambda", "reduce_on_plateau", "cosine", "constant"] = "lambda"
@@ -24,6 +28,10 @@ class OptimConfig:
     constant"""
     warmup_epochs: int = 6
     """lambda and cosine: epochs of exponential warm-up"""
+    warmup_steps: int | None = None
+    """steps of linear warm-up, instead of warmup_epochs. The schedule then advances from step to step:
+    with cosine and last_factor=0 it is that of transformers' get_cosine_schedule_with_warmup (default:
+    from epoch to epoch)"""
     hold_epochs: int = 20
     """lambda: epoch until which the learning rate stays at its peak"""
     rampdown_epochs: int = 10
@@ -44,6 +52,10 @@ class OptimConfig:
         for name in ("warmup_epochs", "hold_epochs", "rampdown_epochs", "plateau_patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)}: must not be negative")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps={self.warmup_steps}: must not be negative")
+        if not 0 <= self.kept_lr_factor <= 1:
+            raise ValueError(f"optim.kept_lr_factor={self.kept_lr_factor}: must be from 0 to 1")
         if not 0 <= self.last_factor <= 1:
             raise ValueError(f"optim.last_factor={self.last_factor}: must be from 0 to 1")
         if not 0 < self.plateau_factor < 1:
@@ -58,6 +70,8 @@ class TrainConfig:
     """number of epochs"""
     batch_size: int = 256
     """clips in a global batch, over all processes"""
+    drop_last: bool = False
+    """leave out the last batch of an epoch if it is smaller than the others"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision: no (float32), bf16 or fp16"""
     micro_batch_size: int = 0
@@ -82,10 +96,23 @@ class TrainConfig:
     time_limit_minutes: float = 0.0
     """minutes after which the run saves a checkpoint and stops; the same command resumes it; 0 is no
     limit"""
-    compile: Literal["off", "auto", "graph"] = "off"
-    """compilation on a GPU: auto compiles network and front end (torch.compile); graph also captures
-    the whole step, from clips to updated weights, as a CUDA graph; off does neither. Recompiled after
-    each pruning step"""
+    compile: Literal["auto", "off", "capture", "inductor", "graph"] = "auto"
+    """what is compiled on a GPU, anew after each pruning step: capture replays the whole step, from
+    clips to updated weights, as a CUDA graph; inductor compiles network and front end (torch.compile);
+    graph does both; off neither; auto captures if one process trains and the network can be captured"""
+
+    def micro_batches(self, total: int, processes: int) -> list[slice]:
+        """Return the rows that a process takes through the network at once, of its part of a batch.
+
+        Every process has the same number of micro-batches, none of which is empty on all of them.
+
+        Args:
+            total: clips in the global batch.
+            processes: that share it.
+        """
+        most = -(-total // processes)
+        size = min(self.micro_batch_size or most, most)
+        return [slice(begin, begin + size) for begin in range(0, most, size)]
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "keep_checkpoints"):
@@ -98,8 +125,34 @@ class TrainConfig:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1")
         check_choices(self, "train")
-        if self.compile == "graph" and self.precision == "fp16":
+        if self.captures and self.precision == "fp16":
             raise ValueError(
-                "train.compile=graph: a step in fp16 waits for its loss scale and cannot be captured; "
-                "set train.precision=bf16 or train.compile=auto"
+                f"train.compile={self.compile}: a step in fp16 waits for its loss scale and cannot be "
+                "captured; set train.precision=bf16 or train.compile=auto"
+            )
+
+    @property
+    def captures(self) -> bool:
+        """Return whether steps have to be captured as CUDA graphs."""
+        return self.compile in ("capture", "graph")
+
+
+@dataclass(kw_only=True)
+class QuantizeConfig:
+    """Quantisation-aware training: the network learns what its int8 export computes."""
+
+    start_epoch: int | None = None
+    """epoch, from 0, at whose beginning weights and activations begin to be rounded as in int8, batch
+    normalisation folded; after the last pruning step, and from 1 on without init (default: never)"""
+    bits: int = BITS
+    """bits of weights and activations: 8"""
+    keep_float: list[str] = field(default_factory=lambda: ["first"])
+    """names of layers that stay in float32; also first and last; [] is none"""
+
+    def __post_init__(self) -> None:
+        if self.start_epoch is not None and self.start_epoch < 0:
+            raise ValueError(f"quantize.start_epoch={self.start_epoch}: must not be negative")
+        if self.bits != BITS:
+            raise ValueError(
+                f"quantize.bits={self.bits}: must be {BITS}, which exported models are run with"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,8 +16,11 @@ from cpprune.data.compatibility import check_compatible
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.factory import is_factory
-from cpprune.models.registry import build_model, check_logits
+from cpprune.models.head import head_axes, with_new_head
+from cpprune.models.quantized import dequantize, is_quantized
+from cpprune.models.registry import build_model, can_be_fused, check_logits
 from cpprune.models.trust import trust_factory
+from cpprune.models.weights import load_weights
 from shards.errors import UserError
 from shards.reader import Dataset
 
@@ -43,11 +45,19 @@ def create_model(config: RunConfig, dataset: Dataset, explicit: frozenset[str]) 
     return model
 
 
-def planned_model(config: RunConfig, explicit: frozenset[str]) -> Model:
-    """Return the model of `init`, or of the configuration alone, without opening a dataset."""
+def planned_model(
+    config: RunConfig, explicit: frozenset[str], classes: Sequence[str] = TEN_CLASSES
+) -> Model:
+    """Return the model of `init`, or of the configuration alone, without opening a dataset.
+
+    Args:
+        config: of a run.
+        explicit: keys that were set on the command line or in a file.
+        classes: names, if the model is not that of a folder.
+    """
     spec = config.features.spec()
     clip_shape = DIGIT if spec is None else (spec.sample_rate,)
-    model = _start(config, explicit, TEN_CLASSES, clip_shape)
+    model = artifact.deployed(_start(config, explicit, classes, clip_shape))
     _check_own_network(model)
     return model
 
@@ -57,23 +67,47 @@ def _start(
 ) -> Model:
     if config.model.factory is not None:
         trust_factory(config.model.factory)
-    if config.init is not None:
+    if config.init is not None and Path(config.init).is_dir():
         model = artifact.load(config.init)
         _refuse_contradictions(config, config.init, model, explicit)
+        notes = []
+        if is_quantized(model.network):
+            dequantize(model.network)
+            notes = [f"{config.init}: is quantised; what is trained is its network in float32"]
+        if config.init_head == "new":
+            torch.manual_seed(config.seed)
+            model = with_new_head(model, classes)
+        model.notes += notes
         return model
     torch.manual_seed(config.seed)
-    network_config = config.model.network_config()
+    network_config, family = config.model.network_config(), config.model.family
+    fresh: frozenset[str] = frozenset()
     try:
-        network = build_model(config.model.family, num_classes=len(classes), **network_config)
+        if config.init is not None and config.init_head == "new":
+            fresh = frozenset(head_axes(family, network_config, len(classes)))
+            torch.manual_seed(config.seed)
+        network = build_model(family, num_classes=len(classes), **network_config)
     except ValueError as error:
         raise UserError(str(error)) from None
+    notes = []
+    if config.prune.prunes and can_be_fused(network):
+        raise UserError(
+            f"model.name={family}: is pruned once it is fused, as it is when it is saved: train it, "
+            "then prune with --init RUN/model"
+        )
+    if config.init is not None:
+        beside = load_weights(network, Path(config.init), fresh)
+        if beside:
+            notes.append(f"{config.init}: {beside} tensor(s) beside the network were not read")
     model = Model(
         network,
         build_features(config.features.spec()),
-        family=config.model.family,
+        family=family,
         config=network_config,
         classes=classes,
         clip_shape=clip_shape,
+        fresh=fresh,
+        notes=notes,
     )
     wanted = config.model.input_shape
     if wanted is not None and tuple(wanted) != tuple(model.input_shape):
@@ -127,5 +161,5 @@ def _refuse_contradictions(
             )
 
 
-def _settings(family: str, config: dict[str, Any]) -> dict[str, Any]:
+def _settings(family: str, config: dict[str, object]) -> dict[str, object]:
     return {"arguments": config} if is_factory(family) else config

@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +23,9 @@ Record = Callable[
 ]
 
 
-def recorder(compiled: str, device: torch.device) -> Record | None:
-    """Return a function that captures a step, or None where steps are not captured.
-
-    Args:
-        compiled: `train.compile`.
-        device: of the step.
-    """
-    if compiled != "graph" or device.type != "cuda":
+def recorder(device: torch.device) -> Record | None:
+    """Return a function that captures a step on a device, or None where it is not a GPU."""
+    if device.type != "cuda":
         return None
     if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
         # Nothing can be recorded on the default stream, and what takes part in a graph, such as the
@@ -58,12 +52,18 @@ def recorder(compiled: str, device: torch.device) -> Record | None:
                 raise cause from None
             reason = str(cause).strip().splitlines()[0]
             raise UserError(
-                f"train.compile=graph: a step of this network cannot be captured ({reason}); use "
-                "train.compile=auto"
+                f"train.compile: a step of this network cannot be captured as a CUDA graph ({reason}); "
+                "set train.compile=off or inductor"
             ) from error
         return graph.replay, outputs
 
     return record
+
+
+def return_to(stream: torch.cuda.Stream) -> None:
+    """Make a stream the current one, to go on after what the current one does."""
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    torch.cuda.set_stream(stream)
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,19 @@ class Captured:
         if recording is None:
             recording = self._recordings[kind] = self._recorded(self.record, inputs, number)
         for name, tensor in inputs.items():
-            recording.inputs[name].copy_(tensor, non_blocking=True)
+            recording.inputs[name].copy_(self._pinned(tensor), non_blocking=True)
         recording.replay()
         return tuple(output.clone() for output in recording.outputs)
 
-    def _brought(self, inputs: Tensors) -> dict[str, Any]:
-        return {name: t.to(self.device, non_blocking=True) for name, t in inputs.items()}
+    def _brought(self, inputs: Tensors) -> dict[str, Tensor]:
+        return {
+            name: self._pinned(tensor).to(self.device, non_blocking=True)
+            for name, tensor in inputs.items()
+        }
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        # A copy from pageable memory may wait for the device.
+        return tensor.pin_memory() if self.device.type == "cuda" and tensor.is_cpu else tensor
 
     def _recorded(self, record: Record, inputs: Tensors, number: int) -> _Recording:
         own = {name: tensor.clone() for name, tensor in self._brought(inputs).items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cpprune.deps.torch import lerp_each_
+from cpprune.models.quantized import RANGES
 
 
 class Average:
@@ -38,7 +39,8 @@ class Average:
         """
         weight = 1 - torch.clamp((1 + step) / (10 + step), max=self.decay)
         mine, theirs = self.network.state_dict(), network.state_dict()
-        floats = [name for name, tensor in mine.items() if tensor.is_floating_point()]
+        # Ranges of activations are a moving average already, and begin with none.
+        floats = [n for n, tensor in mine.items() if tensor.is_floating_point() and n != RANGES]
         lerp_each_([mine[n] for n in floats], [theirs[n] for n in floats], weight)
         for name in mine.keys() - set(floats):
             mine[name].copy_(theirs[name])

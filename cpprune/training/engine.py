@@ -7,33 +7,38 @@ scaling.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cpprune.config import RunConfig
-from cpprune.deps.accelerate import set_sync_gradients
+from cpprune.deps.accelerate import configure_ddp, set_sync_gradients
 from cpprune.deps.torch import (
     copy_each_,
+    inductor_cache,
     make_inductor_deterministic,
     skip_next_step_if,
     stop_buffer_broadcast,
 )
 from cpprune.distributed import collectives, deepspeed, process_group
 from cpprune.models.artifact import Model
-from cpprune.models.resize import fit
+from cpprune.models.fake_quantize import FakeQuantizer
+from cpprune.models.quantized import is_quantized, quantize
 from cpprune.pruning.pruner import Cut
 from cpprune.pruning.surgery import apply_plan
 from cpprune.runs.checkpoint import Tensors
 from cpprune.training import cuda_graph
+from cpprune.training.at_once import AtOnce
 from cpprune.training.batch_norm import use_global_batch_norm
 from cpprune.training.ema import Average
-from cpprune.training.optim import build_optimizer
+from cpprune.training.optim import FACTOR, build_optimizer
 from cpprune.training.optimizer_state import read_moments, write_moments
+from cpprune.training.trial import Traits
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,75 +59,109 @@ class Engine:
 
     Args:
         config: of the run.
-        model: front end and network, unwrapped; the network is moved to the device.
+        model: front end and network, unwrapped, as in the checkpoint if there is one; the network is
+            moved to the device.
         accelerator: from `process_group.joined`.
+        traits: how the network has to be trained.
         saved: the checkpoint to restore, or None.
 
     Raises:
-        UserError: the configuration asks for what the launcher's DeepSpeed cannot do, or nothing in
-            the network can be trained.
+        UserError: the configuration asks for what the launcher's DeepSpeed or the network cannot do,
+            or nothing in the network can be trained.
 
     Attributes:
         ema: the moving average of the weights, or None.
         features: the front end, compiled if the network is.
+        compiles: whether Inductor compiles network and front end.
+        captures: whether steps are captured as CUDA graphs, on a GPU.
     """
 
     def __init__(
-        self, config: RunConfig, model: Model, accelerator: Accelerator, saved: Saved | None = None
+        self,
+        config: RunConfig,
+        model: Model,
+        accelerator: Accelerator,
+        traits: Traits,
+        saved: Saved | None = None,
     ) -> None:
-        if deepspeed.is_requested() and config.train.compile == "graph":
+        if deepspeed.is_requested() and config.train.captures:
             raise UserError(
-                "train.compile=graph: DeepSpeed's steps cannot be captured; set train.compile=auto, or "
-                "launch with launch/accelerate/multi_gpu.yaml"
+                f"train.compile={config.train.compile}: DeepSpeed's steps cannot be captured; set "
+                "train.compile=auto, or launch with launch/accelerate/multi_gpu.yaml"
+            )
+        if config.train.captures and traits.host and accelerator.device.type == "cuda":
+            raise UserError(
+                f"train.compile={config.train.compile}: the network {traits.host}, which a CUDA graph "
+                "does not replay; set train.compile=auto"
             )
         self.config = config
         self.model = model
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
-        # DeepSpeed lays weights out in its own way, and takes none that lie otherwise.
-        contiguous = deepspeed.is_requested()
-        self.layout = torch.contiguous_format if contiguous else torch.channels_last
+        self.layout = traits.layout
+        self.compiles = self.device.type == "cuda" and config.train.compile in ("inductor", "graph")
+        self.captures = config.train.captures or (
+            config.train.compile == "auto"
+            and config.train.precision != "fp16"
+            and config.features.backend != "dali"
+            and process_group.world_size() == 1
+            and not deepspeed.is_requested()
+            and not traits.host
+        )
+        configure_ddp(accelerator, bool(traits.unused))
         self.ema: Average | None = None
         self._captured: list[cuda_graph.Captured] = []
+        cuda = self.device.type == "cuda"
+        self._stream = torch.cuda.current_stream(self.device) if cuda else None
+        self._prepare(saved.tensors.optimizer if saved else {})
         if saved is None:
-            self._prepare({})
             return
-        fit(model.network, saved.tensors.network)
-        model.network.load_state_dict(saved.tensors.network)
-        self._prepare(saved.tensors.optimizer)
         if self.ema is not None:
             self.ema.network.load_state_dict(saved.tensors.average)
         if saved.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved.scaler)
 
     def close(self) -> None:
+        """Release captured steps and return to the stream of the caller."""
+        self.forget_captured()
+        if self._stream is not None:
+            cuda_graph.return_to(self._stream)
+
+    def forget_captured(self) -> None:
         """Release captured steps: NCCL does not leave a group that a CUDA graph still refers to."""
         for captured in self._captured:
             captured.forget()
+
+    def cache(self, folder: Path) -> AbstractContextManager[None]:
+        """Return a context in which compiled code is kept in a folder."""
+        return inductor_cache(folder) if self.compiles else nullcontext()
 
     # --- one step -------------------------------------------------------------------------------------
 
     def micro_batches(self, total: int) -> Iterator[tuple[slice, bool]]:
         """Yield this rank's rows of each micro-batch, and whether it is the last.
 
-        Gradients are exchanged in the last one. Every rank has the same number of micro-batches, none
-        of which is empty on all ranks.
+        Gradients are exchanged in the last one; see `TrainConfig.micro_batches`.
 
         Args:
             total: clips in the global batch.
         """
-        most = -(-total // process_group.world_size())
-        size = min(self.config.train.micro_batch_size or most, most)
-        for begin in range(0, most, size):
-            last = begin + size >= most
+        all_rows = self.config.train.micro_batches(total, process_group.world_size())
+        for rows in all_rows:
+            last = rows is all_rows[-1]
             set_sync_gradients(self.accelerator, last)
             waits = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waits else nullcontext():
-                yield slice(begin, begin + size), last
+                yield rows, last
 
     def forward(self, x_bCFN: Tensor) -> Tensor:
         """x_bCFN → logits [b, K] in float32."""
-        logits: Tensor = self.wrapped(x_bCFN.contiguous(memory_format=self.layout))
+        x_bCFN = x_bCFN.contiguous(memory_format=self.layout)
+        if x_bCFN.is_cuda and x_bCFN.shape[1] == 1 and self.layout == torch.channels_last:
+            # One channel lies alike in both layouts, and cuDNN takes it for the other one.
+            _, _, high, wide = x_bCFN.shape
+            x_bCFN = x_bCFN.as_strided(x_bCFN.shape, (high * wide, 1, wide, 1))
+        logits: Tensor = self.wrapped(x_bCFN)
         return logits.float()
 
     def backward(self, loss: Tensor) -> None:
@@ -151,7 +190,8 @@ class Engine:
             skipped = ~torch.isfinite(loss_sum)
         else:
             gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
-            skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+            norm = torch.nn.utils.get_total_norm(gradients)
+            skipped = norm - norm != 0  # `~isfinite` in two kernels instead of five
             skip_next_step_if(self.optimizer, skipped)
         self._accelerated_optimizer.step()
         self._accelerated_optimizer.zero_grad()
@@ -187,12 +227,12 @@ class Engine:
         return inner
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every parameter."""
+        """Set the learning rate, times the factor of each group of parameters."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)  # a captured step reads it there
+                group["lr"].fill_(lr * group[FACTOR])  # a captured step reads it there
             else:
-                group["lr"] = lr
+                group["lr"] = lr * group[FACTOR]
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizer's state as {"parameter/key": tensor}; every rank has to call it."""
@@ -204,6 +244,19 @@ class Engine:
             apply_plan(self.ema.network, self.model.input_shape, cut.plan)
             self._place(self.ema.network)  # pruned tensors lie in memory in another order
         self._prepare(cut.optimizer_state)
+
+    def quantize(self, keep_float: Sequence[str]) -> FakeQuantizer:
+        """Go on with the network fake-quantised, and its moving average alike; wrap it anew.
+
+        Args:
+            keep_float: see `cpprune.models.quantized.quantize`.
+        """
+        state = self.optimizer_state()
+        if self.ema is not None:
+            quantize(self.ema.network, self.model.input_shape, keep_float)
+        fake = quantize(self.model.network, self.model.input_shape, keep_float)
+        self._prepare(state)
+        return fake
 
     def share_buffers(self) -> None:
         """Give every rank rank 0's running statistics."""
@@ -219,7 +272,7 @@ class Engine:
             average=self.ema.network.state_dict() if self.ema is not None else {},
         )
 
-    def scaler_state(self) -> dict[str, Any] | None:
+    def scaler_state(self) -> dict[str, object] | None:
         """Return the state of the gradient scaler, if there is one."""
         scaler = self.accelerator.scaler
         return scaler.state_dict() if scaler is not None else None
@@ -238,19 +291,25 @@ class Engine:
         parameters = [p for p in network.parameters() if p.requires_grad]
         if not parameters:
             raise UserError("every parameter of the network is frozen: there is nothing to train")
-        how = train.compile if self.device.type == "cuda" else "off"
-        if how != "off":
+        fresh = self.model.fresh
+        kept = [p for name, p in network.named_parameters() if fresh and name not in fresh]
+        cuda, compiled, captures = self.device.type == "cuda", self.compiles, self.captures
+        if is_quantized(network):
+            network.fake_quantize.largest = collectives.all_reduce_max
+            compiled = captures = False
+        if compiled:
             torch.compiler.reset()  # or code would be made for the first few prunings only
-        self.features = self.model.features if how == "off" else self.model.features.compiled()
-        shell = Forward(network, how, train.precision)
-        self._recorder = cuda_graph.recorder(train.compile, self.device)
+        self.features = self.model.features.compiled() if compiled else self.model.features
+        shell = Forward(network, train.precision, compiled, at_once=cuda and not compiled)
+        self._recorder = cuda_graph.recorder(self.device) if captures else None
         optimizer = build_optimizer(
             self.config.optim,
             parameters,
             fused=not deepspeed.is_requested(),
             capturable=self._recorder is not None,
+            kept=kept,
         )
-        self.close()
+        self.forget_captured()
         self.accelerator.free_memory()
         with redirect_stdout(sys.stderr):  # DeepSpeed prints
             self.wrapped, self._accelerated_optimizer = self.accelerator.prepare(shell, optimizer)
@@ -274,11 +333,14 @@ class Forward(nn.Module):
     untouched, so that it can be pruned, copied and saved, and wrapped again in a new shell.
     """
 
-    def __init__(self, network: nn.Module, compiled: str, precision: str) -> None:
+    def __init__(
+        self, network: nn.Module, precision: str, compiled: bool = False, at_once: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
-        self.call = network if compiled == "off" else _compile(network)
         self.dtype = process_group.AUTOCAST[precision]
+        plain = AtOnce(network, self.dtype) if at_once else network
+        self.call = _compile(network) if compiled else plain
 
     def forward(self, x_BCFT: Tensor) -> Tensor:
         """x_BCFT → logits [B, K]."""
@@ -287,11 +349,12 @@ class Forward(nn.Module):
             return logits
 
 
-def _compile(network: nn.Module) -> Any:
+def _compile(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """Compile the network such that a resumed run computes the same bits."""
     make_inductor_deterministic()
     # Dynamic shapes would be compiled from the second batch size on, whichever comes first.
-    return torch.compile(network, dynamic=False)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
+    return compiled
 
 
 def _joined(group: list[Tensor]) -> Tensor:

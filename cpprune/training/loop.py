@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from msgspec import UNSET
 
 import shards
+from cpprune.audio.impulse_responses import load_responses
 from cpprune.config import RunConfig
-from cpprune.data.loader import TrainingLoader
+from cpprune.data.loader import TrainingLoader, selected_split
+from cpprune.distill.cache import LogitsCache
+from cpprune.distill.config import UNCUT
+from cpprune.distill.teaching import Teaching
 from cpprune.distributed import collectives, process_group
 from cpprune.distributed.preemption import Preemption
 from cpprune.distributed.watchdog import Watchdog
 from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.evaluation.predict import predict_split
+from cpprune.models import artifact
 from cpprune.models.finite import not_finite
 from cpprune.models.resize import layer_widths
+from cpprune.pruning.plan import collapsed, scored_otherwise
 from cpprune.pruning.pruner import Pruner
 from cpprune.pruning.schedule import lr_span
 from cpprune.runs import divergence, tracking
@@ -27,30 +35,34 @@ from cpprune.runs.checkpoint import Progress, Saved
 from cpprune.runs.divergence import REMEDY, DivergenceError
 from cpprune.runs.environment import peak_memory_bytes
 from cpprune.runs.folder import RunFolder, provenance
-from cpprune.runs.identity import identity
+from cpprune.runs.identity import identity, seen_by_teachers
 from cpprune.runs.progress import closing_lines, epoch_line, epoch_text, opening_text, resumed_text
+from cpprune.runs.records import EpochRecord, PruneRecord, QuantizeRecord, RunResult, StoppedRun
+from cpprune.training import quantization
 from cpprune.training.create_model import create_model
 from cpprune.training.engine import Engine
-from cpprune.training.optim import lr_factor
+from cpprune.training.optim import Span, lr_factor
 from cpprune.training.skipped import SkippedSteps
 from cpprune.training.step import TrainingStep
-from shards.errors import UserError
+from cpprune.training.trial import try_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def train(config: RunConfig, explicit: frozenset[str] = frozenset()) -> dict[str, Any]:
+def train(
+    config: RunConfig, explicit: frozenset[str] = frozenset(), *, as_command: bool = False
+) -> RunResult | StoppedRun:
     """Train as the configuration says, or resume the run in its folder.
 
     Args:
         config: the whole tree.
         explicit: keys that were set explicitly, which must not contradict the model of `config.init`.
+        as_command: the process is this run's own: SIGTERM and SIGINT stop it with a checkpoint, and
+            ranks that hang end it.
 
     Returns:
-        The contents of `result.json`: the best validation metrics, parameters and MACs, and the folders.
-        For a run that was asked to stop: `run`, `stopped` (why), and the `epoch` and `batch` that come
-        next.
+        What `result.json` then holds; for a run that was asked to stop, where it goes on.
 
     Raises:
         UserError: something in the configuration, the data or the run folder has to be mended.
@@ -58,9 +70,10 @@ def train(config: RunConfig, explicit: frozenset[str] = frozenset()) -> dict[str
     """
     precision, clip_norm = config.train.precision, config.train.clip_norm
     with process_group.joined(precision, clip_norm) as accelerator, ExitStack() as resources:
-        trainer = Trainer(config, explicit, accelerator, resources)
+        trainer = Trainer(config, explicit, accelerator, resources, as_command)
         for epoch in range(trainer.progress.epoch, config.train.epochs):
             trainer.prune_if_due(epoch)
+            trainer.quantize_if_due(epoch)
             stopped_by = trainer.train_epoch(epoch)
             if not stopped_by:
                 trainer.validate(epoch)
@@ -79,6 +92,7 @@ class Trainer:
         explicit: keys that were set explicitly.
         accelerator: from `process_group.joined`.
         resources: closes what the run holds, such as its folder.
+        as_command: see `train`.
 
     Attributes:
         model: front end and network, unwrapped.
@@ -91,6 +105,7 @@ class Trainer:
         explicit: frozenset[str],
         accelerator: Accelerator,
         resources: ExitStack,
+        as_command: bool = False,
     ) -> None:
         tracking.require(config.track)
         self.config = config
@@ -100,32 +115,22 @@ class Trainer:
         self.run = RunFolder(config, self.device)
         data = config.data
         self.dataset = shards.open_dataset(data.path, data.cache, data.cache_bytes)
-        self.val = self.dataset.split("val")
         self.model = create_model(config, self.dataset, explicit)
+        model = self.model
+        responses = load_responses(
+            config.augment, self.dataset, model.clip_shape, model.sample_rate
+        )
         self.identity = identity(config, self.dataset, self.model)
-        if config.train.batch_size < self.world:
-            raise UserError(
-                f"train.batch_size={config.train.batch_size}: must be at least the number of "
-                f"processes, {self.world}"
-            )
-        limit = config.train.time_limit_minutes
-        self.stopping = resources.enter_context(Preemption(self.run.path, limit, self.device))
-        self.watchdog = resources.enter_context(Watchdog(0.9 * process_group.timeout_seconds()))
+        limit, patience = config.train.time_limit_minutes, 0.9 * process_group.timeout_seconds()
+        stopping = Preemption(self.run.path, limit, self.device, signals=as_command)
+        self.stopping = resources.enter_context(stopping)
+        self.watchdog = resources.enter_context(Watchdog(patience, ends_process=as_command))
         resources.enter_context(self.run)
         saved = self.run.find_checkpoint(self.identity)
-        accelerator.wait_for_everyone()  # before the folder changes
-        self.run.open(saved)
-        collectives.run_on_rank_0(self.stopping.remove_stop_file, self.device)
+        if saved is not None:
+            quantization.restore(saved, self.model, config.quantize)
         widths = layer_widths(self.model.network)
         self.progress = saved.progress if saved else Progress(widths=widths, original_widths=widths)
-        self.started = time.monotonic() - self.progress.seconds
-        self.engine = Engine(config, self.model, accelerator, saved)
-        resources.callback(self.engine.close)
-        self.step = TrainingStep(config, self.engine, self.dataset.labels)
-        train = self.dataset.split("train")
-        self.pruner = Pruner(config.prune, self.model, train, config.seed, self.device)
-        self.step.regularizer = self.pruner.regularizer(self.progress.events_done)
-        self.skipped = SkippedSteps(self.dataset, self.run, config.train.max_skipped, self.device)
         self.batches = TrainingLoader(
             self.dataset,
             data,
@@ -134,12 +139,47 @@ class Trainer:
             rank=self.rank,
             world=self.world,
             device=self.device,
+            drop_last=config.train.drop_last,
             ids_file=self.run.ids_file if data.record_ids else None,
-            alive=lambda: self.watchdog.progress(self.progress.step),
+            alive=self.beat,
         )
+        cache = self._logits_cache()
+        self.teaching = Teaching(config, self.dataset, self.batches.rows, self.device, cache)
+        if self.teaching.awaits_uncut and self.progress.events_done:
+            self.teaching.add_uncut(self.run.path / UNCUT)
+        traits = try_step(self.model, config.train, self.batches.clips, self.device)
+        train = selected_split(self.dataset, "train", data.only)
+        self.pruner = Pruner(config.prune, self.model, train, config.seed, self.device)
+        begun = self.progress
+        self.pruner.rehearse(begun.epoch, begun.events_done, begun.original_widths)
+        to_come = quantization.rehearse(config.quantize, self.model)
+        accelerator.wait_for_everyone()  # before the folder changes
+        self.run.open(saved)
+        collectives.run_on_rank_0(self.stopping.remove_stop_file, self.device)
+        self.started = time.monotonic() - self.progress.seconds
+        self.engine = Engine(config, self.model, accelerator, traits, saved)
+        resources.callback(self.engine.close)
+        resources.enter_context(self.engine.cache(self.run.compiled))
+        self.step = TrainingStep(config, self.engine, self.dataset.labels, responses, self.teaching)
+        self.step.regularizer = self.pruner.regularizer(self.progress.events_done)
+        self.skipped = SkippedSteps(self.dataset, self.run, config.train.max_skipped, self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.train_loss = self.speed = self.lr = self.accuracy = math.nan
-        self.run.say(self._opening(saved))
+        notes = [self._opening(saved), *([str(responses)] if responses else []), *self.model.notes]
+        kept = [] if cache is None else [cache.there(config.train.epochs)]
+        for line in (*notes, *traits.notes(self.device, config.train.compile), *to_come, *kept):
+            self.run.say(line)
+
+    def _logits_cache(self) -> LogitsCache | None:
+        if self.config.distill.cache is None:
+            return None
+        folder, shape = self.config.distill.cache, (self.batches.clips, len(self.model.classes))
+        made_with = seen_by_teachers(self.identity)
+        return LogitsCache(Path(folder), made_with, shape, self.device, self.run.say)
+
+    def beat(self) -> None:
+        """Tell the watchdog that this rank does not hang."""
+        self.watchdog.progress(self.progress.step)
 
     def _opening(self, saved: Saved | None) -> str:
         """Take over the loss of the epoch under way; return what is said when the run starts."""
@@ -159,6 +199,10 @@ class Trainer:
         event = None if progress.batch else pruner.due(epoch, progress.events_done)
         if event is None:
             return
+        if self.teaching.awaits_uncut:
+            self.engine.share_buffers()
+            self.run.write_model(UNCUT, self.model, self.engine.evaluated.state_dict())
+            self.teaching.add_uncut(self.run.path / UNCUT)
         before = count_parameters(self.model.network)
         state = self.engine.optimizer_state() if prune.carry_state else {}
         cut = pruner.prune(event, progress.original_widths, state)
@@ -169,23 +213,45 @@ class Trainer:
         self.step.regularizer = pruner.regularizer(progress.events_done)
         after = count_parameters(self.model.network)
         self.run.write_log(
-            {
-                "event": "prune",
-                "epoch": epoch,
-                "step": progress.step,
-                "criterion": prune.criterion,
-                "part": event.fraction,
-                "parameters_before": before,
-                "parameters": after,
-                "widths": progress.widths,
-                "fingerprint": cut.fingerprint,
-            }
+            PruneRecord(
+                epoch=epoch,
+                step=progress.step,
+                criterion=prune.criterion,
+                part=event.fraction,
+                parameters_before=before,
+                parameters=after,
+                widths=progress.widths,
+                fingerprint=cut.fingerprint,
+            )
         )
         self.run.write_plan(epoch, cut.plan)
         self.run.say(
             f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(pruner.events)}, "
             f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
             "process(es)"
+        )
+        for text in (scored_otherwise(cut.plan), collapsed(cut.plan, progress.original_widths)):
+            if text:
+                self.run.say(text)
+
+    def quantize_if_due(self, epoch: int) -> None:
+        """Quantise the network if quantisation-aware training begins with this epoch."""
+        progress, config = self.progress, self.config.quantize
+        if not quantization.is_due(config, self.model, epoch):
+            return
+        fake = self.engine.quantize(config.keep_float)
+        collectives.check_ranks_equal(self.model.network, self.device, "when it was quantised")
+        progress.best, progress.best_step = None, -1  # only quantised models count
+        record = QuantizeRecord(
+            epoch=epoch,
+            step=progress.step,
+            layers=len(fake.layers),
+            activations=len(fake.ranges),
+            keep_float=config.keep_float,
+        )
+        self.run.write_log(record)
+        self.run.say(
+            f"quantised at epoch {epoch + 1}: {record.layers} layers, {record.activations} activations"
         )
 
     def train_epoch(self, epoch: int) -> str:
@@ -195,10 +261,12 @@ class Trainer:
             Why the run has to stop in the middle of the epoch; empty when the epoch is over.
         """
         config, progress = self.config, self.progress
-        first, end = lr_span(config.prune, epoch, config.train.epochs)
-        factor = lr_factor(config.optim, epoch - first, end - first, progress.val_losses[first:])
-        self.lr = config.optim.lr * factor
-        self.engine.set_lr(self.lr)
+        if asked := self.teaching.prepare(self.batches.training, self.beat):
+            self.run.say(f"{asked} teacher(s) asked about {len(self.batches.rows):,} clips")
+        if self.teaching.cache is not None:
+            self.teaching.cache.begin(epoch, progress.batch)
+        span = Span(*lr_span(config.prune, epoch, config.train.epochs), len(self.batches))
+        self._set_lr(span, epoch, progress.batch)
         self.model.network.train()
         begin, seen_before = time.monotonic(), progress.clips_seen
         shown, clips = f"{epoch + 1}/{config.train.epochs}", self.batches.clips
@@ -207,6 +275,8 @@ class Trainer:
         )
         with line if self.rank == 0 else nullcontext(lambda batch: None) as advance:
             for batch in self.batches.epoch(epoch, progress.batch):
+                if config.optim.warmup_steps is not None:
+                    self._set_lr(span, epoch, batch.number)
                 result = self.step(epoch, batch, progress.step)
                 self.loss_sum += result.loss_sum
                 self.skipped.add(batch, result.skipped)
@@ -224,6 +294,8 @@ class Trainer:
                     return why
                 self.skipped.settle(progress, now=False)
         self.skipped.settle(progress)
+        if self.teaching.cache is not None:
+            self.teaching.cache.end(epoch)
         if progress.clips_seen <= 0:
             raise DivergenceError(
                 f"{self.run.path}: the training loss is not finite in all of epoch {epoch + 1}; {REMEDY}"
@@ -235,37 +307,46 @@ class Trainer:
         progress.epoch, progress.batch, progress.clips_seen = epoch + 1, 0, 0
         return ""
 
+    def _set_lr(self, span: Span, epoch: int, step: int) -> None:
+        """Set the learning rate of a step of this epoch, or of the whole epoch."""
+        optim, losses = self.config.optim, self.progress.val_losses
+        self.lr = optim.lr * lr_factor(optim, span, epoch, step, losses)
+        self.engine.set_lr(self.lr)
+
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split; write the last finite model, and the best if it is that."""
         progress, config = self.progress, self.config
         model, fetch = (self.engine.evaluated, self.model.features), self.batches.validation()
         with self.accelerator.autocast():
-            logits = predict_split(*model, self.val, self.device, fetch)
-        log_prob, labels = metrics.log_softmax(logits), self.val.labels
+            logits = predict_split(*model, self.batches.val, self.device, fetch)
+        log_prob, labels = metrics.log_softmax(logits), self.batches.val.labels
         summary = metrics.summary(log_prob, labels)
         progress.val_losses.append(summary["log_loss"])
         value, monitor = summary[config.train.monitor], config.train.monitor
         self.accuracy = math.nan if value is None else summary["macro_accuracy"]
         wrong = not_finite(self.engine.evaluated)
-        final_size = progress.events_done == len(self.pruner.events)
-        best = final_size and not wrong and divergence.is_better(value, progress.best, monitor)
+        final = progress.events_done == len(self.pruner.events)
+        final = final and not quantization.is_to_come(config.quantize, self.model)
+        best = final and not wrong and divergence.is_better(value, progress.best, monitor)
         if best:
             progress.best, progress.best_step = value, progress.step
-        record = {
-            "epoch": epoch,
-            "step": progress.step,
-            "lr": self.lr,
-            "train_loss": self.train_loss,
-            **{f"val_{name}": figure for name, figure in summary.items()},
-            "best": best,
-            "parameters": count_parameters(self.model.network),
-            "clips_per_second": self.speed,
-            "memory_bytes": peak_memory_bytes(self.device),
-            "seconds": time.monotonic() - self.started,
-            **divergence.why_not_finite(wrong, summary, self.train_loss),
-        }
-        if best:
-            record["val_confusion"] = metrics.confusion_matrix(log_prob, labels).tolist()
+        record = EpochRecord(
+            epoch=epoch,
+            step=progress.step,
+            lr=self.lr,
+            train_loss=self.train_loss,
+            val_macro_accuracy=_nan(summary["macro_accuracy"]),
+            val_accuracy=_nan(summary["accuracy"]),
+            val_log_loss=_nan(summary["log_loss"]),
+            val_clips=summary["clips"],
+            best=best,
+            parameters=count_parameters(artifact.deployed(self.model).network),
+            clips_per_second=self.speed,
+            memory_bytes=peak_memory_bytes(self.device),
+            seconds=time.monotonic() - self.started,
+            reason=divergence.why_not_finite(wrong, summary["log_loss"], self.train_loss),
+            val_confusion=metrics.confusion_matrix(log_prob, labels).tolist() if best else UNSET,
+        )
         self.run.write_log(record)
         self.model.metadata = provenance(config, self.identity, progress, epoch, summary)
         weights = self.engine.evaluated.state_dict()
@@ -288,21 +369,17 @@ class Trainer:
         self.run.write_checkpoint(self.progress, self.identity, tensors, scaler)
         self.watchdog.progress(self.progress.step)
 
-    def stopped(self, why: str) -> dict[str, Any]:
+    def stopped(self, why: str) -> StoppedRun:
         """Say how to go on with a run that was asked to stop."""
         progress = self.progress
         self.run.say(
             f"stopped by {why} at epoch {progress.epoch + 1}, batch {progress.batch + 1}; everything is "
             f"saved in {self.run.path}: the same command goes on from there"
         )
-        return {
-            "run": str(self.run.path),
-            "stopped": why,
-            "epoch": progress.epoch,
-            "batch": progress.batch,
-        }
+        path = str(self.run.path)
+        return StoppedRun(run=path, stopped=why, epoch=progress.epoch, batch=progress.batch)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunResult:
         """Write result.json and say where to look next; DivergenceError if there is no best model."""
         divergence.check_any_finite(self.progress.best, self.run.path)
         result = self.run.write_result()
@@ -314,3 +391,7 @@ class Trainer:
         """Return the sum of this epoch's losses so far, of each rank."""
         sums: list[float] = collectives.all_gather_rows(self.loss_sum.view(1), self.world).tolist()
         return sums
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -18,11 +18,11 @@ def read_moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
     Args:
         network: unwrapped.
-        optimizer: over the network's trainable parameters, in their order.
+        optimizer: over the network's trainable parameters.
     """
     if is_zero_optimizer(optimizer):
         return deepspeed.get_full_optimizer_state(network, optimizer)
-    names = [name for name, p in network.named_parameters() if p.requires_grad]
+    names = _names(network, optimizer)
     state = optimizer.state_dict()["state"]
     return {
         f"{names[number]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
@@ -45,8 +45,8 @@ def write_moments(
     if is_zero_optimizer(optimizer):
         deepspeed.set_full_optimizer_state(network, optimizer, tensors)
         return
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    numbers = {name: number for number, name in enumerate(trained)}
+    trained = dict(network.named_parameters())
+    numbers = {name: number for number, name in enumerate(_names(network, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name, key = full.rsplit("/", 1)
@@ -56,3 +56,9 @@ def write_moments(
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def _names(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of an optimizer's parameters, in the order in which it numbers them."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]

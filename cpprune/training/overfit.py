@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +12,13 @@ from torch.nn import functional
 
 import shards
 from cpprune.config import RunConfig
+from cpprune.distill.config import UNCUT
+from cpprune.distill.teaching import Teaching
 from cpprune.distributed.device import default_device
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.training.create_model import create_model
+from shards.order import Ids
+from shards.split import Split
 
 CLIPS = 16
 STEPS = 300
@@ -24,7 +29,8 @@ NEAR_ZERO = 0.05
 def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
     """Overfit one small batch, without augmentation, and say how it went.
 
-    One process, no workers, anomaly detection, the shapes of all layers once. Writes nothing.
+    One process, no workers, anomaly detection, the shapes of all layers once. Teachers are asked about
+    the clips but not learned from: a loss with them does not end at zero. Writes nothing.
 
     Returns:
         Exit status: 0 when the loss came near zero, 1 when it did not.
@@ -38,6 +44,8 @@ def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
     clips = torch.from_numpy(split.fetch(positions)).to(device)
     labels = torch.from_numpy(split.labels[positions]).to(device)
     print(f"clips     {tuple(clips.shape)} {clips.dtype}, {len(set(labels.tolist()))} classes")
+    if config.distill.teachers:
+        print(f"teachers  {_teachers(config, split, positions, clips)}")
     x = model.features(clips)
     print(
         f"features  {tuple(x.shape)} {x.dtype}, mean {x.mean():.3f}, deviation {x.std():.3f}, from "
@@ -70,6 +78,21 @@ def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _teachers(config: RunConfig, split: Split, positions: Ids, clips: Tensor) -> str:
+    """Ask the teachers about the clips without augmentation; return what they say.
+
+    Raises:
+        UserError: a teacher cannot be loaded, does not fit the dataset, or is not finite.
+    """
+    clean = replace(config, distill=replace(config.distill, mode="clean", cache=None))
+    teaching = Teaching(clean, split.dataset, split.ids[positions], clips.device)
+    teaching.prepare(lambda: lambda places: clips[places], lambda: None)
+    if teaching.stored is None:
+        return f"{UNCUT} teaches after the first pruning step; only the labels are overfitted"
+    right = teaching.stored[split.ids[positions]].argmax(1) == split.labels[positions]
+    return f"right about {right.sum()} of {len(right)} clips; only the labels are overfitted"
 
 
 def _print_shapes(network: nn.Module, x: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,10 +13,8 @@ from cpprune.distributed.collectives import all_reduce_max
 from cpprune.runs.checkpoint import Progress
 from cpprune.runs.divergence import REMEDY, DivergenceError
 from cpprune.runs.folder import RunFolder
+from cpprune.runs.records import SkippedRecord
 from shards.reader import Dataset
-
-if TYPE_CHECKING:
-    pass
 
 # Steps after which the host looks whether any of them was skipped.
 EVERY_STEPS = 50
@@ -64,8 +60,8 @@ class SkippedSteps:
             progress.clips_seen -= len(ids)
             keys = [self.dataset.key(int(row)) for row in ids]
             step = progress.step - progress.batch + batch + 1
-            record = {"event": "skipped", "epoch": progress.epoch, "step": step, "batch": batch}
-            self.run.write_log(record | {"clips": keys})
+            epoch = progress.epoch
+            self.run.write_log(SkippedRecord(epoch=epoch, step=step, batch=batch, clips=keys))
             what = (
                 f"epoch {progress.epoch + 1}, batch {batch + 1}: the gradient is not finite "
                 f"(clips {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})"

@@ -1,4 +1,4 @@
-"""Samples of a recording to clips, and a clip to the bytes in a shard."""
+"""Cutting a recording into clips, and encoding a clip as the bytes in a shard."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import numpy as np
 
 from shards.audio.load import Clips
 
-# The part of its last clip that the rest of a longer recording has to fill.
+# Fraction of the last clip that the remainder of a longer recording must fill.
 MIN_SOUND = 0.5
 
 
@@ -17,9 +17,10 @@ def count_clips(samples: int, length: int, short: str, min_sound: float) -> int:
     Args:
         samples: of the recording.
         length: of a clip.
-        short: "pad" or "drop" what is shorter than a clip.
-        min_sound: with "pad", the part of the last clip that the rest of a longer recording has to
-            fill, or else it is dropped. A whole recording shorter than a clip is always padded.
+        short: "pad" or "drop" remainders shorter than a clip.
+        min_sound: with "pad", the fraction of the last clip that the remainder of a longer recording
+            must fill; else it is dropped. A recording that is itself shorter than a clip is always
+            padded.
     """
     clips, rest = divmod(samples, length)
     padded = short == "pad" and rest > 0 and (clips == 0 or rest >= min_sound * length)

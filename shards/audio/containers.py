@@ -1,7 +1,7 @@
-"""Where a file's samples lie and how many bytes of them its header states.
+"""Container headers: where a file's samples lie, and how many bytes of them the header declares.
 
-libsndfile reads what is there, without a word about what is not. Each layout here is that of the
-format's own specification; only what says the length is read.
+libsndfile reads a truncated file without reporting it. The layouts follow the specification of each
+format; only the fields that determine the length are read.
 """
 
 import math
@@ -14,17 +14,17 @@ from typing import NamedTuple
 
 from shards.audio.sound import BadFile
 
-# What programs that write to a pipe leave for the length, which they cannot know: the largest numbers of
-# 31 and 32 bits, with or without the size of a header or a block.
+# Lengths written by programs whose output is a pipe, so that the length is unknown: the largest 31-bit
+# and 32-bit numbers, with or without the size of a header or a block.
 _UNKNOWN = (range(0x7FFFF000, 0x80000001), range(0xFFFFF000, 0x100000000))
-# Formats of WAV whose samples come in blocks of the size that the header states.
+# WAV format tags whose samples are stored in blocks of the size in the header.
 _GSM = 0x31
 _IN_BLOCKS = {2, 17, _GSM, 0x38}
 _SUN_BLOCKS = {23: 60, 25: 45, 26: 75}
 
 
 class Piece(NamedTuple):
-    """Bytes of a file, in the place of which others are read."""
+    """Replacement for the bytes of a file at offset `at`."""
 
     at: int
     data: bytes
@@ -32,17 +32,17 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Extent:
-    """Where samples lie.
+    """Location of the samples in a file.
 
     Attributes:
-        at: their first byte.
-        there: bytes from there to the end of the file.
-        stated: bytes of samples as the header states them; None if it does not know.
-        field: (place, `struct` format, what it counts beside samples) of the header's statement; None
-            if it is not believed by libsndfile, which then takes all to the end for samples.
+        at: offset of the first sample.
+        there: bytes from `at` to the end of the file.
+        stated: bytes of samples according to the header; None if the header does not know.
+        field: (offset, `struct` format, bytes it counts besides samples) of the length in the header;
+            None if libsndfile ignores that length and reads to the end of the file.
         block: bytes of one block of compressed samples.
-        block_frames: samples a channel in a block, if libsndfile takes an odd number of bytes for one
-            more, and makes a block of it; else 0.
+        block_frames: samples per channel of a block, if libsndfile decodes an odd trailing byte as one
+            more block; else 0.
     """
 
     at: int
@@ -59,27 +59,28 @@ class Extent:
 
     @property
     def frames(self) -> int | None:
-        """Samples a channel, where libsndfile reads more of them than there are."""
+        """Samples per channel, if libsndfile would read more than there are; else None."""
         return self._whole // self.block * self.block_frames or None
 
     def refuse_cut(self) -> None:
-        """Checks that all samples are there.
+        """Checks that the file contains all samples.
 
         Raises:
-            BadFile: if the file is cut short.
+            BadFile: the file is truncated.
         """
         if self.stated is not None and self.stated > self.there:
             there = max(0, self.there)
             raise BadFile(f"cut short: {there} of {self.stated} bytes of samples are there")
 
     def mended(self) -> tuple[int | None, Piece | None]:
-        """Returns what libsndfile has to be shown instead of the file, to read all and only samples.
+        """Returns the corrections with which libsndfile reads exactly the samples.
 
         Returns:
-            Where the file has to end, and bytes to replace; None if they are right.
+            Where the file should end, and header bytes to replace; each is None if no correction is
+            needed.
         """
         whole = self._whole
-        # Blocks are also made of what follows them: of a filling byte, or of the next chunk.
+        # libsndfile also decodes what follows the blocks, such as a padding byte or the next chunk.
         end = self.at + whole if self.field is None or self.block > 1 else None
         if self.field is None or whole == self.stated:
             return end, None
@@ -91,12 +92,12 @@ class Extent:
 
 
 def extent_of(handle: int, start: int, size: int) -> Extent | None:
-    """Returns where the samples of a file of `size` bytes lie, or None where it does not say.
+    """Returns the extent of a file's samples; None if its header does not determine it.
 
     Args:
-        handle: its descriptor.
-        start: of its header.
-        size: of the file.
+        handle: file descriptor.
+        start: offset of the header.
+        size: of the file in bytes.
     """
     head = os.pread(handle, 256, start)
     file = _File(handle, start, size)
@@ -112,7 +113,7 @@ def extent_of(handle: int, start: int, size: int) -> Extent | None:
         if head[:4] in (b".snd", b"dns."):
             return _sun(file, head)
         return _older(file, head)
-    except struct.error:  # it ends within the header: libsndfile says so
+    except struct.error:  # the header is truncated, which libsndfile reports
         return None
 
 
@@ -141,7 +142,7 @@ class _Chunk(NamedTuple):
 def _chunks(
     file: _File, at: int, id_bytes: int = 4, form: str = "<I", align: int = 2, inside: int = 0
 ) -> Iterator[_Chunk]:
-    """Yields the chunks of a file from `at` on; `inside` is how much of its header a size counts."""
+    """Yields the chunks of a file from `at` on; `inside` is how many header bytes a size includes."""
     head = id_bytes + struct.calcsize(form)
     while at + head <= file.size:
         name = os.pread(file.handle, id_bytes, at)
@@ -150,7 +151,7 @@ def _chunks(
         yield _Chunk(name, at + id_bytes, body, size - inside)
         end = body + max(0, size - inside)
         at = end + (file.start - end) % align
-        # Some programs forget to fill up an odd chunk.
+        # Some programs omit the padding byte after an odd chunk.
         if at != end < file.size and not _named(os.pread(file.handle, 4, at)):
             at = end if _named(os.pread(file.handle, 4, end)) else at
 
@@ -205,7 +206,7 @@ def _iff(file: _File, head: bytes) -> Extent | None:
 
 
 def _streamed(file: _File, extent: Extent, form: str) -> Extent:
-    """Returns the extent with an unknown length if it states none and yet samples seem to follow."""
+    """Returns the extent with unknown length if the header says 0 but samples seem to follow."""
     if extent.stated != 0 or extent.there <= 0:
         return extent
     at = extent.at
@@ -224,7 +225,7 @@ def _wave64(file: _File) -> Extent | None:
             tag, _, _, _, align = file.read("<HHIIH", chunk.at)
             block = max(1, align) if tag in _IN_BLOCKS else 1
         elif chunk.name[:4] == b"data":
-            # Without a length, a pipe's is that of an empty chunk or the largest number.
+            # A writer to a pipe leaves the length of an empty chunk, or the largest number.
             stated = -1 if chunk.size <= 0 or chunk.size >= 2**62 else chunk.size
             return file.extent(chunk.at, stated, None, block)
     return None
@@ -249,13 +250,13 @@ def _sun(file: _File, head: bytes) -> Extent:
     order = ">" if head[:4] == b".snd" else "<"
     offset, stated, kind = struct.unpack(f"{order}3I", head[4:16])
     block = _SUN_BLOCKS.get(kind, 1)
-    # Adaptive codes are read to the end of the file, whatever is stated.
+    # libsndfile reads ADPCM to the end of the file, whatever the header says.
     field = (file.start + 8, f"{order}I", 0) if block == 1 else None
     return file.extent(file.start + offset, stated or -1, field, block)
 
 
 def _older(file: _File, head: bytes) -> Extent | None:
-    """Formats with one header of fixed places. libsndfile believes none of their lengths."""
+    """Returns the extent in a format with a fixed header, whose length libsndfile ignores."""
     start, order = file.start, ">" if head[126:128] == b"MI" else "<"
     if head[:7] == b"NIST_1A":
         text = os.pread(file.handle, 4096, start).decode("latin-1")
@@ -272,7 +273,7 @@ def _older(file: _File, head: bytes) -> Extent | None:
             (word,) = file.read("<I", start + at)
             kind, size_ = word & 0xFF, word >> 8
             if kind in (1, 9):
-                # libsndfile reads the mark of the end as one more sample.
+                # libsndfile reads the end marker as one more sample.
                 skip = 2 if kind == 1 else 12
                 return file.extent(start + at + 4 + skip, size_ - skip, None)
             if kind == 0:
@@ -289,7 +290,7 @@ def _older(file: _File, head: bytes) -> Extent | None:
         (stated,) = struct.unpack(">I", head[18:22])
         return file.extent(start + 32, stated, None)
     if head[:10] == b"MATLAB 5.0":
-        # Two matrices: the rate, and the samples behind flags, dimensions and a name.
+        # Two matrices: the sample rate; then flags, dimensions, name and samples.
         (first,) = file.read(f"{order}I", start + 132)
         at = start + 136 + first + 8 + 16 + 16
         kind, name = file.read(f"{order}HH", at)[:: 1 if order == "<" else -1]

@@ -1,7 +1,7 @@
-"""An audio file to float samples, read from its beginning until nothing more comes.
+"""Decoding an audio file to float samples, from its beginning to its end.
 
-What is read is believed, never the length in the header: it may be an estimate (MP3), unknown (a
-FLAC written to a pipe), or that of a file which was cut off since.
+The length in the header is not trusted: it may be an estimate (MP3), unknown (a FLAC written to a
+pipe), or wrong (a truncated file).
 """
 
 import io
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shards.audio import mpeg, ogg
 from shards.audio.containers import Piece, extent_of
@@ -20,20 +20,24 @@ from shards.audio.file_range import AudioFile, FileRange, open_alone
 from shards.audio.formats import decoder_of
 from shards.audio.sound import BadFile, Sound, Wave
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from soundfile import SoundFile
+
 BLOCK_SAMPLES = 1 << 18
-# libsndfile's length of what it cannot measure.
+# Length that libsndfile reports if it is unknown.
 _UNKNOWN = 2**63 - 1
 _one_at_a_time = threading.RLock()
 
 
 @contextmanager
 def opened(file: AudioFile) -> Iterator[Sound]:
-    """Opens a file of any format that libsndfile knows by its content, or ffmpeg by its ending.
+    """Opens an audio file: with libsndfile by its content, or else with ffmpeg by its extension.
 
-    A range of a file is opened by libsndfile alone.
+    A range of a file is opened by libsndfile only.
 
     Raises:
-        BadFile: if it is no audio, or is cut short.
+        BadFile: the file is not audio, or is truncated.
     """
     with ExitStack() as stack:
         handle = _open_regular(file)
@@ -104,12 +108,12 @@ def _open_mpeg(handle: int, at: int, end: int, stack: ExitStack) -> Sound:
     stream = mpeg.scan(handle, at, end)
     if stream is None:
         raise BadFile("no MPEG frames can be found")
-    # From a pipe, libsndfile does not guess how long it is, and reads to the end.
+    # From a pipe, libsndfile does not estimate the length, and reads to the end.
     begin = stream.first if stream.header is None else stream.header
     sound = _sequential(_piped(handle, begin, end, stack), stack)
     if sound.frames != _UNKNOWN:
         return _sound(sound)
-    # A decoder may leave out a frame that rests on one before the first.
+    # A decoder may omit a frame that depends on one before the first.
     least = (stream.frames - 2) * stream.samples
     return Sound(sound.samplerate, None, _at_least(least, _read(sound)))
 
@@ -131,17 +135,18 @@ def _first(frames: int, blocks: Iterator[Wave]) -> Iterator[Wave]:
             return
 
 
-def _sound(sound: Any) -> Sound:
+def _sound(sound: "SoundFile") -> Sound:
     frames = None if sound.frames == _UNKNOWN else sound.frames
     return Sound(sound.samplerate, frames, _read(sound))
 
 
-def _sequential(source: "_View | int", stack: ExitStack) -> Any:
-    """Opens what libsndfile knows; by content alone, nothing is guessed from a name."""
+def _sequential(source: "_View | int", stack: ExitStack) -> "SoundFile":
+    """Opens a file with libsndfile, by its content alone."""
     import soundfile
 
     class Sequential(soundfile.SoundFile):  # type: ignore[misc]
-        # soundfile would seek after every read, which some formats cannot, and stop at `frames`.
+        # Otherwise soundfile would seek after every read, which some formats do not support, and stop at
+        # `frames`.
         def seekable(self) -> bool:
             return False
 
@@ -149,10 +154,10 @@ def _sequential(source: "_View | int", stack: ExitStack) -> Any:
         return stack.enter_context(Sequential(source, closefd=False))
 
 
-def _read(sound: Any) -> Iterator[Wave]:
+def _read(sound: "SoundFile") -> Iterator[Wave]:
     frames = max(1, BLOCK_SAMPLES // sound.channels)
     try:
-        # A new array for each block: what a short read leaves of it is not handed out.
+        # A new array for each block, since a short read returns only part of it.
         while True:
             with _without_notes():
                 block = sound.read(frames, dtype="float32", always_2d=True)
@@ -168,7 +173,7 @@ def _read(sound: Any) -> Iterator[Wave]:
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Keeps what libmpg123 notes of a damaged file off this process's standard error."""
+    """Suppresses what libmpg123 writes to standard error about a damaged file."""
     with _one_at_a_time, ExitStack() as stack:
         with suppress(OSError):  # there may be no standard error
             kept = os.dup(2)
@@ -181,30 +186,28 @@ def _without_notes() -> Iterator[None]:
 
 
 class _View(io.RawIOBase):
-    """A part of a file, with a piece of it replaced, as a file of its own."""
+    """Part of a file as a file of its own, with some bytes replaced."""
 
     def __init__(self, handle: int, begin: int, end: int, piece: Piece | None = None) -> None:
         self.handle, self.begin, self.end, self.piece = handle, begin, end, piece
         self.place = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to a place, from the beginning, from here or from the end."""
+        """Moves to an offset; see `io.IOBase.seek`."""
         self.place = max(0, offset + (0, self.place, self.end - self.begin)[whence])
         return self.place
 
     def tell(self) -> int:
-        """Returns the place."""
+        """Returns the current offset."""
         return self.place
 
-    def readinto(self, buffer: Any) -> int:
-        """Reads as many bytes as there is room for, or as there are."""
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Reads bytes into a buffer and returns their number."""
         room = memoryview(buffer).cast("B")
         at = self.begin + self.place
         try:
             count = os.preadv(self.handle, [room[: max(0, self.end - at)]], at)
-        except (
-            OSError
-        ):  # no exception passes through libsndfile; it sees that the rest is not there
+        except OSError:  # no exception passes through libsndfile, which notices the missing bytes
             return 0
         self.place += count
         if self.piece:
@@ -215,7 +218,7 @@ class _View(io.RawIOBase):
 
 
 def _piped(handle: int, begin: int, end: int, stack: ExitStack) -> int:
-    """Returns the end of a pipe from which a part of a file can be read."""
+    """Returns the reading end of a pipe that delivers part of a file."""
     out, into = os.pipe()
 
     def feed() -> None:
@@ -227,7 +230,7 @@ def _piped(handle: int, begin: int, end: int, stack: ExitStack) -> int:
                 while left:
                     left = left[os.write(into, left) :]
         except OSError:
-            pass  # the reader has seen enough, or will see that the rest does not come
+            pass  # the reader has closed the pipe, or will notice the missing bytes
         finally:
             os.close(into)
 
@@ -250,4 +253,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"not readable: {error.strerror or error}"
     text = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    if text.startswith("Unspecified internal error"):  # libsndfile's words, about its own decoder
+        text = "the decoder failed on damaged data"
     return f"not readable as audio: {text}"

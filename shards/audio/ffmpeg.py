@@ -1,4 +1,4 @@
-"""Formats that libsndfile lacks (AAC, WMA, …), decoded by the program ffmpeg if it is installed."""
+"""Decoding with the program ffmpeg of formats that libsndfile lacks (AAC, WMA, …)."""
 
 import os
 import struct
@@ -14,7 +14,7 @@ import numpy as np
 from shards.audio.formats import INSTALL, has_ffmpeg
 from shards.audio.sound import BadFile, Sound, Wave
 
-# Containers of one recording. Playlists, which name other files and addresses, are not among them.
+# Containers of one recording; not playlists, which refer to other files and URLs.
 _DEMUXERS = (
     "aac,ac3,alac,amr,ape,asf,dts,dtshd,eac3,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpc,mpc8,"
     "ogg,tta,wav,wv"
@@ -27,15 +27,15 @@ def opened_by_ffmpeg(file: str | Path) -> Iterator[Sound]:
     """Opens the first audio track of a file.
 
     Raises:
-        BadFile: if ffmpeg is not installed or reports any fault.
+        BadFile: ffmpeg is not installed, or reports an error.
     """
     if not has_ffmpeg():
         raise BadFile(f"ffmpeg is needed to decode it: {INSTALL}")
-    # "file:" before the name: it may look like an option or an address.
+    # "file:", because a file name may look like an option or a URL.
     command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
     command += ["-err_detect", "crccheck"]
     command += ["-format_whitelist", _DEMUXERS, "-i", f"file:{os.fspath(file)}"]
-    # Sun's format: the shortest header that says rate and channels.
+    # Sun AU has the shortest header that contains rate and channels.
     command += ["-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
     with tempfile.TemporaryFile() as faults:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Audio files that are files of their own, or a range of bytes of one, such as a member of a tar."""
+"""Audio files: whole files, or byte ranges of a file such as a member of a tar."""
 
 import os
 import stat
@@ -19,10 +19,10 @@ AudioFile = str | Path | FileRange
 
 
 def size_and_time(file: AudioFile) -> tuple[int, int]:
-    """Returns bytes and time of the last change, in ns.
+    """Returns the size in bytes and the modification time in ns.
 
     Raises:
-        OSError: it is not there.
+        OSError: the file does not exist.
     """
     path = file.path if isinstance(file, FileRange) else file
     status = os.stat(path)  # noqa: PTH116 (230,000 of them)
@@ -30,25 +30,25 @@ def size_and_time(file: AudioFile) -> tuple[int, int]:
 
 
 def open_range(file: AudioFile) -> tuple[int, int, int]:
-    """Returns (descriptor, first byte, bytes); whoever calls closes the descriptor.
+    """Returns (descriptor, first byte, number of bytes); the caller closes the descriptor.
 
     Raises:
-        OSError: it is not there, or cannot be read.
+        OSError: the file does not exist or cannot be read.
     """
     if isinstance(file, FileRange):
         return os.open(file.path, os.O_RDONLY | os.O_NONBLOCK), file.start, file.size
-    # Not blocking: a named pipe would be waited for.
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
     handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     return handle, 0, os.fstat(handle).st_size
 
 
 def open_alone(file: AudioFile) -> int:
-    """Returns a descriptor of a file that holds nothing else: of a range, that of an unnamed copy.
+    """Returns a descriptor of a file with nothing but the audio; a range is copied to an unnamed file.
 
-    Decoders then see where it ends.
+    So decoders see where it ends.
 
     Raises:
-        OSError: it is not there, or cannot be read or copied.
+        OSError: the file does not exist, or cannot be read or copied.
     """
     handle, start, size = open_range(file)
     if not isinstance(file, FileRange) or not stat.S_ISREG(os.fstat(handle).st_mode):

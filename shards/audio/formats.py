@@ -1,10 +1,10 @@
-"""Which files are audio by the endings of their names, and what decodes them."""
+"""File name extensions of audio, and the decoder of each."""
 
 import shutil
 from typing import Literal
 
-# What libsndfile decodes by itself. A raw file says neither its rate nor its type, and a Sound
-# Designer file keeps them in a second file.
+# Decoded by libsndfile; except raw files, which do not contain sample rate and type, and Sound Designer
+# files, which keep them in a second file.
 _LIBSNDFILE = (
     "wav, wave, bwf, rf64, w64, wavex, aif, aiff, aifc, au, snd, caf, flac, ogg, oga, opus, mp3, mp2, "
     "svx, 8svx, voc, nist, sph, avr, htk, mat4, mat5, mpc2k, paf, pvf, ircam, sf, wve, xi"
@@ -16,7 +16,7 @@ _FFMPEG = (
 INSTALL = "install ffmpeg (apt install ffmpeg), or convert it to FLAC"
 
 Decoder = Literal["libsndfile", "ffmpeg"]
-# Ending to what decodes it.
+# Decoder by extension.
 DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(_FFMPEG.split(", "), "ffmpeg"),
     **dict.fromkeys(_LIBSNDFILE.split(", "), "libsndfile"),
@@ -24,10 +24,10 @@ DECODERS: dict[str, Decoder] = {
 
 
 def decoder_of(name: str) -> Decoder | None:
-    """Returns what decodes a file of this name, whether installed or not; None if it is no audio."""
+    """Returns the decoder of a file of this name, installed or not; None if it is not audio."""
     return DECODERS.get(name.rpartition(".")[2].lower())
 
 
 def has_ffmpeg() -> bool:
-    """Tells whether the program ffmpeg is installed."""
+    """Returns whether the program ffmpeg is installed."""
     return shutil.which("ffmpeg") is not None

@@ -1,4 +1,4 @@
-"""From an audio file to int16 samples: mono, at one rate, and only samples that are in the file."""
+"""Loading an audio file as mono int16 samples at a given rate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recording:
-    """What was decoded of a file, or of a part of it.
+    """Decoded samples of a file, or of a part of it.
 
     Attributes:
         samples: int16 [samples], mono.
-        clipped: how many of them were louder than full scale, and were set to it.
+        clipped: number of samples beyond full scale, which were clipped to it.
     """
 
     samples: Clips
@@ -45,11 +45,11 @@ class Recording:
 
 @dataclass
 class Heard:
-    """What is known of a recording whose parts are not kept.
+    """Sample counts of a recording that is decoded part by part.
 
     Attributes:
-        samples: how many there were.
-        clipped: of them, louder than full scale.
+        samples: number of samples.
+        clipped: number of samples beyond full scale.
     """
 
     samples: int = 0
@@ -62,17 +62,17 @@ class Heard:
 
 
 def output_length(frames: int, rate: int, sample_rate: int) -> int:
-    """Returns how many samples `frames` at `rate` Hz become at `sample_rate` Hz."""
+    """Returns the number of samples of `frames` at `rate` Hz, resampled to `sample_rate` Hz."""
     return (2 * frames * sample_rate + rate) // (2 * rate)
 
 
 def measure(file: AudioFile, sample_rate: int) -> int:
     """Returns the length of a file in samples at `sample_rate`.
 
-    The header is believed where the file bears it out; otherwise the file is decoded.
+    The length in the header is used where the file confirms it; otherwise the file is decoded.
 
     Raises:
-        BadFile: if it is no audio, is cut short, or is empty.
+        BadFile: the file is not audio, is truncated, or is empty.
     """
     with opened(file) as sound:
         _check_rate(sound.rate)
@@ -86,9 +86,9 @@ def load(file: AudioFile, sample_rate: int) -> Recording:
     """Decodes a file to mono at `sample_rate`: the mean of the channels, resampled.
 
     Raises:
-        BadFile: if it cannot be decoded to its end, is empty, or has samples that are not finite.
+        BadFile: the file cannot be decoded to its end, is empty, or has non-finite samples.
     """
-    # Grown in place: the parts of a long recording are never held twice.
+    # A growing buffer, so that a long recording is never in memory twice.
     data = bytearray()
     clipped = 0
     for block in blocks(file, sample_rate):
@@ -98,10 +98,10 @@ def load(file: AudioFile, sample_rate: int) -> Recording:
 
 
 def blocks(file: AudioFile, sample_rate: int) -> Iterator[Recording]:
-    """Yields what `load` returns bit by bit, in memory that does not grow with the file.
+    """Yields the samples that `load` returns in blocks, in memory that does not grow with the file.
 
     Raises:
-        BadFile: as `load`; what was yielded before is of no use then.
+        BadFile: see `load`; the blocks yielded before are then invalid too.
     """
     import soxr
 
@@ -136,7 +136,7 @@ def blocks(file: AudioFile, sample_rate: int) -> Iterator[Recording]:
 
 
 def quantise(wave: Wave) -> Clips:
-    """Returns float samples in [-1, 1) as int16, round(clip(32768 x)); louder ones are clipped."""
+    """Returns float samples in [-1, 1) as int16: round(clip(32768 x))."""
     return _quantised(wave).samples
 
 
@@ -158,7 +158,7 @@ def _mono(block_TC: Wave) -> Wave:
 
 
 def _check_rate(rate: int) -> None:
-    # A few damaged bytes of a header would otherwise become terabytes.
+    # With a damaged header, resampling could otherwise produce terabytes.
     if not 1000 <= rate <= 10_000_000:
         raise BadFile(f"a sample rate of {rate} Hz; 1,000 to 10,000,000 are read")
 

@@ -1,7 +1,7 @@
-"""The frames of an MPEG audio stream (MP3, MP2), counted by their headers.
+"""Counting the frames of an MPEG audio stream (MP3, MP2) by their headers.
 
-The stream has no length of its own. An optional first frame (Xing, VBRI) states one, which decoders
-believe; without it they guess from the first frames.
+The stream has no length field. Decoders trust the length in an optional first frame (Xing, VBRI), or
+estimate one from the first frames.
 """
 
 import os
@@ -20,7 +20,7 @@ _KBITS = {
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = (44100, 48000, 32000)
-# How many headers have to follow one another to be no accident.
+# Number of consecutive headers that are not considered a coincidence.
 _CHAIN = 3
 
 
@@ -35,10 +35,10 @@ class Stream:
     """An MPEG audio stream in a file.
 
     Attributes:
-        first: place of the first frame with sound.
-        frames: how many of them there are.
-        samples: a channel, in each of them.
-        header: place of the frame before them that states the number, if it states the right one.
+        first: offset of the first audio frame.
+        frames: number of audio frames.
+        samples: samples per channel of a frame.
+        header: offset of the info frame before them, if it states the right number of frames.
     """
 
     first: int
@@ -48,15 +48,15 @@ class Stream:
 
 
 def scan(handle: int, at: int, end: int) -> Stream | None:
-    """Counts the frames of a stream; None if there are none that can be followed.
+    """Counts the frames of a stream; returns None if no chain of frames is found.
 
     Args:
-        handle: descriptor of the file.
-        at: where the stream begins, tags included.
-        end: where it ends.
+        handle: file descriptor.
+        at: offset of the stream, including tags.
+        end: offset of its end.
 
     Raises:
-        BadFile: if it is cut short or changes its kind.
+        BadFile: the stream is truncated, or its sample rate or layer changes.
     """
     first = _next(handle, after_tags(handle, at, end), end)
     if first is None:
@@ -91,12 +91,12 @@ def scan(handle: int, at: int, end: int) -> Stream | None:
     frames, size = stated
     if count < frames and (size is None or at - first < size):
         raise BadFile(f"cut short: {count} of {frames} frames are there")
-    # A header that states too few, as in two streams one after the other, is passed over.
+    # An info frame that states too few, as in two concatenated streams, is skipped.
     return Stream(first + kind.bytes, count, kind.samples, first if count <= frames else None)
 
 
 def is_frame(handle: int, at: int) -> bool:
-    """Tells whether the header of a frame is at a place."""
+    """Returns whether a frame header is at an offset."""
     return _frame(os.pread(handle, 4, at)) is not None
 
 
@@ -117,7 +117,7 @@ def _frame(head: bytes) -> _Frame | None:
 
 
 def _next(handle: int, at: int, end: int) -> int | None:
-    """Returns where the next chain of frames begins, from `at` on."""
+    """Returns the offset of the next chain of frames, from `at` on."""
     while at < end:
         window = os.pread(handle, min(1 << 16, end - at), at)
         place = window.find(b"\xff")
@@ -145,7 +145,7 @@ def _chained(handle: int, at: int, end: int) -> bool:
 
 
 def after_tags(handle: int, at: int, end: int) -> int:
-    """Returns where a file goes on behind the ID3 and APE tags at a place."""
+    """Returns the offset after the ID3 and APE tags at `at`."""
     while at < end:
         head = os.pread(handle, 32, at)
         if head[:3] == b"ID3" and len(head) >= 10:
@@ -163,7 +163,7 @@ def after_tags(handle: int, at: int, end: int) -> int:
 
 
 def _stated(frame: bytes) -> tuple[int, int | None] | None:
-    """Returns the (frames, bytes) that a first frame states; None if it is one with sound."""
+    """Returns the (frames, bytes) of an info frame; None for an audio frame."""
     if frame[36:40] == b"VBRI" and len(frame) >= 54:
         size, frames = struct.unpack(">II", frame[46:54])
         return frames, size

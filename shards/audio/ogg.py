@@ -1,4 +1,4 @@
-"""The pages of an Ogg file: whether all are there, and where one recording ends and another begins."""
+"""Pages of an Ogg file: missing pages, and the boundaries of chained recordings."""
 
 import os
 import struct
@@ -9,10 +9,10 @@ _FIRST, _LAST = 2, 4
 
 
 def links(handle: int, start: int, size: int) -> list[tuple[int, int]]:
-    """Returns (first byte, end) of each of the recordings that a file of `size` bytes holds in a row.
+    """Returns the (first byte, end) of each recording chained in a file of `size` bytes.
 
     Raises:
-        BadFile: if one is cut short, or pages are missing.
+        BadFile: a recording is truncated, or pages are missing.
     """
     found: list[tuple[int, int]] = []
     expected: dict[int, int] = {}
@@ -42,14 +42,14 @@ def links(handle: int, start: int, size: int) -> list[tuple[int, int]]:
             at = _resume(handle, at, size)
     if at == begin:
         return []
-    # Many writers mark no page as the last: who ends with a whole page is taken to be whole.
+    # Many writers do not mark the last page: a file that ends with a whole page is taken as complete.
     if expected and at != size:
         raise BadFile("cut short: the page that ends it is not there")
     return [*found, (begin, at)]
 
 
 def _page(handle: int, at: int, size: int) -> tuple[int, int, int, int] | None:
-    """Returns (end, flags, stream, number) of the page at a place."""
+    """Returns (end, flags, stream, number) of the page at an offset; None if there is no page."""
     head = os.pread(handle, 27 + 255, at)
     if head[:4] != b"OggS":
         return None
@@ -60,7 +60,7 @@ def _page(handle: int, at: int, size: int) -> tuple[int, int, int, int] | None:
 
 
 def _resume(handle: int, at: int, size: int) -> int:
-    """Returns where the next page begins behind something that is none, or `at`."""
+    """Returns the offset of the next page after other bytes; `at` if there is none."""
     place = at
     while place < size:
         window = os.pread(handle, 1 << 16, place)

@@ -1,4 +1,4 @@
-"""An opened audio file, whatever decodes it."""
+"""An open audio file, independent of its decoder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ Wave = NDArray[np.float32]
 
 
 class BadFile(Exception):  # noqa: N818 (it is no error of the program)
-    """A source file that cannot be used; the text is the reason, without the file's name."""
+    """Unusable source file; the message is the reason, without the name of the file."""
 
 
 @dataclass(frozen=True)
 class Sound:
-    """An opened file.
+    """An open audio file.
 
     Attributes:
-        rate: Hz.
-        frames: samples a channel, if the header says so and the file bears it out; else None.
-        blocks: float32 [samples, channels] of the whole file; an iterator that raises BadFile.
+        rate: sample rate in Hz.
+        frames: samples per channel, if the header states them and the file confirms it; else None.
+        blocks: the samples, in blocks of float32 [samples, channels]; iterating may raise BadFile.
     """
 
     rate: int

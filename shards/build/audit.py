@@ -1,37 +1,37 @@
-"""What became of every file and clip of a source: counted at the end of a build, and shown again."""
+"""Audit of a build: how many files were used, left out and why, and properties of the clips."""
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from shards.build.copies import same_clips
 from shards.build.plan import Bad, Plan
+from shards.build.shard_job import ShardRecord
 from shards.manifest import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What `dataset.json` says of it, as `source.audit`.
+    """Audit of a build; `source.audit` in `dataset.json`.
 
     Attributes:
-        found: files of the source, those that are no audio included.
+        found: files of the source, including those that are not audio.
         used: files that clips were cut from.
-        left_aside: reason to number of the other files.
-        folders: kind to number of folders that were not simply listed.
-        rests: files that end in a rest too short for a clip, which is dropped.
-        copies: files that hold the same bytes as another that is used.
-        clipped: files with samples louder than full scale, which were set to it.
-        silent: clips whose samples are all the same.
-        repeated: clips, not silent, that are the same as another clip.
-        seen_before: split to number of its clips that are in a split before it too (train, val, test).
-        kept_together: what is never parted: "file", or a column.
+        left_aside: number of the other files by reason.
+        folders: number of folders by kind, of those that were not simply listed.
+        rests: files that end in a remainder too short for a clip, which is dropped.
+        copies: files with the same bytes as another file that is used.
+        clipped: files with samples beyond full scale, which were clipped to it.
+        silent: clips whose samples are all equal.
+        repeated: clips, not silent, that are equal to another clip.
+        seen_before: by split, its clips that are also in an earlier split (train, val, test).
+        kept_together: unit that is never divided among splits: "file", or a column.
         notes: how the source was read.
-        warnings: what is wrong.
+        warnings: problems of the source.
 
-    Of a plan, what is known after decoding alone is None.
+    Fields that are only known after decoding are None for a plan.
     """
 
     found: int
@@ -50,7 +50,7 @@ class Audit:
 
 
 def plan_audit(plan: Plan) -> Audit:
-    """Returns what is known before anything is decoded."""
+    """Returns the audit of a plan: what is known before decoding."""
     names = {clip.name for _, _, clips in plan.shards for clip in clips}
     found, aside = _left_aside(plan, plan.bad, len(names))
     return Audit(
@@ -67,7 +67,7 @@ def plan_audit(plan: Plan) -> Audit:
 
 
 def _left_aside(plan: Plan, bad: Sequence[Bad], used: int) -> tuple[int, dict[str, int]]:
-    """Returns how many files were found, and reason to number of those that were not used."""
+    """Returns the number of files found, and the number of unused ones by reason."""
     aside = Counter(plan.source.aside)
     found = len(plan.source.items) + len(plan.source.bad) + aside.total()
     aside.update(f"bad: {_kind(reason)}" for _, reason in bad)
@@ -80,31 +80,26 @@ def audit(
     plan: Plan,
     bad: Sequence[Bad],
     clipped: Mapping[str, int],
-    silent: Collection[str],
-    columns: dict[str, list[Any]],
+    records: Sequence[ShardRecord],
     folder: Path,
 ) -> Audit:
-    """Returns what became of all files and clips.
+    """Returns the audit of a finished build.
 
     Args:
         plan: of the build.
-        bad: the bad files, those of the plan included.
-        clipped: file name to samples louder than full scale.
-        silent: keys of silent clips.
-        columns: of the index.
+        bad: all bad files, including those of the plan.
+        clipped: number of samples beyond full scale by file name.
+        records: of all shards.
         folder: of the shards.
     """
-    shard_of, name_of = {}, {}
-    for shard, _, clips in plan.shards:
-        for clip in clips:
-            name_of[clip.key] = clip.name
-            shard_of[clip.key] = shard
-    keys = columns["key"]
+    name_of = {clip.key: clip.name for _, _, clips in plan.shards for clip in clips}
+    keys = [row.key for record in records for row in record.rows]
+    splits = [record.split for record in records for _ in record.rows]
+    places = [(record.name, row.place) for record in records for row in record.rows]
+    silent = {key for record in records for key in record.silent}
     used = {name_of[key] for key in keys}
     heard = [row for row, key in enumerate(keys) if key not in silent]
-    where = [shard_of[key] for key in keys]
-    same = same_clips(heard, {**columns, "shard_name": where}, folder)
-    splits = columns["split"]
+    same = same_clips(heard, places, folder)
     seen_before = Counter[str]()
     warnings = list(plan.remarks.warnings)
     for number, split in enumerate(SPLITS):
@@ -126,7 +121,7 @@ def audit(
                 "remove the files of one"
             )
     planned = {clip.label for _, _, clips in plan.shards for clip in clips}
-    for label in sorted(planned - set(columns["label"])):
+    for label in sorted(planned - {row.label for record in records for row in record.rows}):
         warnings.append(
             f"all files of the class {plan.source.classes[label]} are bad: it has no clips"
         )
@@ -143,5 +138,5 @@ def audit(
 
 
 def _kind(reason: str) -> str:
-    """Returns a reason without what is of one file alone."""
+    """Returns a reason without the details of a single file."""
     return re.sub(r"\d[\d.,]*", "…", reason.partition(": ")[0])

@@ -1,4 +1,4 @@
-"""The same bytes twice: files that are copies of others, and clips that came out the same."""
+"""Duplicates: files with the same bytes, and clips with the same samples."""
 
 import hashlib
 import os
@@ -7,56 +7,53 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from shards.audio.file_range import AudioFile, FileRange, open_range
+from shards.build.tar import Record
 from shards.progress import progress
 from shards.workers import run_jobs
 
 Key = TypeVar("Key")
 
 FILES_PER_JOB = 64
-# What is read of each file first: most files of one size differ here.
+# Bytes of each file that are compared first: most files of equal size differ in them.
 PEEK = 16384
 READ_BYTES = 1 << 20
 
 
-def same_files(
-    files: Sequence[AudioFile], sizes: Sequence[int], workers: int, *, show: bool
-) -> list[list[int]]:
-    """Returns the places of files with the same bytes: sets of two or more, in a fixed order."""
+def same_files(files: Sequence[AudioFile], sizes: Sequence[int], workers: int) -> list[list[int]]:
+    """Returns groups of two or more indices of files with the same bytes, in a fixed order."""
     sets = _sets(enumerate(sizes))
     for what, most in (("Comparing files", PEEK), ("Comparing copies", None)):
-        sets = _split(sets, files, most, workers, what if show else None)
+        sets = _split(sets, files, most, workers, what)
     return sets
 
 
-def same_clips(rows: Iterable[int], columns: dict[str, list[Any]], folder: Path) -> list[list[int]]:
-    """Returns rows of an index whose payloads have the same bytes: sets of two or more, in order.
+def same_clips(
+    rows: Iterable[int], places: Sequence[tuple[str, Record]], folder: Path
+) -> list[list[int]]:
+    """Returns groups of two or more rows whose payloads have the same bytes, in order.
 
     Args:
-        rows: those to compare.
-        columns: of the index.
-        folder: of the shards, by `shard_name`.
+        rows: rows to compare.
+        places: shard and place in it of every row.
+        folder: of the shards.
     """
-    chosen = np.fromiter(rows, dtype=np.int64)
-    marks = np.array([columns["crc32"], columns["size"]], dtype=np.int64)[:, chosen]
-    sets = _sets(zip(chosen.tolist(), map(tuple, marks.T.tolist()), strict=True))
-    # Among 200,000 clips some have the same checksum by chance.
-    return [same for rows_of in sets for same in _sets(_digests(rows_of, columns, folder))]
+    sets = _sets((row, (place.crc32, place.size)) for row in rows for _, place in [places[row]])
+    # Among 200,000 clips, some have the same CRC-32 by chance.
+    return [same for rows_of in sets for same in _sets(_digests(rows_of, places, folder))]
 
 
 def _digests(
-    rows: Sequence[int], columns: dict[str, list[Any]], folder: Path
+    rows: Sequence[int], places: Sequence[tuple[str, Record]], folder: Path
 ) -> Iterable[tuple[int, bytes]]:
-    of_shard = groupby(rows, key=lambda row: columns["shard_name"][row])
-    for shard, in_shard in of_shard:
+    for shard, in_shard in groupby(rows, key=lambda row: places[row][0]):
         with (folder / shard).open("rb") as file:
             for row in in_shard:
-                file.seek(columns["offset"][row])
-                yield row, hashlib.sha256(file.read(columns["size"][row])).digest()
+                place = places[row][1]
+                file.seek(place.offset)
+                yield row, hashlib.sha256(file.read(place.size)).digest()
 
 
 def _split(
@@ -64,12 +61,12 @@ def _split(
     files: Sequence[AudioFile],
     most: int | None,
     workers: int,
-    what: str | None,
+    what: str,
 ) -> list[list[int]]:
     places = [place for of_set in sets for place in of_set]
     jobs = [places[i : i + FILES_PER_JOB] for i in range(0, len(places), FILES_PER_JOB)]
     digest_of: dict[int, bytes] = {}
-    with progress(what or "", len(places), show=what is not None) as advance:
+    with progress(what, len(places)) as advance:
         paths = [[files[place] for place in job] for job in jobs]
         for number, digests in run_jobs(partial(_hash, most=most), paths, workers):
             digest_of.update(zip(jobs[number], digests, strict=True))
@@ -86,7 +83,7 @@ def _hash(files: Sequence[AudioFile], most: int | None) -> list[bytes]:
             handle, start, size = open_range(file)
         except OSError:
             path = file.path if isinstance(file, FileRange) else os.fspath(file)
-            # Like no other; the build says why.
+            # Equal to no other file; the build reports why it is unreadable.
             digests.append(path.encode(errors="surrogateescape"))
             continue
         try:

@@ -1,22 +1,20 @@
-"""Clips to tar shards: parallel, resumable, atomic, reproducible to the byte.
+"""Building tar shards: parallel, resumable, atomic, reproducible to the byte.
 
-A shard is written to the hidden work folder, synced and renamed; beside it a record of its rows is
-kept, so that a build that was killed goes on with the shards it lacks. `dataset.json` comes last:
-a folder that has one is finished. For the same reason several machines can each do a part, and a
-build after them only has to join what they made.
+A shard is written to the hidden work folder, synced and renamed, and a record of its rows is kept
+there, so that a build that was killed continues with the missing shards. `dataset.json` is written
+last and marks a finished dataset. In the same way, several machines can build a part each, which a
+final build joins.
 """
 
 import csv
 import io
 import os
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from shards.build.audit import audit
 from shards.build.output_folder import (
@@ -28,16 +26,17 @@ from shards.build.output_folder import (
     records_of,
 )
 from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error, make_plan, shape_of
-from shards.build.shard_job import ShardJob, make_shard
+from shards.build.shard_job import ShardJob, ShardRecord, make_shard
 from shards.build.spool import Spooled, needs_spool, spool
 from shards.build.summary import closing_lines, printable_line
+from shards.build.tar import Record
 from shards.errors import UserError
 from shards.files.atomic import publish, replace_file, writing
 from shards.files.locks import locked
 from shards.files.ownership import read_mark, remove
+from shards.log import LOG
 from shards.manifest import (
     INDEX_NAME,
-    INDEX_TYPES,
     MANIFEST_NAME,
     REJECTED_NAME,
     SPLITS,
@@ -63,46 +62,42 @@ def build_dataset(
     *,
     workers: int | None = None,
     overwrite: bool = False,
-    show: bool = False,
 ) -> Manifest:
     """Builds a dataset folder, or finishes one that was interrupted.
 
     Args:
-        options: what to build from what.
-        out: the folder; it may be missing, empty, or a build with the same options.
-        workers: processes; the CPUs of this machine if None. The bytes do not depend on it.
-        overwrite: delete another dataset that is there, as far as its manifest lists it.
-        show: show progress on standard error.
+        options: source and settings.
+        out: the folder; it may be missing, empty, or hold a build with the same options.
+        workers: number of processes; None for one per CPU. The bytes do not depend on it.
+        overwrite: whether to delete another dataset in `out`; only files that its manifest lists.
 
     Returns:
         The manifest of the finished dataset.
 
     Raises:
-        UserError: if the source cannot be used, `out` holds something else, the disk is too small,
-            or with `on_error` "stop" a file is bad.
+        UserError: the source is unusable, `out` holds something else, the disk is too small, or a
+            file is bad and `on_error` is "stop".
     """
-    folder, workers, plan = _planned(options, out, workers, show=show)
+    folder, workers, plan = _planned(options, out, workers)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists() and not overwrite and not work.exists():
-        return _close(folder, _finished(folder, plan), (), show=show)
-    _refuse_small_disk(folder, plan)
+        return _close(folder, _finished(folder, plan), ())
     with _at_work(folder), writing(folder, "--out"):
-        claim_dataset(folder)  # another build may have been there since
+        claim_dataset(folder)  # another build may have written to it in the meantime
+        _refuse_small_disk(folder, plan)
         if overwrite or is_half_deleted(folder):
             delete_dataset(folder)
         elif (folder / MANIFEST_NAME).exists():
             manifest = _finished(folder, plan)
             remove(work, WORK_FILES)
-            return _close(folder, manifest, (), show=show)
+            return _close(folder, manifest, ())
         _claim(work, plan)
-        _warn(plan, show=show)
-        spooled, bad, clipped = (
-            spool(plan, work, workers, show=show) if needs_spool(plan) else (None, [], {})
-        )
-        records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers, show=show)
+        _warn(plan)
+        spooled, bad, clipped = spool(plan, work, workers) if needs_spool(plan) else (None, [], {})
+        records = _make_shards(plan, _shard_jobs(plan, folder, spooled), workers)
         manifest = _finish(plan, folder, records, bad, clipped)
         remove(work, WORK_FILES)
-    return _close(folder, manifest, plan.remarks.warnings, show=show)
+    return _close(folder, manifest, plan.remarks.warnings)
 
 
 def build_part(
@@ -112,47 +107,45 @@ def build_part(
     of: int,
     *,
     workers: int | None = None,
-    show: bool = False,
 ) -> bool:
-    """Does one part of a build, of several that may run at the same time on several machines.
+    """Builds one of several parts of a dataset, which may run at the same time on several machines.
 
-    A part is every `of`-th shard or, of recordings longer than a clip, every `of`-th of the files
-    they are decoded to. `build_dataset` joins them, and does what parts have left undone.
+    A part is every `of`-th shard or, for recordings longer than a clip, every `of`-th file of decoded
+    samples. `build_dataset` joins the parts, and builds what they have not finished.
 
     Args:
-        options: what to build from what; the same for all parts.
+        options: source and settings; the same for all parts.
         out: the folder, on a disk that all machines share.
-        number: of the part, from 1.
-        of: how many parts there are.
-        workers: processes; the CPUs of this machine if None.
-        show: show progress on standard error.
+        number: number of the part, from 1.
+        of: number of parts.
+        workers: number of processes; None for one per CPU.
 
     Returns:
-        Whether the dataset is finished already.
+        Whether the dataset is already finished.
 
     Raises:
-        UserError: as `build_dataset`; also if there is no such part, or it is being done elsewhere.
+        UserError: see `build_dataset`; also if there is no such part, or another process builds it.
     """
     if not 1 <= number <= of:
         raise UserError(f"--part {number} --of {of}: use --part 1 to --part {of}")
-    folder, workers, plan = _planned(options, out, workers, show=show)
+    folder, workers, plan = _planned(options, out, workers)
     work = folder / WORK_NAME
     if (folder / MANIFEST_NAME).exists():
         _finished(folder, plan)
         return True
-    _refuse_small_disk(folder, plan)
     share = slice(number - 1, None, of)
     with _at_work(folder, part=f"part-{number}-of-{of}"), writing(folder, "--out"):
         claim_dataset(folder)
         if (folder / MANIFEST_NAME).exists():
             _finished(folder, plan)
             return True
+        _refuse_small_disk(folder, plan)
         _claim(work, plan)
-        _warn(plan, show=show)
+        _warn(plan)
         if needs_spool(plan):
-            spool(plan, work, workers, show=show, share=share)
+            spool(plan, work, workers, share=share)
         else:
-            _make_shards(plan, _shard_jobs(plan, folder, None)[share], workers, show=show)
+            _make_shards(plan, _shard_jobs(plan, folder, None)[share], workers)
     return False
 
 
@@ -173,26 +166,23 @@ def _finished(folder: Path, plan: Plan) -> Manifest:
     return manifest
 
 
-def _planned(
-    options: BuildOptions, out: str | Path, workers: int | None, *, show: bool
-) -> tuple[Path, int, Plan]:
-    """Returns the folder, which may be written, the number of workers, and what is to be built."""
+def _planned(options: BuildOptions, out: str | Path, workers: int | None) -> tuple[Path, int, Plan]:
+    """Returns the output folder, which has been checked, the number of workers, and the plan."""
     folder = Path(out).absolute()
     workers = cpu_count() if workers is None else workers
     claim_dataset(folder)
-    # The next build would take the dataset for a class.
+    # The next build would take the output folder for a class.
     source = Path(options.source).resolve()
     if options.source_kind.walks_folder and source in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"--out {folder}: lies in --source {options.source}; name a place outside")
-    return folder, workers, make_plan(options, workers, show=show)
+    return folder, workers, make_plan(options, workers)
 
 
 def _refuse_small_disk(folder: Path, plan: Plan) -> None:
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(folder).free
     made = [path for name in ("*.tar", f"{WORK_NAME}/spool-*.pcm") for path in folder.glob(name)]
     have = sum(path.stat().st_size for path in made)
-    # FLAC takes half of it at most of the time, but noise takes it all.
+    # FLAC usually halves the size, but cannot compress noise.
     needed = 2 * plan.bytes if needs_spool(plan) else plan.bytes
     if needed - have > free:
         raise UserError(
@@ -203,7 +193,7 @@ def _refuse_small_disk(folder: Path, plan: Plan) -> None:
 
 @contextmanager
 def _at_work(folder: Path, part: str = "") -> Iterator[None]:
-    """Holds the work folder: alone, or beside those who do other parts."""
+    """Locks the work folder: exclusively, or for one part beside builds of other parts."""
     work, busy = folder / WORK_NAME, f"{folder}: another build is at work there"
     there = folder.is_dir()
     try:
@@ -214,34 +204,32 @@ def _at_work(folder: Path, part: str = "") -> Iterator[None]:
             else:
                 yield
     finally:
-        with suppress(OSError):  # something is left to do, or is not ours
+        with suppress(OSError):  # not empty: the build is unfinished, or files are not ours
             work.rmdir()
             if not there:
                 folder.rmdir()
 
 
-def _warn(plan: Plan, *, show: bool) -> None:
-    """Says what is wrong before hours of decoding, not after."""
-    if show:
-        for line in plan.remarks.warnings:
-            print(f"cpprune: warning: {printable_line(line)}", file=sys.stderr)
+def _warn(plan: Plan) -> None:
+    """Logs the plan's warnings, before hours of decoding rather than after."""
+    for line in plan.remarks.warnings:
+        LOG.warning(printable_line(line))
 
 
-def _close(folder: Path, manifest: Manifest, said: Sequence[str], *, show: bool) -> Manifest:
-    """Says what became of all files and clips."""
-    if show:
-        for line in closing_lines(manifest, said):
-            print(line, file=sys.stderr)
-        if manifest.rejected:
-            print(f"bad files: see {folder / manifest.rejected['name']}", file=sys.stderr)
+def _close(folder: Path, manifest: Manifest, said: Sequence[str]) -> Manifest:
+    """Logs the audit of a build."""
+    for line in closing_lines(manifest, said):
+        LOG.info(line)
+    if manifest.rejected:
+        LOG.info(f"bad files: see {folder / manifest.rejected['name']}")
     return manifest
 
 
 def _claim(work: Path, plan: Plan) -> None:
-    """Notes the plan in the work folder, or checks that it is the one that was begun."""
+    """Writes the plan to the work folder, or checks that the unfinished build there has the same."""
     path = work / PLAN_NAME
     arguments = plan.options.arguments()
-    mine: dict[str, Any] = {"plan": plan.sha256, "inputs": plan.inputs, "arguments": arguments}
+    mine = {"plan": plan.sha256, "inputs": plan.inputs, "arguments": arguments}
     if not path.is_file():
         replace_file(path, work, canonical(mine))
         return
@@ -281,20 +269,18 @@ def _shard_jobs(plan: Plan, folder: Path, spooled: Spooled | None) -> list[Shard
     ]
 
 
-def _make_shards(
-    plan: Plan, jobs: list[ShardJob], workers: int, *, show: bool
-) -> list[dict[str, Any]]:
-    """Returns the record of every shard, in their order."""
+def _make_shards(plan: Plan, jobs: list[ShardJob], workers: int) -> list[ShardRecord]:
+    """Makes all shards; returns their records in order."""
     made = records_of(jobs[0].out) if jobs else set()
     for job in jobs:
         if os.path.lexists(job.out / job.name) and job.name not in made:
             raise UserError(f"{job.out / job.name} is no shard of this build; move it away")
-    records: dict[int, dict[str, Any]] = {}
+    records: dict[int, ShardRecord] = {}
     clips = sum(len(job.clips) for job in jobs)
-    with progress("Writing clips", clips, show=show) as advance:
+    with progress("Writing clips", clips) as advance:
         for number, record in run_jobs(make_shard, jobs, workers):
-            if "bad" in record:
-                raise bad_file_error(Bad(*record["bad"]), plan.options)
+            if isinstance(record, Bad):
+                raise bad_file_error(record, plan.options)
             records[number] = record
             advance(len(jobs[number].clips))
     return [records[number] for number in range(len(jobs))]
@@ -303,35 +289,25 @@ def _make_shards(
 def _finish(
     plan: Plan,
     folder: Path,
-    records: list[dict[str, Any]],
-    spool_bad: list[Bad],
+    records: Sequence[ShardRecord],
+    spool_bad: Sequence[Bad],
     clipped: dict[str, int],
 ) -> Manifest:
     """Writes the index, the report of bad files and, last, the manifest."""
     work = folder / WORK_NAME
     groups = plan.source.groups
-    names = ("key", "label", "recording", *groups)
-    places = ("offset", "size", "crc32", "record_offset", "record_size", "record_crc32")
-    filled = [record for record in records if record["rows"]]
+    filled = [record for record in records if record.rows]
     for record in records:
-        if not record["rows"]:
-            (folder / record["name"]).unlink(missing_ok=True)
-    columns: dict[str, list[Any]] = {name: [] for name in (*INDEX_TYPES, *groups)}
-    for number, record in enumerate(filled):
-        for name, values in zip((*names, *places), zip(*record["rows"], strict=True), strict=True):
-            columns[name].extend(values)
-        columns["shard"].extend([number] * len(record["rows"]))
-        columns["split"].extend([record["split"]] * len(record["rows"]))
-    shard_bad = [Bad(*pair) for record in records for pair in record["rejected"]]
+        clipped |= record.clipped
+        if not record.rows:
+            (folder / record.name).unlink(missing_ok=True)
+    shard_bad = [bad for record in records for bad in record.rejected]
     bad = sorted({*plan.bad, *spool_bad, *shard_bad})
-    if not columns["key"]:
+    if not filled:
         raise bad_file_error(bad[0], plan.options)
     index = work / f"{INDEX_NAME}.tmp"
-    write_index(index, columns, groups)
+    write_index(index, _index_columns(filled, groups), groups)
     publish(index, folder / INDEX_NAME)
-    for record in records:
-        clipped |= record["clipped"]
-    silent = {key for record in records for key in record["silent"]}
     rejected = _write_rejected(folder, bad) if bad else None
     audio = plan.source.kind == "audio"
     manifest = Manifest(
@@ -341,15 +317,15 @@ def _finish(
         shape=shape_of(plan),
         dtype="int16" if audio else "uint8",
         encoding=plan.options.encoding if audio else "npy",
-        splits=_split_counts(columns, plan.source.classes),
+        splits=_split_counts(filled, plan.source.classes),
         groups=groups,
         shards=tuple(
             Shard(
-                name=record["name"],
-                split=record["split"],
-                count=len(record["rows"]),
-                bytes=record["bytes"],
-                sha256=record["sha256"],
+                name=record.name,
+                split=record.split,
+                count=len(record.rows),
+                bytes=record.bytes,
+                sha256=record.sha256,
             )
             for record in filled
         ),
@@ -357,7 +333,7 @@ def _finish(
             "name": INDEX_NAME,
             "sha256": sha256_of_file(folder / INDEX_NAME),
             "bytes": (folder / INDEX_NAME).stat().st_size,
-            "rows": len(columns["key"]),
+            "rows": sum(len(record.rows) for record in filled),
         },
         rejected=rejected,
         source={
@@ -366,7 +342,7 @@ def _finish(
             "lists": dict(plan.source.lists),
             "files": len(plan.source.items),
             "ignored_files": sum(plan.source.aside.values()),
-            "audit": asdict(audit(plan, bad, clipped, silent, columns, folder)),
+            "audit": asdict(audit(plan, bad, clipped, records, folder)),
             "plan": plan.sha256,
         },
     ).sealed()
@@ -375,11 +351,21 @@ def _finish(
     return manifest
 
 
-def _split_counts(
-    columns: dict[str, list[Any]], classes: tuple[str, ...]
-) -> dict[str, SplitCounts]:
-    counts = Counter(zip(columns["split"], columns["label"], strict=True))
-    there = set(columns["split"])
+def _index_columns(
+    records: Sequence[ShardRecord], groups: Sequence[str]
+) -> Mapping[str, Sequence[object]]:
+    rows = [
+        (record.split, shard, *row[:3], *row.groups, *row.place)
+        for shard, record in enumerate(records)
+        for row in record.rows
+    ]
+    names = ("split", "shard", "key", "label", "recording", *groups, *Record._fields)
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
+
+
+def _split_counts(records: Sequence[ShardRecord], classes: Sequence[str]) -> dict[str, SplitCounts]:
+    counts = Counter((record.split, row.label) for record in records for row in record.rows)
+    there = {record.split for record in records}
     return {
         split: {
             "count": sum(counts[split, label] for label in range(len(classes))),

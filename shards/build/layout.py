@@ -1,4 +1,4 @@
-"""Which clip lies in which shard, and under which key."""
+"""Layout of a dataset: the shard and the key of every clip."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from shards.sources.source import Item, Source
 
 
 class Clip(NamedTuple):
-    """One sample to be made: clip number `start` of `file`, or image number `start`."""
+    """Sample to be written: clip number `start` of `file`, or image number `start`."""
 
     key: str
     name: str
@@ -67,7 +67,7 @@ def lay_out(
 
 
 def _stem(name: str) -> str:
-    """Returns a file name as a key: no folder named audio, no ending, no sign but - and _."""
+    """Returns a file name as a key: without a folder "audio", extension, or signs except - and _."""
     path = name.removeprefix("audio/")
     folder, _, base = path.rpartition("/")
     base = base.rpartition(".")[0] or base
@@ -77,7 +77,7 @@ def _stem(name: str) -> str:
 def _key(stem: str, tail: str, name: str, taken: set[str]) -> str:
     if len(stem) + len(tail) <= LONGEST_KEY and stem + tail not in taken:
         return stem + tail
-    # Two names that look the same as keys, or a very long one: tell them apart by a hash.
+    # The key is taken by another name, or too long: a hash makes it unique.
     mark = hashlib.sha256(name.encode()).hexdigest()[:12]
     key = f"{stem[: LONGEST_KEY - len(tail) - 13]}-{mark}{tail}"
     assert key not in taken

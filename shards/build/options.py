@@ -1,9 +1,8 @@
-"""The options of a build, checked before anything is read."""
+"""Options of a build, checked before anything is read."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from shards.audio.clips import MIN_SOUND, count_clips
 from shards.errors import UserError
@@ -15,27 +14,28 @@ LAYOUTS = ("auto", "classes", "splits")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Source and settings of a build. All but the paths are part of the dataset's fingerprint.
+    """Source and settings of a build; all but the paths are part of the dataset's fingerprint.
 
     Attributes:
-        kind: a name in `shards.sources.registry.source_kinds()`.
-        source: a folder, a table, or a pattern of tars.
-        split_csv: a list of clips that replaces the source's own training list.
-        fractions: of train, val and test where the source has no splits.
-        val_fraction: of training, where the source has no validation split.
+        kind: kind of source; a name in `shards.sources.registry.source_kinds()`.
+        source: folder, table, or pattern of tars.
+        split_csv: list of clips that replaces the source's own training list.
+        fractions: fractions of train, val and test, if the source has no splits.
+        val_fraction: fraction of the training clips for validation, if the source has no such split.
         seconds: length of a clip.
-        sample_rate: Hz.
+        sample_rate: in Hz.
         encoding: "wav" or "flac".
-        short: "pad" or "drop" what is shorter than a clip.
-        min_sound: the part of its last clip that the rest of a longer recording has to fill.
-        shard_size: clips a shard, about.
-        seed: of the splits and of the shuffle.
+        short: "pad" or "drop" remainders shorter than a clip.
+        min_sound: fraction of its last clip that the remainder of a longer recording must fill.
+        shard_size: approximate number of clips per shard.
+        seed: random seed of splits and shuffling.
         on_error: "stop" at the first bad file or "skip" bad files.
-        keep_together: what is never divided among splits, beside the clips of one file: a column, or a
-            regular expression over the paths in a folder.
-        layout: of a folder: "classes", "splits", or "auto" to tell them by their names.
-        filename_column, label_column, split_column, group_columns, audio_root: of a table.
-        folds: (split, value of the split column); other values are training.
+        keep_together: unit that is never divided among splits, besides a file: a column, or a regular
+            expression that matches the paths in a folder.
+        layout: layout of a folder: "classes", "splits", or "auto" to recognise it by the names.
+        filename_column, label_column, split_column, group_columns, audio_root: columns and base folder
+            of a table.
+        folds: (split, value of the split column) pairs; other values are training.
     """
 
     kind: str
@@ -100,7 +100,7 @@ class BuildOptions:
             self.source_kind.check(self)
 
     def _refuse_unused(self) -> None:
-        """Refuses options that the kind of source does not read."""
+        """Raises UserError if an option is set that the kind of source does not use."""
         mine, kinds = self.source_kind.options, source_kinds().values()
         for name in sorted(frozenset().union(*(kind.options for kind in kinds)) - mine):
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
@@ -109,21 +109,21 @@ class BuildOptions:
 
     @property
     def source_kind(self) -> SourceKind:
-        """What the registry has under `kind`."""
+        """Registered kind of source."""
         return source_kinds()[self.kind]
 
     @property
     def length(self) -> int:
-        """Samples of one clip."""
+        """Number of samples of a clip."""
         return max(1, round(self.seconds * self.sample_rate))
 
     def count_clips(self, samples: int) -> int:
-        """Returns how many clips are cut from a recording of so many samples."""
+        """Returns the number of clips that are cut from a recording of `samples` samples."""
         return count_clips(samples, self.length, self.short, self.min_sound)
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the settings that decide the bytes of the dataset, beside its inputs."""
-        document = asdict(self)
-        for name in ("source", "split_csv", "audio_root"):
-            del document[name]
-        return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+    def arguments(self) -> dict[str, object]:
+        """Returns the settings that determine the bytes of the dataset, besides its inputs."""
+        paths = ("source", "split_csv", "audio_root")
+        settings = {name: value for name, value in asdict(self).items() if name not in paths}
+        document: dict[str, object] = json.loads(json.dumps(settings))  # tuples become lists
+        return document

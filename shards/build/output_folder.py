@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from shards.errors import UserError
 from shards.files.ownership import Kind, claim, read_mark, remove
@@ -30,16 +29,16 @@ def _is_dataset(folder: Path) -> bool:
     return any(map(_is_manifest, _manifests(folder))) or _is_plan(read_mark(work / PLAN_NAME))
 
 
-def _manifests(folder: Path) -> Iterator[dict[str, Any]]:
+def _manifests(folder: Path) -> Iterator[dict[str, object]]:
     yield read_mark(folder / MANIFEST_NAME)
     yield read_mark(folder / WORK_NAME / REPLACED_NAME)
 
 
-def _is_manifest(found: dict[str, Any]) -> bool:
+def _is_manifest(found: dict[str, object]) -> bool:
     return str(found.get("format")).startswith("cpprune-shards/") and "shards" in found
 
 
-def _is_plan(found: dict[str, Any]) -> bool:
+def _is_plan(found: dict[str, object]) -> bool:
     named = found.keys() == {"plan", "inputs", "arguments"}
     return named and isinstance(found["arguments"], dict)
 
@@ -64,10 +63,14 @@ def claim_dataset(folder: Path) -> None:
     if not work.is_dir() or _is_plan(read_mark(work / PLAN_NAME)):
         return
     known = ("lock", *(name for name in WORK_FILES if name != PLAN_NAME))
-    for path in sorted(work.iterdir()):
-        if not any(fnmatchcase(path.name, pattern) for pattern in known):
+    try:
+        names = sorted(path.name for path in work.iterdir())
+    except FileNotFoundError:  # another build has just ended
+        return
+    for name in names:
+        if not any(fnmatchcase(name, pattern) for pattern in known):
             raise UserError(
-                f"--out {folder}: no build made {WORK_NAME} in it (it has {path.name}); move it away or "
+                f"--out {folder}: no build made {WORK_NAME} in it (it has {name}); move it away or "
                 "name another folder"
             )
 
@@ -96,8 +99,9 @@ def delete_dataset(folder: Path) -> None:
         listed |= {INDEX_NAME, REJECTED_NAME}
     for manifest in filter(_is_manifest, _manifests(folder)):
         listed |= {INDEX_NAME} | ({REJECTED_NAME} if manifest.get("rejected") else set())
-        shards = manifest["shards"] if isinstance(manifest["shards"], list) else []
-        names = {str(shard.get("name")) for shard in shards if isinstance(shard, dict)}
+        shards = manifest["shards"]
+        entries = shards if isinstance(shards, list) else []
+        names = {str(entry.get("name")) for entry in entries if isinstance(entry, dict)}
         listed |= {name for name in names if _SHARD.fullmatch(name)}
     if not folder.is_dir():
         return

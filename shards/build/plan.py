@@ -1,4 +1,4 @@
-"""What a build will do, decided before anything is written: a pure result of options and inputs."""
+"""Plan of a build: a pure function of options and inputs, made before anything is written."""
 
 import hashlib
 import json
@@ -23,20 +23,20 @@ __all__ = ["Bad", "BuildOptions", "Clip", "Plan", "bad_file_error", "make_plan",
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All shards with their clips in order.
+    """Plan of a build: all shards with their clips in order.
 
     Attributes:
-        options: what was asked for.
-        source: where the clips come from.
-        shards: (file name, split, clips).
-        bad: files found bad while planning.
+        options: options of the build.
+        source: source of the clips.
+        shards: (file name, split, clips) of each.
+        bad: bad files found while planning.
         short: files too short for a clip.
-        rests: how many files end in a rest too short for a clip.
-        copies: names of files with the same bytes, in sets.
-        remarks: what the user should know before anything is decoded.
-        bytes: expected size of the shards.
-        sha256: of all that decides the dataset; sizes of the files included, times not.
-        inputs: of sizes and times of the files, to notice a file changed between two runs.
+        rests: number of files that end in a remainder too short for a clip.
+        copies: groups of names of files with the same bytes.
+        remarks: notes and warnings, known before decoding.
+        bytes: expected total size of the shards.
+        sha256: hash of all that determines the dataset, with the sizes of the files but not their times.
+        inputs: hash that includes the times too, to detect a file that changes between two runs.
     """
 
     options: BuildOptions
@@ -52,7 +52,7 @@ class Plan:
     inputs: str
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Returns split to class to clips."""
+        """Returns the number of clips by split and class."""
         table = {split: Counter[int]() for split in SPLITS}
         for _, split, clips in self.shards:
             table[split].update(clip.label for clip in clips)
@@ -63,12 +63,12 @@ class Plan:
         }
 
 
-def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Plan:
-    """Reads the source's lists and headers and decides every clip's split, shard and place.
+def make_plan(options: BuildOptions, workers: int) -> Plan:
+    """Plans a build: reads the source's lists and headers; assigns a split and a shard to every clip.
 
     Raises:
-        UserError: if the source cannot be used, or with `on_error` "stop" at a bad file or a class
-            without a clip.
+        UserError: the source is unusable; or `on_error` is "stop", and a file is bad or a class has no
+            clip.
     """
     source = options.source_kind.read(options)
     if options.on_error == "stop":
@@ -77,7 +77,7 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
                 f"the class folder {folder} has no audio files{content and f' ({content})'}; "
                 "fill or remove it, or leave the class out with --on-error skip"
             )
-    found = scan(source, options, workers, show=show)
+    found = scan(source, options, workers)
     if found.bad and options.on_error == "stop":
         raise bad_file_error(found.bad[0], options)
     if not found.items:
@@ -87,11 +87,11 @@ def make_plan(options: BuildOptions, workers: int, *, show: bool = False) -> Pla
     items = _with_splits(found, units, source, options)
     shards = lay_out(items, found.clips_of, source, options)
     record = _sample_bytes(source, options)
-    # Where the files lie is left out: a copy elsewhere gives the same dataset.
+    # Without the paths of the files: a copy elsewhere gives the same dataset.
     placed = [[name, *clip._replace(file="")] for name, _, clips in shards for clip in clips]
     arguments = options.arguments()
-    # They decide nothing but which clips there are and where, and that is listed below: a dataset of a
-    # version without these options is the same if none of its clips would now be elsewhere.
+    # These options only determine the clips and their places, which are hashed themselves: a dataset
+    # built by a version without these options has the same hash if its clips have the same places.
     for name in ("min_sound", "keep_together", "layout", "folds"):
         del arguments[name]
     decisive = [FORMAT, arguments, source.kind, source.classes, source.groups]
@@ -124,10 +124,10 @@ def bad_file_error(bad: Bad, options: BuildOptions) -> UserError:
 def _without_lost(
     source: Source, found: Scan, options: BuildOptions
 ) -> tuple[Source, Scan, list[str]]:
-    """Returns both without the classes of which nothing is left, and the names of those.
+    """Returns source and scan without the classes that have no usable file, and their names.
 
     Raises:
-        UserError: with `on_error` "stop", if there is one.
+        UserError: there is one, and `on_error` is "stop".
     """
     there = {item.label for item in found.items}
     lost = [name for label, name in enumerate(source.classes) if label not in there]

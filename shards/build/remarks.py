@@ -1,4 +1,4 @@
-"""What a user should know of a plan before anything is decoded: how it was read, and what is wrong."""
+"""Remarks on a plan, known before decoding: how the source was read, and what is wrong with it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from shards.manifest import SPLITS
 from shards.sources.source import Item, Source
 from shards.sources.walk import NEEDS_FFMPEG, NO_CLASS, NO_SPLIT
 
-# Shares that are further from those asked for than this are told.
+# Difference between requested and actual fractions of a split from which on a warning is given.
 FAR = 0.05
 DIGITS = "0123456789"
 MOST_NAMES = 5
 
 
 class Remarks(NamedTuple):
-    """Notes say how the source was read; warnings what is wrong with it, and what to do."""
+    """Notes on how the source was read; warnings of what is wrong with it, and what to do."""
 
     notes: list[str]
     warnings: list[str]
@@ -34,16 +34,16 @@ def remarks(
     drawn: bool,
     lost: Sequence[str],
 ) -> Remarks:
-    """Looks at a plan.
+    """Returns the remarks on a plan.
 
     Args:
-        items: with their splits.
-        units: of each item: what is not parted.
-        found: the look at the files.
-        source: of the items.
-        options: what was asked for.
-        drawn: whether the splits were drawn, and not given.
-        lost: the classes that were left out.
+        items: the items with their splits.
+        units: the unit of each item, which is not divided among splits.
+        found: scan of the files.
+        source: source of the items.
+        options: options of the build.
+        drawn: whether the splits were drawn at random rather than given.
+        lost: classes that were left out.
     """
     notes = list(source.notes)
     warnings: list[str] = []
@@ -179,12 +179,12 @@ def _copies(items: Sequence[Item], copies: Sequence[Sequence[int]], source: Sour
 
 
 def _differ(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns the first pair and the first that differs from it in what comes first."""
+    """Returns the first pair, and the first pair with another first element."""
     return pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
 
 
 def _pieces(items: Sequence[Item], remedy: str) -> list[str]:
-    """Returns a warning if many names look like pieces of recordings that were cut up before."""
+    """Returns a warning if many names look like segments of longer recordings."""
     of_stem: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         whole = _whole(item.name)
@@ -194,7 +194,7 @@ def _pieces(items: Sequence[Item], remedy: str) -> list[str]:
     pieces = sum(map(len, several))
     if len(several) < 2 or 10 * pieces < len(items):
         return []
-    # Best shown by two that were parted.
+    # Two segments in different splits are the best example.
     parted = [same for same in several if len({item.split for item in same}) > 1]
     example = (parted or several)[0]
     one = example[0]
@@ -206,7 +206,7 @@ def _pieces(items: Sequence[Item], remedy: str) -> list[str]:
 
 
 def _whole(name: str) -> str:
-    """Returns rec00 of rec00_0.wav: what is before the last number, if that has a number too, or ""."""
+    """Returns what precedes the last number (rec00 of rec00_0.wav) if it has a number too, else ""."""
     stem = name.rpartition(".")[0]
     head = stem.rstrip(DIGITS)
     whole = head.rstrip("-_. ")

@@ -1,4 +1,4 @@
-"""A look at every source file: its size, from its header its length, and which are copies."""
+"""Scan of the source files: sizes, lengths by their headers, and copies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FILES_PER_JOB = 256
 
 
 class Bad(NamedTuple):
-    """A source file that cannot be used, and why."""
+    """Unusable source file, and the reason."""
 
     filename: str
     reason: str
@@ -25,16 +25,16 @@ class Bad(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What was found.
+    """Result of a scan.
 
     Attributes:
-        items: the items that have clips.
-        clips_of: how many clips each of them has.
-        stats: (bytes, time in ns) of every item of the source.
-        bad: the files that cannot be used.
-        short: the items that are too short for a clip.
-        rests: how many items end in a rest that is too short for a clip.
-        copies: sets of places in `items` that have the same bytes.
+        items: items that have clips.
+        clips_of: number of clips of each of them.
+        stats: (bytes, modification time in ns) of every item of the source.
+        bad: unusable files.
+        short: items too short for a clip.
+        rests: number of items that end in a remainder too short for a clip.
+        copies: groups of indices of `items` with the same bytes.
     """
 
     items: list[Item]
@@ -46,8 +46,8 @@ class Scan:
     copies: list[list[int]]
 
 
-def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> Scan:
-    """Looks at all files. Those of a source of single clips are not opened, for it may have many."""
+def scan(source: Source, options: BuildOptions, workers: int) -> Scan:
+    """Scans all files; those of a source of single clips are not opened, since there may be many."""
     if source.images is not None:
         clips_of = [1] * len(source.items)
         return Scan(
@@ -57,7 +57,7 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
     jobs = [files[i : i + FILES_PER_JOB] for i in range(0, len(files), FILES_PER_JOB)]
     look = partial(_look, sample_rate=None if source.one_clip else options.sample_rate)
     found: dict[int, list[tuple[int, int, int | str]]] = {}
-    with progress("Looking at files", len(files), show=show) as advance:
+    with progress("Looking at files", len(files)) as advance:
         for number, result in run_jobs(look, jobs, 1 if source.one_clip else workers):
             found[number] = result
             advance(len(result))
@@ -83,7 +83,7 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
         else:
             short.append(item)
     files = [item.file for item in items]
-    copies = [] if source.one_clip else same_files(files, sizes, workers, show=show)
+    copies = [] if source.one_clip else same_files(files, sizes, workers)
     return Scan(
         items=items,
         clips_of=clips_of,
@@ -96,7 +96,7 @@ def scan(source: Source, options: BuildOptions, workers: int, *, show: bool) -> 
 
 
 def _look(files: Sequence[AudioFile], sample_rate: int | None) -> list[tuple[int, int, int | str]]:
-    """Returns (bytes, time in ns, samples or the reason why it is bad) of each file."""
+    """Returns (bytes, modification time in ns, samples or why it is unusable) of each file."""
     looks: list[tuple[int, int, int | str]] = []
     for file in files:
         try:

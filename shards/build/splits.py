@@ -1,6 +1,6 @@
-"""Which unit (location, recording or file) belongs to which split: pure functions of the seed.
+"""Splits: which unit (location, recording or file) is in which split, as pure functions of the seed.
 
-A unit never parts: all its clips are in one split.
+All clips of a unit are in one split.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ MOST_SWAPS = 100
 
 
 def shuffled(units: Iterable[str], seed: int) -> list[str]:
-    """Returns the units in an order that depends on the seed and their names alone."""
+    """Returns the units in an order that depends only on the seed and their names."""
     return sorted(set(units), key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
 
 
@@ -25,19 +25,19 @@ def carve_validation(
 ) -> set[str]:
     """Chooses the training units that become the validation split.
 
-    Class by class, units are taken in the order of `shuffled` until `fraction` of the class's clips
-    is reached. A unit with which it would be more than twice as many is passed over; if all are, the
-    lightest is taken. At least one unit of every class stays in training.
+    For each class, units are taken in the order of `shuffled` until `fraction` of the class's clips is
+    reached. A unit that would exceed twice that is skipped; if all would, the smallest is taken. At
+    least one unit of every class stays in training.
 
     Args:
-        units: the unit of each training item.
-        labels: the class index of each item.
-        weights: the clips of each item.
-        fraction: of the clips of each class, in [0, 1).
-        seed: decides which.
+        units: unit of each training item.
+        labels: class index of each item.
+        weights: number of clips of each item.
+        fraction: fraction of the clips of each class, in [0, 1).
+        seed: random seed.
 
     Returns:
-        The names of the units taken.
+        The validation units.
     """
     clips = _clips_of(units, labels, weights)
     left = {label: len(of_class) for label, of_class in clips.items()}
@@ -68,20 +68,20 @@ def draw_splits(
     fractions: Sequence[float],
     seed: int,
 ) -> dict[str, str]:
-    """Divides units over train, val and test, class by class, so that clips have their shares.
+    """Divides units among train, val and test, class by class, by given fractions of the clips.
 
-    Every class comes as near to its shares of clips as its units allow, and has at least one unit in
-    each split whose fraction is not zero, if it has enough of them (training first, then test).
+    Every class comes as close to the fractions as its units allow, and has at least one unit in each
+    split whose fraction is not zero, if it has enough of them (training first, then test).
 
     Args:
-        units: the unit of each item.
-        labels: the class index of each item.
-        weights: the clips of each item.
-        fractions: of train, val and test; their sum is 1.
-        seed: decides which.
+        units: unit of each item.
+        labels: class index of each item.
+        weights: number of clips of each item.
+        fractions: fractions of train, val and test; their sum is 1.
+        seed: random seed.
 
     Returns:
-        unit to split name.
+        The split of each unit.
     """
     clips = _clips_of(units, labels, weights)
     split_of: dict[str, str] = {}
@@ -100,11 +100,11 @@ def draw_splits(
 
 
 def joined(units: Sequence[str], copies: Iterable[Sequence[int]]) -> list[str]:
-    """Returns the unit of each item after those that share a set of copies became one.
+    """Returns the unit of each item after merging units that contain copies of the same file.
 
     Args:
-        units: the unit of each item.
-        copies: sets of places in `units`.
+        units: unit of each item.
+        copies: groups of indices of items that are copies.
     """
     above: dict[str, str] = {}
 
@@ -123,7 +123,7 @@ def refuse_parted(column: str, values: Iterable[str], splits: Iterable[str]) -> 
     """Checks that no unit is in two splits.
 
     Raises:
-        UserError: naming the first that is.
+        UserError: a unit is; the message names the first.
     """
     seen: dict[str, str] = {}
     for value, split in zip(values, splits, strict=True):
@@ -141,10 +141,10 @@ def _deal(
     fractions: Sequence[float],
     have: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    """Returns the split of each free unit of a class; `need` is what each split lacks of its clips.
+    """Returns the split of each free unit of a class; `need` is how many clips each split lacks.
 
-    Each unit goes where most is lacking. Units that are large beside the smallest share come first, the
-    largest before all, so that smaller ones even out what they leave.
+    Greedy: each unit goes to the split that lacks most. Units that are large compared with the smallest
+    need are assigned first, in falling order of size, so that the smaller ones even them out.
     """
     wanted = [split for split, part in zip(SPLITS, fractions, strict=True) if part > 0]
     lacking = {split: need[split] for split in wanted}
@@ -154,7 +154,7 @@ def _deal(
     )
     got: dict[str, list[int]] = {split: [] for split in wanted}
     for place in first:
-        # Rounded, for a tie is no matter of the last bit.
+        # Rounded, so that the last bit does not decide a tie.
         split = max(wanted, key=lambda name: round(lacking[name], 6))
         got[split].append(place)
         lacking[split] -= weights[place]
@@ -167,7 +167,7 @@ def _deal(
             lightest = min(reversed(got[rich]), key=lambda place: weights[place])
             got[rich].remove(lightest)
             got[split].append(lightest)
-    # Of units of one weight it matters only how many each split has: training has the first ones.
+    # Units of equal weight are interchangeable: training gets the first ones.
     dealt = [""] * len(weights)
     number = {split: Counter(weights[place] for place in places) for split, places in got.items()}
     for place, weight in enumerate(weights):
@@ -178,20 +178,20 @@ def _deal(
 
 
 def _even_out(weights: Sequence[int], lacking: dict[str, float], got: dict[str, list[int]]) -> None:
-    """Moves a unit between two splits, or swaps two, while that brings both nearer to their shares."""
+    """Moves or swaps units between two splits while that brings both closer to their fractions."""
     for _ in range(MOST_SWAPS):
         best: tuple[float, str, str, int, int | None] | None = None
         for rich, poor in permutations(got, 2):
             much = (lacking[poor] - lacking[rich]) / 2
             if much <= 0:
                 continue
-            # One place of each weight is enough; None: nothing comes back.
+            # One unit of each weight is enough; None: a move without a return.
             back = {0: None} | {weights[place]: place for place in reversed(got[poor])}
             known = sorted(back)
             for weight, place in {weights[p]: p for p in reversed(got[rich])}.items():
                 for other in _nearest(known, weight - much):
                     moved = weight - other
-                    gain = moved * (2 * much - moved)  # half of what the sum of squares loses
+                    gain = moved * (2 * much - moved)  # half the decrease of the sum of squares
                     if gain > 1e-6 and (best is None or gain > best[0] + 1e-6):
                         best = gain, rich, poor, place, back[other]
         if best is None:

@@ -1,16 +1,16 @@
-"""Long recordings, decoded once.
+"""Spooling: long recordings are decoded once, to files of samples in the work folder.
 
-The clips of a recording are spread over the shards. So that no process decodes it again, or holds
-all of it in memory, recordings are first written as plain samples to the work folder, many to a file.
+The clips of a recording are spread over the shards. With the spool, no process decodes a recording
+again, or holds all of it in memory.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,19 +20,28 @@ from shards.audio.load import BadFile, Clips, Heard, blocks
 from shards.build.plan import Bad, BuildOptions, Plan, bad_file_error
 from shards.errors import UserError
 from shards.files.atomic import publish, replace_file, temporary_name, unfinished
-from shards.files.documents import DocumentError, read_json, typed
+from shards.files.documents import read_json
 from shards.progress import progress
 from shards.workers import run_jobs
-
-# File name in the source to (file of samples, first byte, samples).
-Spooled = Mapping[str, tuple[str, int, int]]
 
 CLIPS_PER_PART = 2048
 
 
+class Place(NamedTuple):
+    """Where the samples of a recording lie: file, first byte, and number of samples."""
+
+    file: str
+    offset: int
+    samples: int
+
+
+# File name in the source to the place of its samples.
+Spooled = Mapping[str, Place]
+
+
 @dataclass(frozen=True)
 class SpoolJob:
-    """Some recordings: (name, file) of each, and where their samples go."""
+    """Job of one process: recordings as (name, file), and where to write their samples."""
 
     number: int
     recordings: list[tuple[str, AudioFile]]
@@ -41,31 +50,49 @@ class SpoolJob:
     stop: bool
 
 
+@dataclass(kw_only=True)
+class SpoolRecord:
+    """Record of a finished part, kept as JSON in the work folder.
+
+    Attributes:
+        file: name of the file of samples.
+        bytes: its size.
+        recordings: (name, first byte, number of samples) of each recording in it.
+        clipped: file name to number of samples beyond full scale.
+        bad: bad files.
+    """
+
+    file: str
+    bytes: int
+    recordings: list[tuple[str, int, int]]
+    clipped: dict[str, int] = field(default_factory=dict)
+    bad: list[Bad]
+
+
 def needs_spool(plan: Plan) -> bool:
-    """Tells whether a file has more than one clip."""
+    """Returns whether any file has more than one clip."""
     return plan.source.images is None and any(
         clip.start for _, _, clips in plan.shards for clip in clips
     )
 
 
 def spool(
-    plan: Plan, work: Path, workers: int, *, show: bool, share: slice = slice(None)
+    plan: Plan, work: Path, workers: int, *, share: slice = slice(None)
 ) -> tuple[Spooled, list[Bad], dict[str, int]]:
-    """Decodes all recordings into the work folder, or those that are not there yet.
+    """Decodes all recordings that are not yet in the work folder.
 
     Args:
-        plan: of the build.
-        work: its work folder.
-        workers: processes.
-        show: show progress on standard error.
-        share: which of the files to write, if not all.
+        plan: plan of the build.
+        work: work folder.
+        workers: number of processes.
+        share: parts to write.
 
     Returns:
-        Where the samples of each are, the files that are bad, and name to samples louder than full
-        scale.
+        The places of the samples, the bad files, and the number of samples beyond full scale by file
+        name.
 
     Raises:
-        UserError: at the first bad file, if the build is to stop there.
+        UserError: a file is bad, and `on_error` is "stop".
     """
     clips = Counter[tuple[str, AudioFile]]()
     for _, _, of_shard in plan.shards:
@@ -82,42 +109,33 @@ def spool(
     stop = options.on_error == "stop"
     jobs = [SpoolJob(i, part, work, options.sample_rate, stop) for i, part in enumerate(parts)]
     jobs = jobs[share]
-    spooled: dict[str, tuple[str, int, int]] = {}
+    spooled: dict[str, Place] = {}
     bad: list[Bad] = []
     clipped: dict[str, int] = {}
     total = sum(clips[recording] for job in jobs for recording in job.recordings)
-    with progress("Decoding clips", total, show=show) as advance:
+    with progress("Decoding clips", total) as advance:
         for number, record in run_jobs(spool_part, jobs, workers):
-            found = [Bad(*pair) for pair in record["bad"]]
-            if found and stop:
-                raise bad_file_error(found[0], options)
-            bad.extend(found)
-            clipped |= record["clipped"]
-            for name, offset, samples in record["recordings"]:
-                spooled[name] = (str(work / record["file"]), offset, samples)
+            if record.bad and stop:
+                raise bad_file_error(record.bad[0], options)
+            bad.extend(record.bad)
+            clipped |= record.clipped
+            for name, offset, samples in record.recordings:
+                spooled[name] = Place(str(work / record.file), offset, samples)
             advance(sum(clips[recording] for recording in jobs[number].recordings))
     return spooled, bad, clipped
 
 
-def spool_part(job: SpoolJob) -> dict[str, Any]:
-    """Decodes some recordings into one file, unless that was done already.
-
-    Returns:
-        Its record: file, bytes, recordings (name, first byte, samples), clipped (name to samples
-        louder than full scale) and bad (name, reason).
-    """
+def spool_part(job: SpoolJob) -> SpoolRecord:
+    """Decodes some recordings into one file, unless it exists; returns its record."""
     target = job.work / f"spool-{job.number:06d}.pcm"
     record_path = job.work / f"{target.name}.json"
     if record_path.is_file() and target.is_file():
         kept = _read_record(record_path)
-        if kept is not None and kept["bytes"] == target.stat().st_size:
+        if kept is not None and kept.bytes == target.stat().st_size:
             return kept
     temporary = job.work / temporary_name(target.name)
-    recordings: list[tuple[str, int, int]] = []
-    clipped: dict[str, int] = {}
-    bad: list[tuple[str, str]] = []
+    record = SpoolRecord(file=target.name, bytes=0, recordings=[], bad=[])
     with unfinished(temporary), temporary.open("wb") as file:
-        size = 0
         for name, path in job.recordings:
             heard = Heard()
             try:
@@ -125,57 +143,38 @@ def spool_part(job: SpoolJob) -> dict[str, Any]:
                     heard.add(block)
                     file.write(block.samples.data)
             except BadFile as reason:
-                bad.append((name, str(reason)))
+                record.bad.append(Bad(name, str(reason)))
                 if job.stop:
                     break
-                file.seek(size)
+                file.seek(record.bytes)
                 file.truncate()
                 continue
-            recordings.append((name, size, heard.samples))
-            size += 2 * heard.samples
+            record.recordings.append((name, record.bytes, heard.samples))
+            record.bytes += 2 * heard.samples
             if heard.clipped:
-                clipped[name] = heard.clipped
-    record = {
-        "file": target.name,
-        "bytes": size,
-        "recordings": recordings,
-        "clipped": clipped,
-        "bad": bad,
-    }
-    if bad and job.stop:
+                record.clipped[name] = heard.clipped
+    if record.bad and job.stop:
         temporary.unlink()
         return record
     publish(temporary, target)
-    replace_file(record_path, job.work, json.dumps(record).encode())
+    replace_file(record_path, job.work, json.dumps(vars(record)).encode())
     return record
 
 
-class _Record(TypedDict):
-    """What the record of a part holds."""
-
-    file: str
-    bytes: int
-    recordings: list[tuple[str, int, int]]
-    clipped: NotRequired[dict[str, int]]
-    bad: list[tuple[str, str]]
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Returns the record of a part; None if it cannot be used, so that the part is made anew."""
+def _read_record(path: Path) -> SpoolRecord | None:
+    """Returns the record of a part; None if it is unusable and the part has to be made again."""
     try:
-        record = read_json(path, dict[str, Any])
-        typed(record, _Record)
-    except (UserError, DocumentError):
+        record = read_json(path, SpoolRecord)
+    except UserError:
         return None
-    return record if f"{record['file']}.json" == path.name else None
+    return record if f"{record.file}.json" == path.name else None
 
 
-def read_spooled(place: tuple[str, int, int], start: int, options: BuildOptions) -> Clips | None:
+def read_spooled(place: Place, start: int, options: BuildOptions) -> Clips | None:
     """Returns clip number `start` of a spooled recording, or None if it has fewer."""
-    file, offset, samples = place
-    if start >= options.count_clips(samples):
+    if start >= options.count_clips(place.samples):
         return None
     first = start * options.length
-    count = min(options.length, samples - first)
-    part = np.fromfile(file, dtype=np.int16, count=count, offset=offset + 2 * first)
+    count = min(options.length, place.samples - first)
+    part = np.fromfile(place.file, dtype=np.int16, count=count, offset=place.offset + 2 * first)
     return cut(part, 0, options.length)

@@ -1,23 +1,23 @@
-"""Tar records whose bytes depend on nothing but what is in them.
+"""Tar records whose bytes depend only on their contents.
 
 A record is one sample: the header, bytes and padding of `KEY.wav` (or `.flac`, `.npy`), then those
-of `KEY.json`. Any tool that reads tar reads a shard; `tarfile` is not used to write one because we
-need the offset and checksum of every part.
+of `KEY.json`. All tar tools can read a shard; `tarfile` is not used to write one because we need the
+offset and checksum of every part.
 """
 
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
-# A ustar name has 100 bytes; the longest ending is ".json".
+# A ustar name has at most 100 bytes; the longest extension is ".json".
 LONGEST_KEY = 95
 
 
 class Record(NamedTuple):
-    """Where one sample lies in its shard (byte offsets) and the CRC-32 of its parts."""
+    """Place of a sample in its shard, in bytes, and the CRC-32 of its parts."""
 
     offset: int
     size: int
@@ -48,13 +48,18 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def json_member(fields: Mapping[str, Any]) -> bytes:
+def json_member(fields: Mapping[str, object]) -> bytes:
     """Returns the canonical bytes of a sample's JSON."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def write_record(
-    file: BinaryIO, offset: int, key: str, extension: str, payload: bytes, fields: Mapping[str, Any]
+    file: BinaryIO,
+    offset: int,
+    key: str,
+    extension: str,
+    payload: bytes,
+    fields: Mapping[str, object],
 ) -> Record:
     """Appends one sample to a shard.
 

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from shards.errors import UserError
 
@@ -18,8 +18,8 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> Any:
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Refuses NUL, and `--option=--`, which argparse takes for an option with an empty list."""
         args = sys.argv[1:] if args is None else args
         for argument in args:

@@ -10,6 +10,7 @@ from pathlib import Path
 from shards.credentials import without_credentials
 from shards.errors import UserError
 from shards.launcher import process_rank
+from shards.log import printed_log
 
 LONGEST_LINE = 4000
 
@@ -72,7 +73,8 @@ def run_command(command: Callable[[], int], debug: bool) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = command()
+        with printed_log():
+            status = command()
         sys.stdout.flush()  # here, where a full disk can still be told of
         return status
     except BrokenPipeError:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -223,7 +224,7 @@ def _download(arguments: argparse.Namespace) -> int:
     dataset, out = DATASETS[arguments.kind], arguments.out
     files = dataset.files(arguments.splits, arguments.mirror)
     print(f"{dataset.title}; {dataset.licence}", file=sys.stderr)
-    fetched = download(dataset, files, out, show=True)
+    fetched = download(dataset, files, out)
     if arguments.json:
         _say(json.dumps({"out": str(out), "fetched": fetched}))
     else:
@@ -238,7 +239,7 @@ def _synth(arguments: argparse.Namespace) -> int:
     from shards.sources.synthetic import synthesise
 
     workers = _workers(arguments.workers)
-    synthesise(arguments.out, arguments.clips, arguments.seed, workers, show=True)
+    synthesise(arguments.out, arguments.clips, arguments.seed, workers)
     _say(
         f"{arguments.clips:,} clips in {arguments.out}; next: "
         f"cpprune shards build tau2022 --source {quote(str(arguments.out))} --out DATASET"
@@ -258,19 +259,18 @@ def _build(arguments: argparse.Namespace) -> int:
     options = BuildOptions(**{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
         claim_dataset(arguments.out.absolute())
-        plan = plan_summary(make_plan(options, workers or cpu_count(), show=True))
-        _say(json.dumps(plan) if arguments.json else "\n".join(plan_lines(plan)))
+        plan = make_plan(options, workers or cpu_count())
+        _say(json.dumps(plan_summary(plan)) if arguments.json else "\n".join(plan_lines(plan)))
         return 0
     if arguments.part is not None or arguments.of is not None:
         return _build_part(arguments, options, workers)
-    manifest = build_dataset(
-        options, arguments.out, workers=workers, overwrite=arguments.overwrite, show=True
-    )
+    manifest = build_dataset(options, arguments.out, workers=workers, overwrite=arguments.overwrite)
     counts = {name: split["count"] for name, split in manifest.splits.items()}
     if arguments.json:
         per_class = {name: split["classes"] for name, split in manifest.splits.items()}
         document = {"out": str(arguments.out), "splits": counts, "sha256": manifest.sha256}
-        _say(json.dumps({**document, "per_class": per_class, "audit": audit_of(manifest)}))
+        audit = audit_of(manifest)
+        _say(json.dumps({**document, "per_class": per_class, "audit": audit and asdict(audit)}))
     else:
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         _say(f"{arguments.out} is complete: {listed}")
@@ -285,7 +285,7 @@ def _build_part(arguments: argparse.Namespace, options: "BuildOptions", workers:
         raise UserError("--part and --of go together: --part 1 --of 4")
     if arguments.overwrite:
         raise UserError(f"--part with --overwrite: delete {arguments.out} before the parts begin")
-    finished = build_part(options, arguments.out, number, of, workers=workers, show=True)
+    finished = build_part(options, arguments.out, number, of, workers=workers)
     if arguments.json:
         _say(json.dumps({"out": str(arguments.out), "part": number, "finished": finished}))
     elif finished:
@@ -318,7 +318,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from shards.build.summary import info_lines, summarise
+    from shards.reader import open_dataset
 
-    info = summarise(arguments.dataset)
-    _say(json.dumps(info) if arguments.json else "\n".join(info_lines(info)))
+    dataset = open_dataset(arguments.dataset)
+    _say(json.dumps(summarise(dataset)) if arguments.json else "\n".join(info_lines(dataset)))
     return 0

@@ -10,15 +10,19 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    import yaml
 
 MAX_BYTES = 16 << 20  # what is read of a JSON document; in memory it is up to twenty times as large
 MAX_YAML_BYTES = 256 << 10  # people write YAML by hand, and its reader takes seconds for a megabyte
@@ -27,6 +31,9 @@ MAX_ALIASES = 1000
 MAX_BITS = 63  # of an integer, without its sign
 
 T = TypeVar("T")
+
+# What JSON can hold; documents that are only passed on or written.
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
 
 class DocumentError(ValueError):
@@ -140,7 +147,7 @@ def json_lines(data: bytes, kind: type[T]) -> list[T | DocumentError]:
     return found
 
 
-def typed(document: Any, kind: type[T]) -> T:
+def typed(document: object, kind: type[T]) -> T:
     """Converts a parsed document, or a part of one, to `kind`.
 
     Raises:
@@ -152,14 +159,14 @@ def typed(document: Any, kind: type[T]) -> T:
         raise DocumentError(_place(str(error))) from None
 
 
-def _checked(document: Any, kind: type[T], max_values: int) -> T:
+def _checked(document: object, kind: type[T], max_values: int) -> T:
     _check(document, max_values)
     return typed(document, kind)
 
 
-def _check(document: Any, max_values: int) -> None:
+def _check(document: object, max_values: int) -> None:
     """Raises DocumentError unless depth, size, numbers and strings are within bounds."""
-    below: list[Iterator[Any]] = [iter((document,))]
+    below: list[Iterator[object]] = [iter((document,))]
     values = 0
     while below:
         for value in below[-1]:
@@ -211,7 +218,7 @@ def _refuse_constant(name: str) -> None:
     raise DocumentError(f"holds {name}, which is not a finite number")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -221,14 +228,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @cache
-def _yaml_loader() -> type[Any]:
+def _yaml_loader() -> "type[yaml.SafeLoader]":
     """Returns PyYAML's safe loader with bounds, which refuses duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         aliases = merged = depth = 0
 
-        def compose_node(self, parent: Any, index: Any) -> Any:
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
                 self.aliases += 1
                 if self.aliases > MAX_ALIASES:
@@ -240,12 +247,12 @@ def _yaml_loader() -> type[Any]:
             self.depth -= 1
             return node
 
-        def compose_mapping_node(self, anchor: Any) -> Any:
+        def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
             node = super().compose_mapping_node(anchor)
             _unique([(key.value, None) for key, _ in node.value if key.id == "scalar"])
             return node
 
-        def flatten_mapping(self, node: Any) -> None:
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
             super().flatten_mapping(node)
             self.merged += len(node.value)
             if self.merged > MAX_YAML_BYTES:  # `<<` may repeat what it merges
@@ -271,7 +278,12 @@ class _named:  # noqa: N801 - reads as the statement it is used in
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, DocumentError):
             remedy = f"; {self.remedy}" if self.remedy else ""
             raise UserError(f"{self.path}: {error}{remedy}") from None
@@ -290,7 +302,7 @@ def _short(text: object) -> str:
     return shown if len(str(text)) <= 40 else f"{shown} …"
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: object, indent: int | None = None) -> str:
     """Serialises to strict JSON; NaN and infinities, which JSON does not have, become null."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
@@ -298,7 +310,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
         return json.dumps(_with_null(value), indent=indent, allow_nan=False)
 
 
-def _with_null(value: Any) -> Any:
+def _with_null(value: object) -> object:
     if isinstance(value, dict):
         return {key: _with_null(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

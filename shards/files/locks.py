@@ -9,7 +9,6 @@ import fcntl
 import os
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import BinaryIO
 
 from shards.errors import UserError
 from shards.files.atomic import cannot_write, writing
+from shards.log import LOG
 
 # Seconds to wait for another process to end, such as one that a launcher is replacing.
 PATIENCE = 5.0
@@ -205,11 +205,9 @@ def _is_last_holder(lock: int) -> bool:
 def _warn_once(folder: Path, error: OSError) -> None:
     if folder not in _warned:
         _warned.add(folder)
-        print(
-            f"cpprune: warning: {folder}: its file system has no locks ({error.strerror}), so nothing "
-            "keeps a second process from working there: start only one",
-            file=sys.stderr,
-            flush=True,
+        LOG.warning(
+            f"{folder}: its file system has no locks ({error.strerror}), so nothing keeps a second "
+            "process from working there: start only one"
         )
 
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from shards.errors import UserError
 from shards.files.atomic import cannot_write, check_folder, check_name, is_temporary, sync
@@ -91,7 +90,10 @@ def _check_parts(folder: Path, kind: Kind, names: Sequence[str], shown: str) -> 
         name = part.rstrip("/")
         if name not in there:
             continue
-        mode = (folder / name).lstat().st_mode
+        try:
+            mode = (folder / name).lstat().st_mode
+        except FileNotFoundError:  # another process of ours has just removed it
+            continue
         right = stat.S_ISDIR(mode) if part.endswith("/") else stat.S_ISREG(mode)
         if not right:
             what = "a link" if stat.S_ISLNK(mode) else "something else"
@@ -129,7 +131,7 @@ def _remove(folder: Path, parts: Sequence[str]) -> None:
                 Path(entry.path).rmdir()
 
 
-def read_mark(path: Path) -> dict[str, Any]:
+def read_mark(path: Path) -> dict[str, object]:
     """Returns the JSON object in a regular file; empty if the file is missing or holds none."""
     try:
         if stat.S_ISREG((found := path.lstat()).st_mode) and found.st_size <= _MAX_BYTES:

@@ -15,7 +15,6 @@ import hashlib
 import os
 import pwd
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from shards.files.atomic import publish, temporary_name
 from shards.files.locks import flock_in_place, open_and_flock
 from shards.files.ownership import read_mark
 from shards.launcher import process_rank
+from shards.log import LOG
 from shards.manifest import MANIFEST_NAME, Shard
 
 VARIABLE = "CPPRUNE_CACHE"
@@ -279,10 +279,10 @@ def cannot_write_cache(root: Path, error: OSError) -> UserError:
     )
 
 
-def print_on_rank_0(text: str) -> None:
-    """Prints a line on standard error, from rank 0 of a run."""
+def warn_on_rank_0(text: str) -> None:
+    """Logs a warning, from rank 0 of a run."""
     if process_rank() == 0:
-        print(f"cpprune: {text}", file=sys.stderr)
+        LOG.warning(text)
 
 
 def _trusted(file: int, path: Path, shard: Shard) -> bool:
@@ -296,7 +296,7 @@ def _trusted(file: int, path: Path, shard: Shard) -> bool:
     if sha256 == shard.sha256 and found.st_size == shard.bytes:
         _verified.add(known)
         return True
-    print_on_rank_0(
+    warn_on_rank_0(
         f"{path}, which {_user_name(found.st_uid)} fetched, is damaged: it is fetched again"
     )
     return False

@@ -178,16 +178,13 @@ DATASETS = {
 }
 
 
-def download(
-    dataset: RemoteDataset, files: Sequence[RemoteFile], out: Path, *, show: bool = False
-) -> list[str]:
+def download(dataset: RemoteDataset, files: Sequence[RemoteFile], out: Path) -> list[str]:
     """Downloads the missing files of a dataset; after an interruption, the same call resumes.
 
     Args:
         dataset: the dataset.
         files: files of it to download.
         out: folder of the unpacked dataset.
-        show: whether to show progress.
 
     Returns:
         Names of the files that were downloaded.
@@ -206,7 +203,7 @@ def download(
         left = [max(size - part, 0) for size, part in zip(sizes, have, strict=True)]
         if any(file.packed for file in missing):
             _refuse_small_disk(dataset, out, max(left))
-        with progress("Fetching, MB", -(-sum(left) // _MB), show=show) as advance:
+        with progress("Fetching, MB", -(-sum(left) // _MB)) as advance:
             megabytes = _Megabytes(advance)
             for file in missing:
                 _fetch_checked(file, work / f"{file.name}.part", megabytes)

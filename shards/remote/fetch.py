@@ -8,12 +8,15 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.remote import transfer
 from shards.remote.http import open_url
 from shards.remote.transfer import Response, TransientError, with_retries, with_timeout
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 # Bytes of one read; when a read times out, the next attempt uses an eighth of it.
 BLOCK, MIN_BLOCK = 8 << 20, 1 << 14
@@ -145,7 +148,7 @@ def _opener(url: str) -> Callable[[int], Response]:
         offset = _seek(file, start)
         return Response(blocks(file), offset, total if isinstance(total, int) else None, file.close)
 
-    def blocks(file: Any) -> Iterator[bytes]:
+    def blocks(file: BinaryIO) -> Iterator[bytes]:
         nonlocal size
         try:
             while block := with_timeout(transfer.TIMEOUT, file.read, size):
@@ -159,7 +162,7 @@ def _opener(url: str) -> Callable[[int], Response]:
     return open_at
 
 
-def _seek(file: Any, start: int) -> int:
+def _seek(file: BinaryIO, start: int) -> int:
     """Seeks to an offset if the file supports it; returns the position reached."""
     try:
         file.seek(start)
@@ -168,7 +171,7 @@ def _seek(file: Any, start: int) -> int:
     return start
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
     """Returns the fsspec file system of a URL, and the path in it."""
     from fsspec.core import url_to_fs
 
@@ -184,14 +187,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         raise UserError(
-            f"{url}: cannot be used ({_reason(error)}); use a folder, s3://, gs:// or https://"
+            f"{url}: cannot be used ({one_line(error)}); use a folder, s3://, gs:// or https://"
         ) from error
     return filesystem, path
 
 
 def _unreachable(error: Exception) -> TransientError:
-    return TransientError(f"cannot be fetched ({_reason(error)})")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return TransientError(f"cannot be fetched ({one_line(error)})")

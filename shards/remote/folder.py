@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from shards.credentials import file_in, without_credentials
 from shards.errors import UserError
@@ -23,7 +23,7 @@ from shards.manifest import (
     sha256_of,
     sha256_of_file,
 )
-from shards.remote.cache import Cache, cannot_write_cache, print_on_rank_0
+from shards.remote.cache import Cache, cannot_write_cache, warn_on_rank_0
 from shards.remote.fetch import fetch_bytes, fetch_file
 
 # Seconds for which a failure in the background is reported instead of fetching again.
@@ -50,7 +50,7 @@ class RemoteFolder:
         self._stop = Event()
         self._failed: dict[str, tuple[float, UserError]] = {}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _restore, (self._url, self.cache, self.files.name, self.one_by_one)
 
     def open(self, shard: Shard) -> int:
@@ -122,7 +122,7 @@ def open_remote(url: str, cache: Cache) -> RemoteFolder:
     needed = sum(shard.bytes for shard in manifest.shards)
     fits = cache.fits(needed)
     if not fits:
-        print_on_rank_0(
+        warn_on_rank_0(
             f"the shards of {shown} take {needed:,} bytes, more than {cache.root} may hold: evicted "
             "shards are fetched again; raise data.cache_bytes or set data.cache to a larger disk"
         )
@@ -156,7 +156,7 @@ def _manifest(url: str, cache: Cache) -> Manifest:
         except UserError as error:
             if last is None:
                 raise
-            print_on_rank_0(f"{error}; using the copy in {cache.root / last.sha256}")
+            warn_on_rank_0(f"{error}; using the copy in {cache.root / last.sha256}")
             os.utime(known)
             return last
         try:

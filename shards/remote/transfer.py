@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from shards.errors import UserError
 
@@ -45,7 +45,7 @@ class Response(NamedTuple):
     blocks: Iterator[bytes]
     offset: int
     total: int | None
-    close: Callable[[], Any]
+    close: Callable[[], object]
 
 
 def with_retries(
@@ -76,7 +76,7 @@ def with_retries(
             failures += 1
 
 
-def with_timeout(seconds: float, call: Callable[..., Result], *arguments: Any) -> Result:
+def with_timeout(seconds: float, call: Callable[..., Result], *arguments: object) -> Result:
     """Returns the result of a call that cannot be interrupted, on a thread.
 
     Raises:

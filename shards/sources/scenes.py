@@ -127,11 +127,17 @@ def render(
     for wave_T in waves_NT:
         level = np.sqrt(np.mean(wave_T * wave_T)) * 10 ** (EVENT_DB / 20)
         _add_events(wave_T, rng, rates_K, pitch_K, float(level))
-    return _record(waves_NT, devices, rng)
+    return record(waves_NT, devices, rng)
 
 
-def _record(waves_NT: Floats, devices: Sequence[int], rng: np.random.Generator) -> Floats:
-    """Returns the sound as the devices hear it."""
+def record(waves_NT: Floats, devices: Sequence[int], rng: np.random.Generator) -> Floats:
+    """Returns sounds of one second as devices hear them: filtered, at some level, with their own noise.
+
+    Args:
+        waves_NT: [len(devices), RATE], at any level, not silent.
+        devices: the number of each sound's device in `DEVICES`.
+        rng: draws loudness and noise.
+    """
     responses_NF = np.stack([device(number).response for number in devices])
     heard_NT = np.fft.irfft(np.fft.rfft(waves_NT) * responses_NF, RATE)
     level_N1 = np.sqrt(np.mean(heard_NT * heard_NT, axis=1, keepdims=True))

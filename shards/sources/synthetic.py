@@ -59,9 +59,7 @@ class Segment:
         return [f"{stem}-{i}-{DEVICES[device]}.wav" for i, device in enumerate(self.devices)]
 
 
-def synthesise(
-    out: str | Path, clips: int, seed: int = 0, workers: int | None = None, *, show: bool = False
-) -> None:
+def synthesise(out: str | Path, clips: int, seed: int = 0, workers: int | None = None) -> None:
     """Writes `clips` one-second files (44.1 kHz, 24 bit, mono) and TAU's lists.
 
     The same seed and number give the same bytes, whatever the number of workers.
@@ -81,7 +79,7 @@ def synthesise(
     try:
         with writing(folder, "--out"):
             (folder / "audio").mkdir(parents=True)
-            with progress("Making clips", clips, show=show) as advance:
+            with progress("Making clips", clips) as advance:
                 for number, _ in run_jobs(_write_segments, jobs, workers or cpu_count()):
                     advance(sum(len(segment.devices) for segment in jobs[number][2]))
             _write_lists(folder, segments)

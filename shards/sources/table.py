@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shards.audio.file_range import AudioFile
 from shards.errors import UserError
@@ -92,7 +92,7 @@ def from_rows(
     columns: Columns,
     where: str,
     file_of: Callable[[str], AudioFile],
-    class_order: Callable[[str], Any] = str,
+    class_order: Callable[[str], str | tuple[int, str]] = str,
 ) -> Source:
     """Returns the source that rows of cells describe, whatever they were read from.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from shards.audio.file_range import FileRange
 from shards.audio.formats import DECODERS, decoder_of
@@ -43,12 +43,17 @@ _META = re.compile(r"__[^/]*__($|/)")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _NAME, _LABEL = "__name__", "label"
 
-# What the library makes of a sample: suffix to range, and `__key__`.
-_Sample = Mapping[str, Any]
-
 
 class _BadSample(Exception):  # noqa: N818 (it is no error of the program)
     """A sample that cannot be used; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Key of a sample, and its members by suffix."""
+
+    key: str
+    members: Mapping[str, FileRange]
 
 
 @dataclass
@@ -148,7 +153,7 @@ def _add(tar: Path, name: str, columns: Columns, found: _Found) -> None:
     def refuse(where: str, reason: str) -> None:
         found.bad.append((printable(f"{name}/{where}" if where else name), reason))
 
-    def members(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    def members(file: BinaryIO) -> Iterator[dict[str, str | FileRange]]:
         nonlocal member
         try:
             for member, place in _members(file, str(tar), found.aside):
@@ -167,13 +172,14 @@ def _add(tar: Path, name: str, columns: Columns, found: _Found) -> None:
     keys: set[str] = set()
     try:
         with tar.open("rb") as file:
-            for sample in group_by_keys(members(file), handler=twice):
-                key = sample["__key__"]
+            for grouped in group_by_keys(members(file), handler=twice):
+                key = grouped["__key__"]
+                ranges = {k: v for k, v in grouped.items() if not k.startswith("__")}
                 try:
                     if key in keys:
                         raise _BadSample("its key occurs twice in the tar")
                     keys.add(key)
-                    _add_sample(sample, name, columns, found)
+                    _add_sample(_Sample(key, ranges), name, columns, found)
                 except _BadSample as reason:
                     refuse(key, str(reason))
     except OSError as error:
@@ -232,8 +238,8 @@ def _add_sample(sample: _Sample, tar: str, columns: Columns, found: _Found) -> N
         _BadSample: it has several audio files, a bad one of its members, or no label.
     """
     audio = []
-    for suffix in sample:
-        if suffix.startswith("__") or suffix in ("json", "cls"):
+    for suffix in sample.members:
+        if suffix in ("json", "cls"):
             continue
         if decoder_of(f".{suffix}") == "libsndfile":
             audio.append(suffix)
@@ -246,11 +252,11 @@ def _add_sample(sample: _Sample, tar: str, columns: Columns, found: _Found) -> N
         return
     if len(audio) > 1:
         raise _BadSample(f"it has several audio files: {printable(', '.join(sorted(audio)))}")
-    place = sample[audio[0]]
+    place = sample.members[audio[0]]
     if place.size > MOST_AUDIO:
         raise _BadSample(f"its audio has {place.size:,} bytes, more than {MOST_AUDIO:,}")
     document = _document(sample)
-    name = f"{tar}/{sample['__key__']}.{audio[0]}"
+    name = f"{tar}/{sample.key}.{audio[0]}"
     label = _label(sample, document, columns)
     if not label:
         raise _BadSample(
@@ -267,30 +273,29 @@ def _add_sample(sample: _Sample, tar: str, columns: Columns, found: _Found) -> N
     found.files[name] = place
 
 
-def _label(sample: _Sample, document: Mapping[str, Any], columns: Columns) -> str:
-    key: str = sample["__key__"]
-    folder = key.partition("/")[0] if "/" in key else ""
+def _label(sample: _Sample, document: Mapping[str, object], columns: Columns) -> str:
+    folder = sample.key.partition("/")[0] if "/" in sample.key else ""
     if columns.label == KEY:
-        return folder or key.partition("-")[0]
+        return folder or sample.key.partition("-")[0]
     if columns.label != _LABEL and columns.label != "cls":
         return _cell(document, columns.label)
-    if "cls" in sample:
-        return _text(sample["cls"], ".cls").strip()
+    if "cls" in sample.members:
+        return _text(sample.members["cls"], ".cls").strip()
     if columns.label == "cls":
         return ""
     return next((cell for name in LABELS if (cell := _cell(document, name))), folder)
 
 
-def _document(sample: _Sample) -> dict[str, Any]:
-    if "json" not in sample:
+def _document(sample: _Sample) -> dict[str, object]:
+    if "json" not in sample.members:
         return {}
     try:
-        return parse_json(_text(sample["json"], ".json"), dict[str, Any], nan=True)
+        return parse_json(_text(sample.members["json"], ".json"), dict[str, object], nan=True)
     except DocumentError as error:
         raise _BadSample(f"its .json {error}") from None
 
 
-def _cell(document: Mapping[str, Any], name: str) -> str:
+def _cell(document: Mapping[str, object], name: str) -> str:
     value = document.get(name)
     if value is None:
         return ""

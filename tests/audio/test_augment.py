@@ -274,39 +274,51 @@ def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
     clips = torch.from_numpy(
         np.random.default_rng(0).integers(-9000, 9000, (5, 8000), dtype=np.int16)
     )
-    draws = sample(EVERYTHING, SPEC, 7, 1, 2, 5)
-    whole = augmented(features, clips, draws.of_rows(slice(0, 5)), EVERYTHING)
+    draws = sample(EVERYTHING, SPEC, 7, 1, 2, 5, responses=2)
+    responses = torch.from_numpy(np.random.default_rng(1).normal(0, 0.1, (2, 300))).float()
+    everything = draws.of_rows(slice(0, 5))
+    assert (everything["response"] >= 0).sum() == 3
+    whole = augmented(features, clips, everything, EVERYTHING, responses_RN=responses)
 
     def of_rank(rank: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         own = slice(5 * rank // world, 5 * (rank + 1) // world)
-        return augmented(features, clips[own], draws.of_rows(own), EVERYTHING, gather)
+        return augmented(features, clips[own], draws.of_rows(own), EVERYTHING, gather, responses)
 
     torch.testing.assert_close(on_ranks(world, of_rank), whole, rtol=0, atol=1e-5)
     assert not whole.requires_grad
 
 
-def test_augmented_is_its_steps_in_order() -> None:
+@pytest.mark.parametrize("mask_first", [False, True])
+def test_augmented_is_its_steps_in_order(mask_first: bool) -> None:
     features = cpprune.log_mel("passt_128")
     wave = np.random.default_rng(0).uniform(-0.3, 0.3, (4, 8000)).astype(np.float32)
     drawn = sample(EVERYTHING, SPEC, 0, 0, 0, 4)
     assert drawn.roll is not None
     assert drawn.mixstyle is not None
     assert drawn.mixup is not None
-    assert drawn.freq_mask is not None
-    assert drawn.time_mask is not None
     rolled = np.stack([np.roll(w, by) for w, by in zip(wave, drawn.roll, strict=True)])
     x = features(torch.from_numpy(rolled), torch.from_numpy(drawn.band_edges)).double().numpy()
+    fill = (np.log(1e-5) + 4.5) / 5
+
+    def mask(x: NDArray[np.float64]) -> None:
+        assert drawn.freq_mask is not None
+        assert drawn.time_mask is not None
+        for uniform, axis, widest in ((drawn.freq_mask, 2, 48), (drawn.time_mask, 3, 30)):
+            for clip, (width, place) in enumerate(uniform.astype(np.float64)):
+                width *= min(widest, x.shape[axis])
+                start = place * (x.shape[axis] - width)
+                stretch = slice(int(start), int(start + width))
+                x[(clip, slice(None), stretch) if axis == 2 else (clip, ..., stretch)] = fill
+
+    if mask_first:
+        mask(x)
     x = mixstyle_reference(x, *drawn.mixstyle)
     lam = drawn.mixup[0].astype(np.float64).reshape(-1, 1, 1, 1)
     x = lam * x + (1 - lam) * x[drawn.mixup[1]]
-    fill = (np.log(1e-5) + 4.5) / 5
-    for uniform, axis, widest in ((drawn.freq_mask, 2, 48), (drawn.time_mask, 3, 30)):
-        for clip, (width, place) in enumerate(uniform.astype(np.float64)):
-            width *= min(widest, x.shape[axis])
-            start = place * (x.shape[axis] - width)
-            stretch = slice(int(start), int(start + width))
-            x[(clip, slice(None), stretch) if axis == 2 else (clip, ..., stretch)] = fill
-    actual = augmented(features, torch.from_numpy(wave), drawn.of_rows(slice(0, 4)), EVERYTHING)
+    if not mask_first:
+        mask(x)
+    config = replace(EVERYTHING, mask_first=mask_first)
+    actual = augmented(features, torch.from_numpy(wave), drawn.of_rows(slice(0, 4)), config)
     np.testing.assert_allclose(actual.numpy(), x, rtol=0, atol=1e-4)
 
 

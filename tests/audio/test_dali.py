@@ -89,6 +89,7 @@ def test_images_and_a_missing_library_are_named(monkeypatch):
         on_dali(LogMel(MelSpec()))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bits(cli, stop_at, scenes, tmp_path, refused):
     command = ["train", *SETTINGS, "--data.path", scenes, "--run"]
     assert cli(*command, tmp_path / "torch").status == 0

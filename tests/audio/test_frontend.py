@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import cpprune
 from cpprune.audio.augment import sample
 from cpprune.audio.config import PRESETS, AugmentConfig, FeaturesConfig, MelSpec
-from cpprune.audio.filterbank import bands, filter_bank
+from cpprune.audio.filterbank import bands, filter_bank, frequencies
 from cpprune.audio.frontend import (
     LogMel,
     ScaleImage,
@@ -192,7 +192,9 @@ def test_the_bank_at_any_edges_is_kaldis(preset: str) -> None:
     rng = np.random.default_rng(2)
     for _ in range(4):
         fmin, fmax = float(rng.integers(10)), float(rng.integers(15_001, 16_001))
-        bank = filter_bank(PRESETS[preset], torch.tensor(fmin), torch.tensor(fmax)).numpy()
+        bank = filter_bank(
+            PRESETS[preset], torch.tensor([fmin, fmax]), frequencies(PRESETS[preset])
+        ).numpy()
         np.testing.assert_allclose(bank, torchaudio_bank(preset, fmin, fmax), rtol=0, atol=5e-5)
         np.testing.assert_allclose(bank, mel_bank(preset, fmin, fmax), rtol=0, atol=1e-7)
 
@@ -320,7 +322,7 @@ def test_the_parts_of_a_bank_hold_all_of_it(spec):
     ends = [(low, high) for low in lows for high in highs]
     ends += [(int(rng.integers(lows[1] + 1)), rng.uniform(highs[1], highs[0])) for _ in range(20)]
     for low, high in [*ends, (spec.fmin, spec.fmax)]:
-        whole = filter_bank(spec, torch.tensor(float(low)), torch.tensor(float(high)))
+        whole = filter_bank(spec, torch.tensor([float(low), float(high)]), frequencies(spec))
         rest = whole.clone()
         for f, k in bands(spec):
             rest[f, k] = 0

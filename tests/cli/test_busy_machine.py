@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,13 +27,14 @@ def _runtime_says(words, **environment):
 
 
 @pytest.mark.parametrize(
-    "command", [["info", "--config", "configs/small.yaml"], ["train", "--run", ""]]
+    "command", [slow(["info", "--config", "configs/small.yaml"]), ["train", "--run", ""]]
 )
 def test_waiting_threads_sleep_whatever_is_started(command):
     said = _runtime_says(f"from cpprune.cli.main import run; import sys; run({command!r})")
     assert said["GOMP_SPINCOUNT"] == "1000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "expected"),
     [({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+import zoo
 
 import cpprune
+from cpprune.audio.config import PRESETS
 from cpprune.cli.main import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,6 +32,7 @@ PARAMETERS = {
     "progressive": 131_316,
     "prune": 131_316,
     "prune_plateau": 131_316,
+    "quantize": 131_316,
     "scratch": 131_316,
     "small": 47_028,
 }
@@ -97,7 +100,7 @@ def test_dry_run_of_the_pruning_configuration(cli, tmp_path):
     assert shown["after"]["parameters"] == 44_784
     assert (shown["before"]["macs"], shown["after"]["macs"]) == (29_238_580, 10_141_890)
     for side in (shown["before"], shown["after"]):
-        assert side.keys() == {"parameters", "macs", "bytes"}
+        assert side.keys() == {"parameters", "macs", "operations", "bytes"}
         assert side["bytes"]["fp16"] == 2 * side["parameters"]
     assert len(shown["layers"]) == 15
     assert all(WIDTHS[layer["after"]] == layer["before"] for layer in shown["layers"])
@@ -122,7 +125,23 @@ def test_dry_run_as_text(cli):
     outcome = cli("prune", "--config", REPOSITORY / "configs/prune.yaml", "--dry-run")
     assert outcome.status == 0
     assert "131,316 → 44,784" in outcome.out
+    assert "operations" not in outcome.out  # they agree with the MACs
     assert "stage3.block2.conv2" in outcome.out
+
+
+def test_operations_are_shown_where_macs_leave_out_some(cli):
+    hidden = ["--model.factory", "networks:hidden", "--data.path", "unused"]
+    cost = cli("info", *hidden, "--json").json
+    assert cost["operations"] > 2 * cost["macs"]
+    line = next(x for x in cli("info", *hidden).out.splitlines() if x.startswith("operations"))
+    assert line.split()[1] == f"{cost['operations']:,}"
+    limit = cost["operations"] // 2
+    pruning = ["prune", *hidden, "--prune.budget", f"operations<={limit}", "--dry-run"]
+    shown = cli(*pruning, "--json").json
+    assert shown["before"]["operations"] == cost["operations"]
+    assert 0.9 * limit < shown["after"]["operations"] <= limit
+    arrow = f"{cost['operations']:,} → {shown['after']['operations']:,}"
+    assert arrow in cli(*pruning).out
 
 
 # --- configurations -----------------------------------------------------------------------------------
@@ -171,6 +190,7 @@ def test_the_resolved_configuration_of_a_run_can_be_given_again(cli, tiny_run):
 # --- the process: standard output and standard error --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_standard_output_of_a_process_is_one_json_object():
     config = str(REPOSITORY / "configs/prune.yaml")
     command = [sys.executable, "-m", "cpprune", "prune", "--config", config, "--dry-run"]
@@ -224,6 +244,8 @@ print(status, "torch" in sys.modules)
         (["--optim.name", "adamm"], 2),
         (["--model.rho", "40"], 2),
         (["--prune.ratio", "2"], 2),
+        (["--prune.budget", "params<=9,operations<=9", "--print_config"], 0),
+        (["--prune.budget", "flops<=9"], 2),
     ],
     ids=str,
 )
@@ -290,6 +312,47 @@ def test_import_of_a_state_dict(cli, tmp_path, prefix):
     assert torch.equal(model.network(x), network(x))
     assert model.classes[3] == "metro_station"
     assert cli("info", tmp_path / "model", "--json").json["widths"]["stage2.block1.conv2"] == 8
+
+
+def test_import_of_a_network_that_is_described(cli, refused, tmp_path):
+    torch.manual_seed(0)
+    network = cpprune.build_model("cp_mobile", num_classes=3, base_channels=8).eval()
+    state = {f"model.{name}": t for name, t in network.state_dict().items()}
+    state["mel.window"] = torch.ones(5)
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "epoch": 7}, file)
+    keys = ["--model.name", "cp_mobile", "--model.base_channels", 8, "--features.preset", "dcase24"]
+    out = tmp_path / "model"
+    outcome = cli("import", file, "--out", out, "--classes", "x,y,z", *keys)
+    assert outcome.status == 0, outcome.err
+    assert "1 tensor(s) beside the network were not read" in outcome.err
+    model = cpprune.load(out)
+    assert model.classes == ("x", "y", "z")
+    assert model.features.spec == PRESETS["dcase24"]
+    assert model.metadata["provenance"] == {"imported": "last.ckpt"}
+    wave = torch.randn(2, 32_000, generator=torch.Generator().manual_seed(1)) / 10
+    with torch.no_grad():
+        assert torch.equal(model(wave), network(cpprune.log_mel("dcase24")(wave)))
+    words = ["import", file, "--out", tmp_path / "other"]
+    refused(*words, *keys, names=["last.ckpt", "[10", "[3"])
+    refused(*words, *keys, "--rho", 3, names=["--rho", "--model.rho"])
+    refused(*words, "--model.names", "cp_mobile", names=["model.names", "model.name"])
+    refused(*words[:1], *keys, *words[1:], names=["name the file first"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_import_of_a_network_of_ones_own(cli, tmp_path):
+    torch.manual_seed(0)
+    network = zoo.CRNN(num_classes=10).eval()
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    outcome = cli(
+        "import", tmp_path / "own.pth", "--out", tmp_path / "model", "--model.factory", "zoo:CRNN"
+    )
+    assert outcome.status == 0, outcome.err
+    x = torch.randn(2, 1, 256, 44)
+    with torch.no_grad():
+        model = cpprune.load(tmp_path / "model", trust=["zoo"])
+        assert torch.equal(model.eval().network(x), network(x))
 
 
 def test_import_of_a_network_pruned_to_a_width_for_each_layer(cli, tiny_run, scenes, tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from marks import slow
 from run_folder import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -146,19 +147,19 @@ def edited(name, change):
     ("damage", "name"),
     [
         (truncated("state.json"), "state.json"),
-        (text("state.json", "no JSON at all"), "state.json"),
-        (text("state.json", "[]"), "state.json"),
+        slow(text("state.json", "no JSON at all"), "state.json"),
+        slow(text("state.json", "[]"), "state.json"),
         (text("state.json", '{"format": 99}'), "state.json"),
-        (text("state.json", '{"format": 1}'), "state.json"),
-        (removed("state.json"), "state.json"),
+        slow(text("state.json", '{"format": 1}'), "state.json"),
+        slow(removed("state.json"), "state.json"),
         (edited("state.json", lambda d: d["progress"].update(epochs=3)), "state.json"),
-        (edited("state.json", lambda d: d.pop("scaler")), "state.json"),
+        slow(edited("state.json", lambda d: d.pop("scaler")), "state.json"),
         (truncated("network.safetensors"), "network.safetensors"),
-        (removed("network.safetensors"), "network.safetensors"),
-        (text("network.safetensors", ""), "network.safetensors"),
-        (truncated("optimizer.safetensors"), "optimizer.safetensors"),
-        (removed("optimizer.safetensors"), "optimizer.safetensors"),
-        (flipped("network.safetensors"), "network.safetensors"),
+        slow(removed("network.safetensors"), "network.safetensors"),
+        slow(text("network.safetensors", ""), "network.safetensors"),
+        slow(truncated("optimizer.safetensors"), "optimizer.safetensors"),
+        slow(removed("optimizer.safetensors"), "optimizer.safetensors"),
+        slow(flipped("network.safetensors"), "network.safetensors"),
         (flipped("optimizer.safetensors"), "optimizer.safetensors"),
     ],
 )

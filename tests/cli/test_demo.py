@@ -1,12 +1,17 @@
 """`cpprune demo`, small; and the same road on real digits, as the configurations have it."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 
 import cpprune
-from cpprune.cli.demo import build
+import shards
+from cpprune.cli.demo import _exports_text, build, export_pruned
+from cpprune.runs.records import StoppedRun
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = Path(__file__).parents[3] / "shared/data/mnist10k"
@@ -42,6 +47,15 @@ def test_demo(cli, tmp_path, monkeypatch):
     pruned, scratch, control = results["models"][2:]
     assert pruned["macs"] == scratch["macs"] == control["macs"] == 10_141_890
 
+    file, folder = results["exports"]
+    assert file["file"] == str(out / "pruned/pruned-int8.onnx")
+    assert file["bytes"]["file"] == Path(file["file"]).stat().st_size
+    assert (out / "pruned/pruned-int8-c/test.c").is_file()
+    assert folder["bytes"]["ram"] > 0
+    for made in results["exports"]:
+        assert made["check"]["split"] == "test"
+        assert made["check"]["agreement"] >= 0.9
+
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     before = (out / "results.json").read_text()
     again = cli(*command)
@@ -51,13 +65,54 @@ def test_demo(cli, tmp_path, monkeypatch):
     for model, parameters in MODELS:
         assert model in again.out
         assert f"{parameters:,}" in again.out
+    assert f"pruned-int8.onnx  {file['bytes']['file']:,}" in again.out
+    assert "pruned-int8-c" in again.out
     assert json.loads((out / "results.json").read_text())["models"] == json.loads(before)["models"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
 
 
+def without(monkeypatch, *names):
+    """Act as if these packages were not installed."""
+    real = cpprune.export.target.find_spec
+    monkeypatch.setattr(
+        "cpprune.export.target.find_spec", lambda name: None if name in names else real(name)
+    )
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_measured(tiny_run, scenes, tmp_path, monkeypatch):
+    """Without the generator of C there is a line on that, and ONNX all the same."""
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    without(monkeypatch, "emx_onnx_cgen")
+    (made,), lacking = export_pruned(tmp_path, scenes)
+    assert lacking == "cpprune export --to c needs emx_onnx_cgen: pip install 'cpprune[export-c]'"
+    file = tmp_path / "pruned-int8.onnx"
+    assert (made.file, made.precision) == (str(file), "int8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pruned-int8.onnx"]
+    split = shards.open_dataset(scenes).split("test")
+    clips = split.fetch(range(len(split)))
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"waveform": np.float32(clips / 32768)})
+    right = (logits.argmax(1) == split.labels).mean()
+    cells = _exports_text([made]).splitlines()[2].split()
+    size = f"{file.stat().st_size:,}"
+    assert cells[:5] == ["pruned-int8.onnx", size, "–", str(len(split)), f"{right:.4f}"]
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(tiny_run, scenes, tmp_path, monkeypatch):
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    without(monkeypatch, "onnx", "onnxscript", "onnxruntime", "emx_onnx_cgen")
+    made, lacking = export_pruned(tmp_path, scenes)
+    assert made == []
+    assert "\n" not in lacking
+    assert lacking.endswith("emx_onnx_cgen: pip install 'cpprune[export-c]'")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_demo_that_is_stopped_says_how_it_goes_on(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("cpprune.cli.demo.build", lambda out, clips: out / "dataset")
-    monkeypatch.setattr("cpprune.training.loop.train", lambda config: {"stopped": "SIGINT"})
+    stopped = StoppedRun(run="R", stopped="SIGINT", epoch=0, batch=1)
+    monkeypatch.setattr("cpprune.training.loop.train", lambda config, **_: stopped)
     outcome = cli("demo", "--out", tmp_path / "demo")
     assert outcome.status == 2
     assert "the demo was stopped; the same command resumes it" in outcome.err
@@ -86,15 +141,15 @@ def test_a_demo_of_other_clips_is_refused(refused, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not DIGITS.is_dir(), reason="needs shared/data/mnist10k")
 def test_digits(cli, tmp_path, monkeypatch):
-    """The configurations as they are, on 10,000 digits: both networks know 97 of 100."""
+    """The configurations with a third of their epochs, on 10,000 digits: both know 97 of 100."""
     monkeypatch.chdir(tmp_path)
     build = ["--source", DIGITS, "--out", "data/mnist"]
     assert cli("shards", "build", "mnist", *build).status == 0
     configs = REPOSITORY / "configs"
-    big = cli("train", "--config", configs / "mnist_big.yaml", "--json")
+    big = cli("train", "--config", configs / "mnist_big.yaml", "--train.epochs", 5, "--json")
     assert big.status == 0, big.err
     assert big.json["parameters"] == 131_316
-    init = ["--init", "runs/mnist_big/model"]
+    init = ["--init", "runs/mnist_big/model", "--train.epochs", 4]
     pruned = cli("prune", "--config", configs / "mnist_prune.yaml", *init, "--json")
     assert pruned.status == 0, pruned.err
     assert pruned.json["parameters"] == 44_784

@@ -9,6 +9,7 @@ import torch
 
 from cpprune.cli import checks
 from cpprune.cli.checks import Finding
+from cpprune.cli.import_probe import Answer, Gpu, Gpus
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ class cuda:
 """
 
 
+@pytest.mark.slow
 def test_this_machine(cli):
     outcome = cli("doctor", "--json")
     found = outcome.json
@@ -108,8 +110,8 @@ def test_an_import_that_hangs(broken, monkeypatch):
     begin = time.monotonic()
     answers = checks.probe(["awake", "sleepy"])
     assert time.monotonic() - begin < 20
-    assert answers["awake"]["error"] is None
-    assert answers["sleepy"]["error"] == "is not done after 1 s"
+    assert answers["awake"].error is None
+    assert answers["sleepy"].error == "is not done after 1 s"
 
 
 def test_versions(monkeypatch):
@@ -135,7 +137,7 @@ GPU = {"name": "H100", "memory_bytes": 80 * 2**30, "capability": [9, 0], "error"
 
 
 def answer(gpus=(), cuda="13.0", reason=None):
-    return {"error": None, "found": {"gpus": list(gpus), "cuda": cuda, "reason": reason}}
+    return Answer("gpus", None, Gpus(cuda, [Gpu(**gpu) for gpu in gpus], reason))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def answer(gpus=(), cuda="13.0", reason=None):
             "warning",
             "hidden by CUDA_VISIBLE_DEVICES=''",
         ),
-        ({"error": "AssertionError: x", "found": None}, "x", {}, "problem", "cannot be listed"),
+        (Answer("gpus", "AssertionError: x"), "x", {}, "problem", "cannot be listed"),
     ],
 )
 def test_gpus(monkeypatch, given, driver, environment, state, says):
@@ -242,6 +244,6 @@ def test_compilers(monkeypatch):
 def test_what_lies_around_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "soxr.py").write_text("raise SystemExit('read from the current folder')")
     monkeypatch.chdir(tmp_path)
-    assert checks.probe(["soxr"]) == {"soxr": {"name": "soxr", "error": None, "found": None}}
+    assert checks.probe(["soxr"]) == {"soxr": Answer("soxr", None)}
     # Nor what lies beside the script.
-    assert "ModuleNotFoundError" in checks.probe(["import_probe"])["import_probe"]["error"]
+    assert "ModuleNotFoundError" in checks.probe(["import_probe"])["import_probe"].error

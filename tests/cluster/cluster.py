@@ -2,13 +2,10 @@
 
 import getpass
 import os
-import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
-
-import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -132,15 +129,6 @@ class Cluster:
         return "\n".join(
             f"== {path.name}\n" + "\n".join(path.read_text().splitlines()[-20:]) for path in paths
         )
-
-
-def required(program, package):
-    """Skip the test, or in CI fail it, where a program is not installed."""
-    path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
-    if path is None:
-        text = f"{program} is not installed: apt-get install {package}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
-    return path
 
 
 def logs(folder):

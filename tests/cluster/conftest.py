@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from cluster import REPOSITORY, Cluster, logs, required
+from cluster import REPOSITORY, Cluster, logs
+from programs import required
 
 # A tiny network on all nodes, one process each; many epochs, so that there is time to interrupt.
 TINY = """

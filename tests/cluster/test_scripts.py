@@ -4,7 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cluster import REPOSITORY, required
+from cluster import REPOSITORY
+from programs import required
 
 SCRIPTS = sorted(path for path in (REPOSITORY / "slurm").iterdir() if path.is_file())
 GOLDEN = Path(__file__).parent / "golden"

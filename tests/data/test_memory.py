@@ -131,6 +131,7 @@ def test_nothing_is_read_again_once_it_is_kept(cli, scenes, tmp_path, monkeypatc
     assert len(counted) == reads
 
 
+@pytest.mark.slow
 def test_a_run_ends_the_same_and_goes_on_in_another_mode(
     cli, stop_at, scenes, tmp_path, monkeypatch
 ):

@@ -31,6 +31,20 @@ def test_base_classes_cover_the_public_layers():
     assert not any(issubclass(layer, private.AnyBatchNorm) for layer in instance_norms)
 
 
+def test_operators_are_seen_in_parts():
+    found = []
+    layer, x = nn.Linear(3, 2), torch.ones(4, 5, 3)
+    for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with context, private.Operators(lambda name, args, result: found.append((name, result))):
+            expected = layer(x)
+        names = [name for name, _ in found]
+        assert names.count("addmm") == 1
+        assert "linear" not in names
+        result = dict(found)["addmm"]
+        assert torch.equal(result.view(4, 5, 2), expected)
+        found.clear()
+
+
 def test_copy_each():
     targets = [torch.zeros(2, 3), torch.zeros(4, dtype=torch.int64)]
     sources = [torch.rand(2, 3), torch.arange(4)]
@@ -124,6 +138,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_peer_that_has_ended_is_recognised(tmp_path):
     processes = [
         subprocess.Popen(
@@ -157,6 +172,7 @@ class Killed(torch.utils.data.Dataset):
         os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_worker_is_recognised():
     loader = torch.utils.data.DataLoader(
@@ -165,3 +181,15 @@ def test_a_killed_worker_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         next(iter(loader))
     assert "set data.workers=0" in str(explain(caught.value)), caught.value
+
+
+def test_a_strided_convolution_of_one_entry_is_not_trained_in_channels_last(monkeypatch):
+    """Without this, pruned ResNets end in a corrupted heap on CPUs with AVX2."""
+    strided, plain = (
+        nn.Conv2d(6, 10, 1, 2),
+        nn.Sequential(nn.Conv2d(6, 10, 1), nn.Conv2d(4, 4, 3, 2)),
+    )
+    for capability, expected in (("AVX2", True), ("AVX512", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert private.channels_last_corrupts(nn.Sequential(strided)) == expected
+        assert not private.channels_last_corrupts(plain)

@@ -1,6 +1,7 @@
 """Two, three and four processes, started once."""
 
 import pytest
+from marks import slow
 from on_ranks import Ranks
 
 
@@ -28,7 +29,7 @@ def four(free_port):
     ranks.end()
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(params=[2, slow(3)])
 def ranks(request):
-    """Two ranks, then three."""
-    return request.getfixturevalue({2: "two", 3: "three"}[request.param])
+    """Two ranks, then three; or as many as a test asks for, with `indirect`."""
+    return request.getfixturevalue({2: "two", 3: "three", 4: "four"}[request.param])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from marks import slow
 from networks import plan_for
 from torch import nn
 
@@ -100,6 +101,7 @@ def test_a_rank_that_differs_is_named(ranks, name):
     assert ranks.call(compared, last, name) == [message] * ranks.world
 
 
+@pytest.mark.slow
 def test_all_ranks_that_differ_from_the_first_are_named(three):
     message = f"before pruning: the network of rank 1, 2 differs from rank 0's: {ADVICE}"
     assert three.call(compared, 0, "feed_forward.1.bias") == [message] * 3
@@ -214,10 +216,16 @@ def close(found, expected):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize(
-    "parts", [[3, 3], [4, 3], [5, 0], [0, 1], [2, 3, 3], [1, 0, 4], [0, 0, 1]], ids=str
+    ("ranks", "parts"),
+    [
+        *((2, parts) for parts in ([3, 3], [4, 3], [5, 0], [0, 1])),
+        *(slow(3, parts) for parts in ([2, 3, 3], [1, 0, 4], [0, 0, 1])),
+    ],
+    indirect=["ranks"],
+    ids=str,
 )
-def test_batch_statistics_are_those_of_the_whole_batch(two, three, parts, training):
-    answers = (two if len(parts) == 2 else three).call(normalised, parts, training)
+def test_batch_statistics_are_those_of_the_whole_batch(ranks, parts, training):
+    answers = ranks.call(normalised, parts, training)
     reference = prepare(nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.2)).double().train(training)
     for number in range(2):
         x, above = batch(sum(parts), number)
@@ -253,6 +261,63 @@ def test_any_batch_norm_can_be_that_of_the_whole_batch(two, settings):
         assert answer["kind"] == "GlobalBatchNorm2d"
         for name, buffer in reference.named_buffers():
             close(answer[name], buffer.double())
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.tanh(super().forward(x)) * 2
+
+
+SHAPES = {"BatchNorm1d": [(), (5,)], "BatchNorm2d": [(3, 2)], "BatchNorm3d": [(2, 3, 2)]}
+SHAPES |= {"SyncBatchNorm": [(), (3, 2)], "BatchNormAct2d": [(3, 2)], "Activated": [(3, 2)]}
+
+
+def kind_of(name):
+    if name == "BatchNormAct2d":
+        from timm.layers import BatchNormAct2d
+
+        return BatchNormAct2d
+    return Activated if name == "Activated" else getattr(nn, name)
+
+
+def rows_of(shape):
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(7, CHANNELS, *shape, generator=generator, dtype=torch.float64)
+
+
+def layer_on_ranks(name, shape):
+    net = nn.Sequential(prepare(kind_of(name)(CHANNELS)))
+    use_global_batch_norm(net)
+    rank = dist.get_rank()
+    own = rows_of(shape).float()[[slice(0, 3), slice(3, 7)][rank]].requires_grad_()
+    y = copy.deepcopy(net).train()(own)
+    y = net.train()(own)
+    (y * own.detach().sin()).sum().backward()
+    return {
+        "y": y.tolist(),
+        "gradient": own.grad.tolist(),
+        "buffers": [buffer.tolist() for buffer in net.buffers()],
+        "names": list(net.state_dict()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name in SHAPES for shape in SHAPES[name]], ids=str
+)
+def test_every_class_of_batch_norm(two, name, shape):
+    answers = two.call(layer_on_ranks, name, list(shape))
+    kind = nn.BatchNorm2d if name == "SyncBatchNorm" and shape else kind_of(name)
+    kind = nn.BatchNorm1d if name == "SyncBatchNorm" and not shape else kind
+    reference = nn.Sequential(prepare(kind(CHANNELS))).double()
+    x = rows_of(shape).requires_grad_()
+    y = reference(x)
+    (y * x.detach().sin()).sum().backward()
+    close([row for answer in answers for row in answer["y"]], y.detach())
+    close([row for answer in answers for row in answer["gradient"]], x.grad)
+    for answer in answers:
+        assert answer["names"] == list(reference.state_dict())
+        for found, expected in zip(answer["buffers"], reference.buffers(), strict=True):
+            close(found, expected.double())
 
 
 def test_half_precision_is_rounded_only_at_the_ends(two):

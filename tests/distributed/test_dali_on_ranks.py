@@ -16,6 +16,7 @@ SETTINGS += ["--optim.schedule", "constant", "--optim.lr", 1e-4, "--augment.mixs
 SETTINGS += ["--augment.roll", 500, "--model.widths", "[6, 8, 10]"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(cli, two, scenes, tmp_path):
     command = ["train", *SETTINGS, "--features.backend", "dali", "--data.path", scenes, "--run"]
     assert cli(*command, tmp_path / "alone").status == 0

@@ -179,6 +179,21 @@ def test_bf16_average_accumulation_and_clipping(free_port, begin, tmp_path):
     assert json.loads(done.stdout)["val"]["log_loss"] < 3
 
 
+@pytest.mark.deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["clean", "on_the_fly"])
+def test_teachers_teach_what_they_do_without_it(two, free_port, begin, tiny_run, tmp_path, mode):
+    more = [*begin, "--distill.teachers", f"[{tiny_run / 'model_last'}]", "--distill.mode", mode]
+    more += ["--distill.label_weight", 0.5]
+    done = launch(2, free_port, *more, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    two.cpprune("prune", *more, "--run", tmp_path / "plain")
+    found, plain = (epochs_of(tmp_path / name) for name in ("run", "plain"))
+    assert len(found) == 3
+    for one, other in zip(found, plain, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+
+
 # --- what is refused ----------------------------------------------------------------------------------
 
 

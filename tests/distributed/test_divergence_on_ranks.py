@@ -52,6 +52,7 @@ def main_with_poison(arguments):
         TrainingStep.__call__ = step
 
 
+@pytest.mark.slow
 def test_weights_that_become_nan(two, command, tmp_path):
     run = tmp_path / "run"
     words = [*command, "--train.epochs", "4"]

@@ -44,6 +44,7 @@ def _one_memory(folder):
     return [_inode(), int(loaded.clips[3, 7]), read]
 
 
+@pytest.mark.slow
 def test_a_node_has_one_copy_without_a_name(two, scenes):
     (inode, sample, read), other = two.call(_one_memory, str(scenes))
     assert sample == 12_345

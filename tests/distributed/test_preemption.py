@@ -63,6 +63,7 @@ def test_a_file_stops_the_run(cli, whole, command, tmp_path, at_read):
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_the_run(cli, whole, command, tmp_path):
     rounds = 0
     while not (tmp_path / "run/result.json").exists():
@@ -79,7 +80,7 @@ def test_a_second_interrupt_kills(tmp_path):
 import os, signal, sys, torch
 from pathlib import Path
 from cpprune.distributed.preemption import Preemption
-with Preemption(Path(sys.argv[1]), 0, torch.device("cpu")) as preemption:
+with Preemption(Path(sys.argv[1]), 0, torch.device("cpu"), signals=True) as preemption:
     os.kill(os.getpid(), signal.SIGINT)
     print(preemption.stop_reason(1), flush=True)
     os.kill(os.getpid(), signal.SIGINT)

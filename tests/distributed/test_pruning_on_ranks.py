@@ -54,15 +54,15 @@ def alone(tiny_run, scenes):
     return plans(str(tiny_run / "model"), str(scenes))
 
 
-@pytest.mark.parametrize("world", [2, slow(4)])
-def test_every_criterion_gives_the_same_bytes(two, four, alone, tiny_run, scenes, world):
-    ranks = two if world == 2 else four
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4], indirect=True)
+def test_every_criterion_gives_the_same_bytes(ranks, alone, tiny_run, scenes):
     for found in ranks.call(plans, str(tiny_run / "model"), str(scenes)):
         assert found == alone
     assert len({plan for plan, _ in alone.values()}) == len(CRITERIA) == 9
 
 
-@pytest.mark.parametrize("kind", ["slimming", "group_norm", "growing"])
+@pytest.mark.parametrize("kind", [slow("slimming"), slow("group_norm"), "growing"])
 def test_a_penalty_is_the_same_on_two_processes(cli, two, tiny_run, scenes, tmp_path, kind):
     settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.train_fraction", 0.2]
     settings += ["--train.batch_size", 9, "--train.epochs", 2]

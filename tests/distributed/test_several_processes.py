@@ -90,7 +90,7 @@ def command(begin, scenes, tmp_path):
 # --- clips --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [9, 31], ids=["last of 5", "last of 1"])
+@pytest.mark.parametrize("size", [9, slow(31)], ids=["last of 5", "last of 1"])
 def test_every_batch_has_the_same_clips(ranks, single, command, tmp_path, size):
     more = ["--train.batch_size", size, "--train.epochs", 2]
     ranks.cpprune("train", *command, *more)
@@ -116,22 +116,37 @@ def test_validation_counts_each_clip_once(ranks, cli, command, scenes, tmp_path)
 # --- weights ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_impulse_responses_do_not_depend_on_the_number_of_processes(
+    two, single, command, noise_folder, tmp_path
+):
+    folder = noise_folder(tmp_path / "responses", ["noise"], 3)
+    more = ["--augment.impulse_responses", folder, "--augment.impulse_response_p", 0.6]
+    two.cpprune("train", *command, *more)
+    alone, together = single("train", *more), tmp_path / "run"
+    assert difference(weights_of(alone), weights_of(together)) < 1e-4
+    assert difference(weights_of(alone), weights_of(single("train"))) > 1e-3
+    (one,), (other,) = epochs_of(alone), epochs_of(together)
+    assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("world", "more"),
+    ("ranks", "more"),
     [
         (2, []),
-        (3, []),
+        slow(3, []),
         (2, ["--train.batch_size", 31]),  # the last batch: one clip, and a rank without any
-        (3, ["--train.batch_size", 31]),
-        (2, ["--train.clip_norm", 0.1]),
-        (2, ["--augment.mixstyle_p", 0, "--augment.mixup_alpha", 0]),
+        slow(3, ["--train.batch_size", 31]),
+        slow(2, ["--train.clip_norm", 0.1]),
+        slow(2, ["--augment.mixstyle_p", 0, "--augment.mixup_alpha", 0]),
     ],
+    indirect=["ranks"],
     ids=str,
 )
 def test_weights_do_not_depend_on_the_number_of_processes(
-    two, three, single, command, tiny_run, tmp_path, world, more
+    ranks, single, command, tiny_run, tmp_path, more
 ):
-    (two if world == 2 else three).cpprune("train", *command, *more)
+    ranks.cpprune("train", *command, *more)
     alone, together = single("train", *more), tmp_path / "run"
     assert difference(weights_of(alone), weights_of(together)) < 1e-4
     assert apart(weights_of(tiny_run), weights_of(alone), weights_of(together)) < 1e-2
@@ -168,7 +183,8 @@ def test_result_and_messages_come_from_rank_0_alone(two, command, tmp_path):
 # --- pruning ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", slow("bn_scale"), slow("group_norm")])
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["magnitude", "bn_scale", "group_norm"])
 def test_big_is_pruned_alike_on_two_processes(cli, two, big_model, scenes, tmp_path, criterion):
     settings = [*SETTINGS, "--init", big_model, "--prune.ratio", 0.41, "--data.path", scenes]
     words = ["prune", *settings, "--prune.criterion", criterion, "--json", "--run"]
@@ -233,7 +249,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("begun", ["not begun", "begun by one"])
+@pytest.mark.parametrize("begun", [slow("not begun"), "begun by one"])
 def test_a_smooth_network_learns_the_same_on_any_number_of_processes(
     ranks, cli, stop_at, scenes, tmp_path, begun
 ):

@@ -15,6 +15,8 @@ import torch
 from run_folder import epochs_of, equal, metrics, tensors
 
 from cpprune.cli.main import main
+from cpprune.distributed import rendezvous
+from cpprune.distributed.watchdog import Watchdog
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "8"]
@@ -223,3 +225,12 @@ def test_a_node_that_joins_later_takes_part(free_port, command, tmp_path):
     assert "goes on from step-" in told
     assert len(epochs_of(tmp_path / "run")) == 60
     assert [line["epoch"] for line in epochs_of(tmp_path / "run")] == list(range(60))
+
+
+def test_from_python_a_hang_is_logged_and_ends_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "watchdog_store", torch.distributed.HashStore)
+    with Watchdog(0.1, ends_process=False) as watchdog:
+        assert watchdog.thread is not None
+        watchdog.thread.join(600)
+        assert not watchdog.thread.is_alive()
+    assert "no step for 0 s: rank 0 is the furthest behind" in caplog.text

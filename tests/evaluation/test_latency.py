@@ -85,6 +85,7 @@ def test_info_measures_when_asked(
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_latency_that_was_limited(
     tiny_run: Path, cli: Callable[..., Any]
 ) -> None:

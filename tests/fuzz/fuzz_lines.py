@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import fuzz_values
 
 # Large numbers here are much work, which is no fault.
-MUCH_WORK = {"--clips", "--epochs", "--train.epochs", "--of", "--trials", "--part"}
+MUCH_WORK = {
+    "--clips",
+    "--min-clips",
+    "--calibration-clips",
+    "--epochs",
+    "--train.epochs",
+    "--of",
+    "--trials",
+    "--part",
+}
 MUCH_WORK |= {"--model.widths", "--model.arguments", "--retry", "--workers"}
 
 
@@ -40,7 +49,7 @@ class Line:
 def _line(words: str, *reads: str, weight: float = 1, changes: tuple[str, ...] = ()) -> Line:
     """Return a line; {tiny} and {model} in its words stand for what several have."""
     listed = words.format(model=MODEL, tiny=TINY).split()
-    configured = listed[0] in ("train", "prune") or listed[:2] == ["info", "--config"]
+    configured = listed[0] in ("train", "prune", "finetune") or listed[:2] == ["info", "--config"]
     return Line(tuple(listed), reads, changes, weight, configured)
 
 
@@ -53,14 +62,38 @@ LINES = (
     _line("info --config config.yaml", "config.yaml", weight=2),
     _line("evaluate {model} --data data --json", MODEL, "data", weight=6),
     _line("evaluate {model} --data data --predictions p.csv", MODEL, "data", weight=3),
+    _line("ensemble {model} {model} --weights 2,1 --data data --json", MODEL, "data"),
+    _line("logits {model} --data data --out l.npz --json", MODEL, "data"),
+    _line("soup {model} runs/b/model --data data --out out --json", MODEL, "runs/b/model", "data"),
+    _line("train {tiny} --train.epochs=1 --distill.teachers=[{model}] --run out", MODEL, "data"),
     _line("predict {model} sounds --json", MODEL, "sounds", weight=3),
     _line("predict {model} sounds/one.flac --predictions p.csv", MODEL, "sounds/one.flac"),
     _line("predict {model} sounds/one.wav", MODEL, "sounds/one.wav"),
     _line("predict {model} sounds/one.ogg --json", MODEL, "sounds/one.ogg"),
     _line("predict {model} sounds/one.mp3", MODEL, "sounds/one.mp3"),
+    _line("listen {model} --file sounds/one.flac", MODEL, "sounds/one.flac"),
+    _line("listen {model} --file sounds/one.mp3 --json", MODEL, "sounds/one.mp3"),
+    _line("export {model} --out out.onnx --json", MODEL, weight=0.3),
+    _line(
+        "export {model} --out out.onnx --precision int8 --data data --check",
+        MODEL,
+        "data",
+        weight=0.3,
+    ),
+    _line(
+        "export {model} --out out.onnx --precision int8 --data data --sensitivity --max-drop 0.5",
+        MODEL,
+        "data",
+        weight=0.3,
+    ),
+    _line("info model.onnx --json", "model.onnx", weight=2),
+    _line("evaluate model.onnx --data data --json", "model.onnx", "data", weight=2),
+    _line("predict model.onnx sounds/one.wav", "model.onnx", "sounds/one.wav"),
+    _line("submit {model} --label Doe_LAB --data data --out out", MODEL, "data", weight=0.5),
     _line("summarise evaluation/a.json evaluation/b.json --json", "evaluation", weight=3),
     _line("summarise evaluation/a.json evaluation/b.json --out s.json", "evaluation", weight=2),
     _line("report runs/a --out r.html", "runs/a", "data", weight=3),
+    _line("report runs/a --exports model.onnx --out r.html", "runs/a", "data", "model.onnx"),
     _line("report runs/stopped --out r.html --json", "runs/stopped", weight=2),
     _line("report runs/a runs/b", "runs", "data", changes=("runs",), weight=0.5),
     _line("compare runs/a runs/b --json", "runs", weight=4),
@@ -118,6 +151,22 @@ LINES = (
         MODEL,
         "data",
     ),
+    _line(
+        "finetune --init {model} --data.path data --train.batch_size 4 --train.epochs 1 --run out "
+        "--min-clips 1",
+        MODEL,
+        "data",
+        weight=0.5,
+    ),
+    _line(
+        "train {tiny} --train.epochs=1 --run out --distill.teachers=[logits.npz]",
+        "logits.npz",
+        "data",
+        weight=2,
+    ),
+    _line(
+        "train {tiny} --init state.pth --train.epochs=1 --run out", "state.pth", "data", weight=2
+    ),
     _line("prune --init {model} --prune.ratio 0.5 --dry-run --json", MODEL, weight=3),
     _line("prune --init {model} --prune.budget params<=1500 --dry-run", MODEL, weight=2),
     _line("prune --init {model} --plan plan.json --dry-run", MODEL, "plan.json", weight=4),
@@ -170,19 +219,19 @@ def options(line: Line) -> tuple[Option, ...]:
             Option(f"--{name}", True, ()) for name in (*groups, "config", "model.arguments.x")
         ]
         return (*found, *(Option(f"--{name}", False, ()) for name in flags if name != "debug"))
-    real = argparse.ArgumentParser.parse_args
+    real = argparse.ArgumentParser.parse_known_args  # which parse_args calls
 
     def seen(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise _Seen(self)
 
-    argparse.ArgumentParser.parse_args = seen  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.parse_known_args = seen  # type: ignore[method-assign,assignment]
     try:
         command(line.words[0])(list(line.words[1:]))
         raise AssertionError(f"{line.words}: no parser was asked")
     except _Seen as caught:
         parser = caught.parser
     finally:
-        argparse.ArgumentParser.parse_args = real  # type: ignore[method-assign]
+        argparse.ArgumentParser.parse_known_args = real  # type: ignore[method-assign]
     if line.words[0] == "shards":
         below = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
         parser = below.choices[line.words[1]]

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Commands that say how far they are before they fail.
-TALKING = {"train", "prune", "sweep", "report", "shards", "demo", "compare", "sensitivity"}
+TALKING = {
+    "train",
+    "prune",
+    "finetune",
+    "sweep",
+    "report",
+    "shards",
+    "demo",
+    "compare",
+    "sensitivity",
+}
 
 
 def judge(
@@ -20,7 +30,7 @@ def judge(
         return "hang", text
     if status < 0:
         return f"signal {signal.Signals(-status).name}", text
-    if "Traceback (most recent call last)" in said or "internal error" in said:
+    if "Traceback (most recent call last)" in said or "cpprune: internal error" in said:
         return _place(said), text
     errors = re.findall(r"^cpprune: error", said, re.M)
     lines = [line for line in said.splitlines() if line.strip()]

@@ -119,6 +119,8 @@ def make_runs() -> None:
     for name in "ab":
         found = call("evaluate", f"runs/{name}/model", "--data", "data", "--json")
         Path(f"evaluation/{name}.json").write_text(found)
+    call("export", "runs/a/model", "--out", "model.onnx")
+    call("logits", "runs/a/model", "--data", "data", "--out", "logits.npz")
     torch.save(safetensors.torch.load_file("runs/a/model/model.safetensors"), "state.pth")
     tree = yaml.safe_load((REPOSITORY / "configs/big.yaml").read_text())
     tree["model"] = {"widths": [6, 8, 10]}

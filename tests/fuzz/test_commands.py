@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SECONDS = 90
+SECONDS = 60
 
 
 @pytest.mark.slow

@@ -42,9 +42,14 @@ def test_it_is_torchs_own(group, dtype, order, rows):
         d_y,
         lambda x, w, b: nn.functional.batch_norm(x, None, None, w, b, True, 0.0, 1e-3),
     )
+    running = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
     found = computed(
-        x, d_y, lambda x, w, b: batch_norm._normalise(x, w.float(), b.float(), 1e-3)[0]
+        *(x, d_y),
+        lambda x, w, b: batch_norm._batch_norm(x, *running, w.float(), b.float(), True, 0.5, 1e-3),
     )
+    values = x.double().transpose(0, 1).reshape(3, -1)
+    for own, of_batch, first in zip(running, (values.mean(1), values.var(1)), (0, 1), strict=True):
+        assert (own.double() - (first + of_batch) / 2).abs().max() < 1e-4
     tolerance = 1e-4 if dtype == torch.float32 else 2**-7
     for one, other in zip(found, exact, strict=True):
         assert (one - other).abs().max() < tolerance * max(1, other.abs().max())

@@ -278,7 +278,7 @@ def test_a_missing_key_is_noticed(key: str, folder: Path) -> None:
     ("path", "value", "message"),
     [
         (("format",), 2, "has format 2, this version reads format 1"),
-        (("architecture",), "resnet50", "'resnet50': choose one of cp_mobile, cp_resnet"),
+        (("architecture",), "resnet50", "'resnet50': choose one of bc_resnet, cnn_gru, cp_mobile"),
         (("widths", "in_c.0"), 9, "does not describe the weights"),
         (("widths", "stage2.block1.conv1"), 6, "does not describe the weights"),
         (("widths", "stage2.block1.conv1"), 0, "widths are not those of the weights"),

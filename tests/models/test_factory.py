@@ -178,6 +178,7 @@ def test_logits_of_another_shape_are_named(module: str) -> None:
     assert all(module.training for module in network.modules())
 
 
+@pytest.mark.slow
 def test_the_current_folder_hides_nothing(module: str, tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("raise RuntimeError\n")
     code = "from cpprune.models.factory import find; find('factory_nets:tiny'); import json"

@@ -85,6 +85,7 @@ def test_it_is_trained_pruned_and_evaluated(cli, scenes, nets):
         )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_what_is_left(cli, scenes, stop_at, nets):
     model = ["--model.factory", "own_nets:Tiny", "--prune.ratio", 0.5, "--prune.start_epoch", 1]
     settings = [*model, *TRAIN, "--data.path", scenes, "--train.epochs", 2]
@@ -100,6 +101,7 @@ def test_a_stopped_run_goes_on_with_what_is_left(cli, scenes, stop_at, nets):
     assert results[0]["fingerprint"] == results[1]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_console_script_finds_it(scenes, nets):
     """The installed script has no current folder on its import path."""
     (nets / "mine.yaml").write_text(

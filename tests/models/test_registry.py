@@ -12,7 +12,13 @@ import cpprune
 from cpprune.models import config as model_config
 from cpprune.models import networks
 from cpprune.models.config import ModelConfig
-from cpprune.models.registry import check_logits, network_class, rebuild_model, settings_of
+from cpprune.models.registry import (
+    can_be_fused,
+    check_logits,
+    network_class,
+    rebuild_model,
+    settings_of,
+)
 from cpprune.pruning.surgery import apply_plan
 
 OWN = """
@@ -74,7 +80,9 @@ def test_a_pruned_family_is_rebuilt_from_its_tensors(name):
 
 @pytest.mark.parametrize("name", networks.NAMES)
 def test_a_family_is_described(cli, name):
-    assert cli("info", "--model.name", name).out.startswith(f"{name} for inputs of 1 × 256 × 44")
+    network = cpprune.build_model(name)
+    shown = network.family_when_fused() if can_be_fused(network) else name
+    assert cli("info", "--model.name", name).out.startswith(f"{shown} for inputs of 1 × 256 × 44")
 
 
 def test_a_family_is_one_file(tiny_net):

@@ -87,7 +87,7 @@ def test_what_is_more_than_a_width_is_refused(name: str, shape: tuple[int, ...])
 
 
 def test_widths_are_those_of_convolutions_and_linear_layers() -> None:
-    expected = {"conv": 6, "depthwise": 6, "grouped": 6, "linear": 6}
+    expected = {"conv": 6, "depthwise": 6, "grouped": 6, "up": 7, "linear": 6, "classifier": 5}
     assert layer_widths(Everything(6)) == expected
     recorded = layer_widths(cpprune.build_model("cp_resnet", widths=[3, 4, 5]))
     assert recorded["stage1.block2.conv1"] == 3

@@ -123,6 +123,7 @@ def test_it_is_loaded_where_the_user_names_its_module(cli, own, monkeypatch):
     assert cli("info", "own/model", "--trust", "more").status == 0
 
 
+@pytest.mark.slow
 def test_started_processes_inherit_it(own):
     code = "import os; from cpprune.models import trust\n"
     code += (

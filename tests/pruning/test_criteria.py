@@ -195,3 +195,30 @@ def test_every_criterion_is_described_and_ranks_channels(
 def test_criteria_are_known_without_torch() -> None:
     code = "import sys; from cpprune.pruning.criteria import CRITERIA; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_fpgm_where_a_grouped_convolution_reads_the_channels(groups):
+    """A channel by its distances from others, in the layer that makes it and the one that reads it."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.Conv2d(8, 12, 3, groups=groups),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ).append(nn.Linear(12, 3))
+    with dependency_graph(network, torch.zeros(1, *SHAPE)) as graph:
+        (group,) = [g for g in prunable_groups(graph, network) if g.layer == "0"]
+        (found,) = score("fpgm", [group], reduction="sum", normaliser="none")
+    makes, reads = network[0].weight.detach().double(), network[1].weight.detach().double()
+    outer, inner = 12 // groups, 8 // groups
+    expected = torch.zeros(8, dtype=torch.float64)
+    columns = [
+        reads[c // inner * outer : (c // inner + 1) * outer, c % inner].flatten() for c in range(8)
+    ]
+    for vectors in (list(makes.flatten(1)), columns):
+        for c in range(8):
+            distances = [(vectors[c].square() - other.square()).norm() for other in vectors]
+            expected[c] += torch.stack(distances).sum()
+    expected = expected.view(groups, -1).mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)

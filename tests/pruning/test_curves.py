@@ -118,7 +118,7 @@ def test_blocks_lose_the_same(tmp_path: Path) -> None:
 
 def file_for(network: nn.Module, path: Path, **changes: Any) -> Path:
     """Curves on which the first groups of the network cost little and the last ones much."""
-    groups, _ = scored_groups(network, SHAPE, PruneConfig())
+    groups = [entry.group for entry in scored_groups(network, SHAPE, PruneConfig())]
     rows = [
         row(group.layer, group.width, [BASELINE + ratio * 2**number for ratio in RATIOS])
         for number, group in enumerate(groups)

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from networks import SHAPE, plan_for
 from torch import nn
 
 import cpprune
 from cpprune.evaluation.complexity import count_macs, count_parameters, latency
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.allocation import Bounds, Limit, meet_latency, parse_budget
+from cpprune.pruning.allocation import Bounds, meet_measured
+from cpprune.pruning.budget import Limit, parse_budget
 from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import UserError
@@ -90,7 +92,7 @@ def test_the_widest_of_the_narrowing_that_is_fast_enough(
     assert tuple(stages[layer] for layer in layers) == rungs[best]
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("scope", [slow("local"), "global"])
 def test_limits_of_both_kinds_hold_together(scope: str, make_network: Make) -> None:
     network = make_network(base_channels=8)
     total = count_parameters(network)
@@ -152,7 +154,7 @@ def narrowing(part: float) -> Any:
 def test_every_limit_is_met_as_tightly_as_it_can_be() -> None:
     for bound in np.linspace(1.5, 120, 80):
         limit = Limit("latency<=…", "latency", float(bound))
-        found = meet_latency(
+        found = meet_measured(
             limit, np.array([90]), one_group(100), narrowing, lambda w: float(w[0])
         )
         assert found.tolist() == [min(90, int(bound))]
@@ -164,7 +166,7 @@ def test_no_group_gets_wider_again() -> None:
 
     allowed = Bounds(np.array([1, 1]), np.array([50, 100]), np.array([1, 1]))
     limit = Limit("latency<=…", "latency", 60.0)
-    found = meet_latency(limit, np.array([10, 80]), allowed, both, lambda w: float(w.sum()))
+    found = meet_measured(limit, np.array([10, 80]), allowed, both, lambda w: float(w.sum()))
     assert found.tolist() == [10, 50]
 
 
@@ -178,23 +180,24 @@ def test_a_measurement_that_was_off_is_made_up_for() -> None:
         calls += 1
         return float(widths[0]) * (2 / 3 if calls <= 7 else 1)
 
-    found = meet_latency(limit, whole, one_group(100), narrowing, quicker_at_first)
+    found = meet_measured(limit, whole, one_group(100), narrowing, quicker_at_first)
     assert found.tolist() == [40]
     assert calls < 20
     gets_busy = iter([100.0, *[1.0] * 6, *[41.0] * 1000])
     with pytest.raises(UserError, match=r"latency<=40ms \(at least 41ms here\)"):
-        meet_latency(limit, whole, one_group(100), narrowing, lambda _: next(gets_busy))
+        meet_measured(limit, whole, one_group(100), narrowing, lambda _: next(gets_busy))
 
 
 def test_the_preview_measures_before_and_after(make_network: Make) -> None:
     network = make_network(base_channels=4)
     plan = plan_for(network, ratio=0.5)
-    shown = preview(network, SHAPE, [plan], per_mac)
+    shown = preview(network, SHAPE, [plan], parse_budget("latency<=1s"), per_mac)
     for key in ("before", "after"):
         assert shown[key]["latency_ms"] == shown[key]["macs"] / 1e6
     assert "latency_ms" not in preview(network, SHAPE, [plan])["after"]
 
 
+@pytest.mark.slow
 def test_a_real_clock(make_network: Make) -> None:
     shape = (1, 256, 44)
     network = make_network()

@@ -35,7 +35,7 @@ def test_the_curves(ramp: str, expected: list[float]) -> None:
     assert parameters_at(ramp, 0, START, END) == START
 
 
-@pytest.mark.parametrize("ramp", ["linear", "cubic", "exponential"])
+@pytest.mark.parametrize("ramp", [slow("linear"), slow("cubic"), "exponential"])
 @pytest.mark.parametrize("how", [{"ratio": 0.41}, {"budget": "params<=44784"}])
 @pytest.mark.parametrize("scope", [slow("local"), "global"])
 def test_every_step_is_just_under_the_curve(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.regularizers import Penalty
 
 SHAPE = (1, 64, 32)
@@ -15,7 +16,8 @@ Make = Callable[..., nn.Module]
 
 
 def penalty(network: nn.Module, kind: str, until: int = 10) -> Penalty:
-    return Penalty(network, SHAPE, kind, 0.5, until)
+    config = PruneConfig(ratio=0.5, start_epoch=1, sparsity=kind, sparsity_strength=0.5)
+    return Penalty(network, SHAPE, config, until)
 
 
 def squares_of(network: nn.Module, group: tuple[list[str], list[str], list[str]]) -> torch.Tensor:

@@ -126,6 +126,7 @@ def test_the_picture_is_one(measured: Path) -> None:
         assert sum(count > 50 for count in seen) >= 2
 
 
+@pytest.mark.slow
 def test_what_is_printed(tiny_run: Path, scenes: Path, tmp_path: Path, cli: Cli) -> None:
     command = ["sensitivity", tiny_run / "model", "--data", scenes, "--clips", 5]
     command += ["--ratios", "0.5", "--split", "test", "--criterion", "taylor", "--out", tmp_path]

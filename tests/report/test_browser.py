@@ -1,50 +1,23 @@
 """The pages in a real browser, opened from disk: figures, sorting, tooltips, phones, and no network."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import headless_chromium
 
 pytestmark = pytest.mark.browser
 
-OPTIONS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--no-first-run"),
-)
 PHONE, DESK = 390, 1200
-
-
-def required(program: str, package: str) -> str:
-    """Skip the test, or in CI fail it, where a program is not installed."""
-    path = shutil.which(program)
-    if path is None:
-        text = f"{program} is not installed: apt-get install {package}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
-    assert path is not None
-    return path
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A headless Chromium that logs what it asks the network for."""
-    program, server = required("chromium", "chromium"), required("chromedriver", "chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(server))
-    try:
+    with headless_chromium(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,7 @@ def test_other_mistakes(refused: Any, run: Path, tmp_path: Path) -> None:
     refused("report", run, "--out", tmp_path / "file/page.html", names=["page.html", "--out"])
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_is_a_warning(
     cli: Any, tiny: Any, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

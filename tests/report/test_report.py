@@ -58,6 +58,19 @@ def test_the_curves_are_the_journal(page: Page, pruned_run: Path) -> None:
         assert f"{tip}{line['val_log_loss']:.4g}" in page.tips
     assert "pruned at the start of epoch 1" in page.tips
     assert "pruned at the start of epoch 2" in page.tips
+    assert "Loss in nats over epochs; ✂: pruned." in page.text
+
+
+def test_the_beginning_of_quantised_training(
+    call: Callable[..., int], page_of: Pages, tiny_run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "quantised"
+    settings = ["--init", tiny_run / "model", "--data.path", scenes, "--train.epochs", 2]
+    assert call("train", *settings, "--quantize.start_epoch", 1, "--run", run) == 0
+    page = page_of(run)
+    assert "quantised at the start of epoch 2" in page.tips
+    assert "Loss in nats over epochs; int8: quantised." in page.text
+    assert "Quantised (int8) at the start of epoch 2: 15 layers; in float32: first." in page.text
 
 
 def test_throughput_and_memory_are_the_journal(page: Page, pruned_run: Path) -> None:

@@ -28,6 +28,7 @@ def settings(tiny_run: Path, scenes: Path, tmp_path: Path) -> list[Any]:
     return ["prune", *given, "--run", tmp_path / "run"]
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_run(curves: Path, settings: list[Any], tmp_path: Path, cli: Cli) -> None:
     file = shutil.copy(curves, tmp_path / "mine.json")
     scope = ["--prune.scope", "sensitivity", "--prune.sensitivity"]

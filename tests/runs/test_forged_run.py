@@ -27,6 +27,7 @@ from cpprune.pruning.plan import read_plan
 from cpprune.report.run_folder import read_run
 from cpprune.runs import checkpoint
 from cpprune.runs.folder import truncate_ids
+from cpprune.runs.identity import RunIdentity
 from cpprune.runs.log import RunLog
 from cpprune.sweeps.trial import read_epochs, read_result
 from shards.errors import UserError
@@ -151,7 +152,7 @@ def test_an_epoch_of_another_kind(cli, run, key):
     (run / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(EPOCH), '{"epoch": ']))
     both(cli, run)
     found = read_run(run)
-    assert found.epochs[-1]["epoch"] == 0
+    assert found.epochs[-1].epoch == 0
     assert any("damaged and left out" in note for note in found.notes)
 
 
@@ -264,7 +265,7 @@ def test_plans_and_sensitivities(tmp_path):
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     tensors = checkpoint.Tensors({"a": torch.zeros(2)}, {}, {})
-    identity = {"settings": {}, "init": None, "dataset": "x", "features": None}
+    identity = RunIdentity({}, None, "x", None)
     checkpoint.save(tmp_path, 1, checkpoint.Progress(epoch=1, step=3), identity, tensors, None)
     return tmp_path / "step-00000003"
 

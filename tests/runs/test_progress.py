@@ -20,6 +20,7 @@ import cpprune
 from cpprune.config import RunConfig
 from cpprune.pruning.config import PruneConfig
 from cpprune.runs import progress as terminal
+from cpprune.runs.records import RunResult, Validation
 
 SETTINGS = ["--model.widths", "[6, 8, 10]", "--train.batch_size", "8", "--train.epochs", "2"]
 SETTINGS += ["--optim.schedule", "constant"]
@@ -50,6 +51,7 @@ def on_a_terminal(columns: int, *arguments: object) -> str:
     return seen.decode()
 
 
+@pytest.mark.slow
 def test_the_line_of_an_epoch(scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     raw = on_a_terminal(130, "train", *SETTINGS, "--data.path", scenes, "--run", run)
@@ -77,12 +79,27 @@ def test_the_line_of_an_epoch(scenes: Path, tmp_path: Path) -> None:
     assert [line[:9] for line in stay[1:4]] == ["epoch 1/2", "epoch 2/2", "done: bes"]
 
 
-def closing(prune: PruneConfig, tmp_path: Path, parameters: int, family: str = "cp_resnet") -> str:
+def closing(
+    prune: PruneConfig,
+    tmp_path: Path,
+    parameters: int,
+    family: str = "cp_resnet",
+    operations: int = 2_010_000,
+) -> str:
     config = RunConfig(run=str(tmp_path), prune=prune)
     network = cpprune.build_model("cp_resnet", widths=[4, 4, 4])
     model: Any = SimpleNamespace(network=network, input_shape=(1, 256, 44), family=family)
-    val = {"macro_accuracy": 0.51, "accuracy": 0.52, "log_loss": 1.3, "clips": 2200}
-    result = {"epoch": 3, "model": "M", "parameters": parameters, "macs": 2_000_000, "val": val}
+    val = Validation(macro_accuracy=0.51, accuracy=0.52, log_loss=1.3, clips=2200)
+    result = RunResult(
+        run="R",
+        epoch=3,
+        model="M",
+        parameters=parameters,
+        macs=2_000_000,
+        operations=operations,
+        val=val,
+        fingerprint="F",
+    )
     return "\n".join(terminal.closing_lines(config, result, model))
 
 
@@ -95,6 +112,9 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
     assert "--trust" not in said
     own = closing(PruneConfig(), tmp_path, 47_028, "my.nets:tiny")
     assert " --trust my.nets\n" in own
+    assert "operations" not in said
+    more = closing(PruneConfig(), tmp_path, 47_028, operations=5_000_000)
+    assert "and 2,000,000 MACs (5,000,000 operations)\n" in more
     (tmp_path / "tracking.json").write_text('{"look": "tensorboard --logdir there"}')
     assert "tensorboard --logdir there" in closing(PruneConfig(), tmp_path, 47_028)
 
@@ -106,11 +126,20 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
         ("params<=47027", ["params<=47027 is NOT met"]),
         ("bytes<=94055@fp16,macs<=2e6", ["bytes<=94055@fp16 is NOT met", "macs<=2e6 is met"]),
         ("macs<=1999999", ["macs<=1999999 is NOT met"]),
+        ("operations<=2010000", ["operations<=2010000 is met"]),
+        ("operations<=2009999", ["operations<=2009999 is NOT met"]),
+        ("exported<=4999@int8", ["exported<=4999@int8 is NOT met"]),
+        ("exported<=5000@int8,macs<=1", ["exported<=5000@int8 is met", "macs<=1 is NOT met"]),
         ("latency<=0.001us", ["latency<=0.001us is NOT met (", " ms now)"]),
         ("latency<=1000s", ["latency<=1000s is met ("]),
     ],
 )
-def test_whether_a_budget_is_met(budget: str, verdicts: list[str], tmp_path: Path) -> None:
+def test_whether_a_budget_is_met(
+    budget: str, verdicts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "cpprune.pruning.measured.exported_bytes", lambda network, shape, precision: 5000
+    )
     said = closing(PruneConfig(budget=budget), tmp_path, 47_028)
     assert all(verdict in said for verdict in verdicts), said
 

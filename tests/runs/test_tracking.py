@@ -12,6 +12,8 @@ import pytest
 import yaml
 from run_folder import epochs_of, metrics
 
+from cpprune.config import FREE_FORM
+
 # 32 clips in 4 batches, then 22 to validate: 5 reads an epoch.
 SETTINGS = [
     *("--model.widths", "[6, 8, 10]", "--data.train_fraction", 0.25, "--train.batch_size", 8),
@@ -105,7 +107,7 @@ def values(items: Any) -> dict[str, Any]:
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        deeper = isinstance(value, dict) and prefix + key != "model.arguments"
+        deeper = isinstance(value, dict) and prefix + key not in FREE_FORM
         found |= flat(value, f"{prefix}{key}.") if deeper else {prefix + key: value}
     return found
 

@@ -5,6 +5,7 @@ import pytest
 from cpprune.audio.config import IMAGE, PRESETS, FeaturesConfig
 from cpprune.config import RunConfig, key_types
 from cpprune.data.config import DataConfig
+from cpprune.distill.config import DistillConfig
 from cpprune.models.config import ModelConfig
 from cpprune.pruning.config import PruneConfig
 from cpprune.settings.choices import choices_of, hints
@@ -12,6 +13,7 @@ from cpprune.training.config import OptimConfig, TrainConfig
 
 ROOMS = {
     "data": DataConfig,
+    "distill": DistillConfig,
     "features": FeaturesConfig,
     "model": ModelConfig,
     "optim": OptimConfig,

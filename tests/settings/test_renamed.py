@@ -32,10 +32,10 @@ def test_the_table_leads_to_names_that_there_are():
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.VALUES["features.preset"].items())
-def test_an_old_preset_is_the_new_one(old, new, capsys):
+def test_an_old_preset_is_the_new_one(old, new, caplog):
     assert cpprune.log_mel(old).spec == cpprune.log_mel(new).spec == PRESETS[new]
     assert FeaturesConfig(preset=old) == FeaturesConfig(preset=new)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert f"features.preset={old} is now {new}" in line
     assert renamed.LAST_VERSION in line
 
@@ -50,7 +50,7 @@ def parsed(*words):
     return parse(build_parser("x", "", {}), [str(word) for word in words], [])
 
 
-def test_old_names_in_a_file_and_on_the_command_line_give_the_same_run(tmp_path, capsys):
+def test_old_names_in_a_file_and_on_the_command_line_give_the_same_run(tmp_path, caplog):
     file = tmp_path / "old.yaml"
     file.write_text(OLD)
     from_file = parsed("--config", file)
@@ -58,9 +58,10 @@ def test_old_names_in_a_file_and_on_the_command_line_give_the_same_run(tmp_path,
         "--data.resident=host --data.split_fraction 0.5 --features.preset seed128 --optim.lr 1e-3"
     )
     typed = parsed(*words.split())
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert len(caplog.messages) == 3
+    caplog.clear()
     new = parsed(*[f"--{key}={value}" for key, value in NEW.items()], "--optim.lr=1e-3")
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     assert from_file == typed == new
     assert new.explicit == {*NEW, "optim.lr"}
 

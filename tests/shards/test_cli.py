@@ -7,6 +7,7 @@ import pytest
 
 from shards import UserError
 from shards.cli.main import main
+from shards.log import printed_log
 
 
 def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +21,8 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert plan["splits"]["test"]["count"] == 50
     assert not Path(out).exists()
     assert main([*build, "--dry-run"]) == 0
-    assert main(build) == 0
+    with printed_log():
+        assert main(build) == 0
     written = capsys.readouterr()
     assert "Writing clips: 200 of 200" in written.err
     assert "is complete" in written.out

@@ -14,7 +14,7 @@ import soundfile
 from shards import UserError, open_dataset
 from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions
-from shards.reader import Split
+from shards.split import Split
 
 
 def test_what_a_dataset_says(tau_dataset: Path) -> None:
@@ -153,3 +153,21 @@ def test_folders_that_are_no_datasets(tau_dataset: Path, tmp_path: Path) -> None
     (copy / "dataset.json").write_text(manifest.replace("shards/1", "shards/9"))
     with pytest.raises(UserError, match="format"):
         open_dataset(copy)
+
+
+def test_some_of_a_split(tau_dataset: Path) -> None:
+    split = open_dataset(tau_dataset).split("test")
+    devices = split.column("device")
+    some = split.where("device", "b")
+    rows = np.flatnonzero(devices == "b")
+    assert 0 < len(some) == len(rows) < len(split)
+    assert some.keys == [split.keys[row] for row in rows]
+    assert set(some.column("device")) == {"b"}
+    assert np.array_equal(some.labels, split.labels[rows])
+    assert np.array_equal(some.fetch([1, 0]), split.fetch(rows[[1, 0]]))
+    turned = split.take([3, 0])
+    assert turned.keys == [split.keys[3], split.keys[0]]
+    assert len(split.where("device", "none")) == 0
+    assert split.where("device", "none").keys == []
+    with pytest.raises(UserError, match=f"positions go from 0 to {len(some) - 1}"):
+        some.fetch([len(some)])

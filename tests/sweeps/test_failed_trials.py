@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cpprune.sweeps.results import _rank
+from cpprune.sweeps.results import TrialRecord, _rank
 
 # A training whose first validation is not finite; with x=1 it diverges altogether.
 DIVERGING = """
@@ -26,14 +26,15 @@ if x == 1:
 
 
 def test_a_trial_whose_folder_is_gone_comes_after_those_that_can_be_shown():
+    rest = {"run": "", "epoch": 0, "parameters": 1, "macs": 1, "arguments": {}, "error": None}
     trials = [
-        {"number": 0, "state": "done", "value": None},
-        {"number": 1, "state": "failed", "value": None},
-        {"number": 2, "state": "done", "value": 0.1},
-        {"number": 3, "state": "done", "value": 0.2},
+        TrialRecord(number=0, state="done", value=None, **rest),
+        TrialRecord(number=1, state="failed", value=None, **rest),
+        TrialRecord(number=2, state="done", value=0.1, **rest),
+        TrialRecord(number=3, state="done", value=0.2, **rest),
     ]
     best_first = sorted(trials, key=lambda trial: _rank(trial, "maximize"))
-    assert [trial["number"] for trial in best_first] == [3, 2, 0, 1]
+    assert [trial.number for trial in best_first] == [3, 2, 0, 1]
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def refused(folder, sweep_file, name):
 
 def test_what_is_whole_is_read(folder, sweep_file):
     found = opened(folder, sweep_file)
-    assert [trial["state"] for trial in found["trials"]] == ["done", "stopped"]
+    assert [trial.state for trial in found.trials] == ["done", "stopped"]
 
 
 @pytest.mark.parametrize("data", BROKEN, ids=lambda data: repr(data[:12]))

@@ -70,6 +70,7 @@ def ended(process, status=0):
     return out, err.splitlines()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_trials(start, tmp_path):
     parameters = {"x": {"values": [1, 2, 3, 4, 5]}, "y": {"values": [True, False]}}
     keys = {"parameters": parameters}
@@ -183,6 +184,7 @@ def test_a_command_that_trains_elsewhere_fails(start, tmp_path):
     assert "there is no result.json in" in lines[1]
 
 
+@pytest.mark.slow
 def test_poor_trials_end_early(start, tmp_path):
     parameters = {"x": {"values": [3, 10, 20, 3.0]}}
     early = {"type": "hyperband", "min_iter": 1, "eta": 2}

@@ -9,7 +9,7 @@ from cpprune.cli.sweep import trials_table
 from cpprune.sweeps.definition import read_sweep
 from cpprune.sweeps.results import collect, write_csv
 from cpprune.sweeps.study import SharedStudy
-from cpprune.sweeps.trial import last_error, read_epochs
+from cpprune.sweeps.trial import TrialEpoch, last_error, read_epochs
 from shards.files.atomic import drop_partial_line
 from shards.files.locks import FileLock
 
@@ -192,5 +192,5 @@ def test_a_sweep_without_a_trial_has_results(board, tmp_path):
 
 def test_a_line_that_is_being_written_is_not_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n{"event": "prune"}\n{"epo')
-    assert read_epochs(tmp_path) == [{"epoch": 0}]
+    assert read_epochs(tmp_path) == [TrialEpoch(epoch=0)]
     assert read_epochs(tmp_path / "none") == []

@@ -1,5 +1,7 @@
 """What is compiled in a training step, on the CPU, where Inductor writes C++ instead of Triton."""
 
+import os
+
 import pytest
 import torch
 from networks import plan_for
@@ -7,6 +9,7 @@ from networks import plan_for
 import cpprune
 from cpprune.audio.config import PRESETS
 from cpprune.audio.frontend import LogMel
+from cpprune.deps.torch import inductor_cache
 from cpprune.pruning.surgery import apply_plan
 from cpprune.training.engine import Forward
 
@@ -41,7 +44,7 @@ def test_a_compiled_network_computes_the_same_before_and_after_a_cut():
     network = cpprune.build_model("cp_resnet", widths=[6, 8, 10]).eval()
     sizes = set()
     for _ in range(2):
-        plain, compiled = (Forward(network, how, "no") for how in ("off", "auto"))
+        plain, compiled = (Forward(network, "no", compiled=how) for how in (False, True))
         for rows in (3, 2, 3):  # a full batch, the last one, and a full one again
             x = torch.randn(rows, *SHAPE).contiguous(memory_format=torch.channels_last)
             expected, expected_gradients = gradients(plain, x)
@@ -54,3 +57,22 @@ def test_a_compiled_network_computes_the_same_before_and_after_a_cut():
         plan = plan_for(network, SHAPE, scope="global", ratio=0.4)
         apply_plan(network, SHAPE, plan)
     assert len(sizes) == 2
+
+
+def test_compiled_code_is_kept_in_a_folder_unless_told_otherwise(tmp_path, monkeypatch):
+    x = torch.randn(2, *SHAPE).contiguous(memory_format=torch.channels_last)
+
+    def compile_one(width):
+        torch.compiler.reset()
+        Forward(cpprune.build_model("cp_resnet", widths=[width] * 3), "no", compiled=True)(x)
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with inductor_cache(tmp_path / "run"):
+        compile_one(4)
+    assert str(tmp_path) not in os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert list((tmp_path / "run").rglob("*.so"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    with inductor_cache(tmp_path / "other"):
+        compile_one(6)
+    assert list((tmp_path / "mine").rglob("*.so"))
+    assert not (tmp_path / "other").exists()

@@ -89,7 +89,7 @@ def test_what_was_recorded_can_be_let_go_of(sums):
 
 
 def test_there_is_no_recorder_without_a_gpu():
-    assert cuda_graph.recorder("graph", CPU) is None
+    assert cuda_graph.recorder(CPU) is None
 
 
 # --- a training ---------------------------------------------------------------------------------------
@@ -109,14 +109,11 @@ def taped(monkeypatch):
     """Let trainings record on this machine; returns what was recorded."""
     made = []
 
-    def recorder(compiled, device):
-        def counted(run):
-            made.append(run)
-            return record(run)
+    def counted(run):
+        made.append(run)
+        return record(run)
 
-        return counted if compiled == "graph" else None
-
-    monkeypatch.setattr(cuda_graph, "recorder", recorder)
+    monkeypatch.setattr(cuda_graph, "recorder", lambda device: counted)
     monkeypatch.setattr(engine, "PLAIN_STEPS", 2)
     return made
 
@@ -140,12 +137,13 @@ def command(cli, scenes, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", slow("adam"), slow("sgd")])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_a_recorded_training_ends_with_the_same_bits(command, taped, optimizer):
     settings = [*ALL, "--optim.name", optimizer]
-    plain = command("plain", *settings)
+    plain = command("plain", *settings, "--train.compile", "off")
     assert not taped
-    recorded = command("recorded", *settings, "--train.compile", "graph")
+    recorded = command("recorded", *settings)
     assert len(taped) >= 4  # with and without mixing, before and after the cut
     assert_same_run(plain, recorded)
 
@@ -153,7 +151,7 @@ def test_a_recorded_training_ends_with_the_same_bits(command, taped, optimizer):
 @pytest.mark.slow
 def test_a_recorded_training_goes_on_with_the_same_bits(command, taped):
     """Where it goes on it takes plain steps again, which have to be the replayed ones."""
-    settings = [*ALL, "--train.compile", "graph", "--train.checkpoint_steps", 5]
+    settings = [*ALL, "--train.checkpoint_steps", 5]
     whole = command("whole", *settings)
     recorded = len(taped)
     for _ in range(100):
@@ -179,8 +177,8 @@ def test_a_step_that_is_not_finite_changes_nothing(command, taped, monkeypatch, 
         return found
 
     monkeypatch.setattr(step.TrainingStep, "inputs", spoilt)
-    plain = command("plain", "--optim.name", optimizer)
-    recorded = command("recorded", "--optim.name", optimizer, "--train.compile", "graph")
+    plain = command("plain", "--optim.name", optimizer, "--train.compile", "off")
+    recorded = command("recorded", "--optim.name", optimizer)
     assert taped
     assert_same_run(plain, recorded)
     assert all(t.abs().max() < 1e3 for t in weights_of(recorded, "model_last").values())

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from cpprune.models.quantized import quantize
 from cpprune.training.ema import Average
 
 
@@ -29,3 +30,13 @@ def test_it_follows_by_its_decay() -> None:
         torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-5, atol=1e-6)
     assert not average.network.training
     assert network.training
+
+
+def test_it_takes_ranges_of_activations_over() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1))
+    ranges = quantize(network, (1, 4, 4), []).ranges
+    average = Average(network, 0.9)
+    network.train()(torch.ones(1, 1, 4, 4))
+    average.follow(network, torch.tensor(100.0))
+    assert ranges.any()
+    assert torch.equal(average.network.fake_quantize.ranges, ranges)

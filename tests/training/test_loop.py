@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from marks import slow
 from run_folder import assert_same_run, epochs_of, ids_of, weights_of
 
 import cpprune
@@ -42,7 +43,7 @@ def test_figures_of_the_last_epoch_are_those_of_evaluate(cli, tiny_run, scenes):
     assert report["macro_accuracy"] == pytest.approx(last["val_macro_accuracy"], abs=1e-6)
 
 
-@pytest.mark.parametrize("monitor", ["macro_accuracy", "log_loss"])
+@pytest.mark.parametrize("monitor", ["macro_accuracy", slow("log_loss")])
 def test_the_best_model_is_that_of_the_best_epoch(cli, tiny, scenes, tmp_path, monitor):
     for seed in range(20):
         run = tmp_path / str(seed)
@@ -95,7 +96,7 @@ def configuration(scenes, run, **changes):
 
 def test_a_run_is_a_function_of_its_seed(scenes, tmp_path):
     prints = [
-        train(configuration(scenes, tmp_path / name, seed=seed))["fingerprint"]
+        train(configuration(scenes, tmp_path / name, seed=seed)).fingerprint
         for name, seed in (("one", 1), ("again", 1), ("two", 2))
     ]
     assert prints[0] == prints[1] != prints[2]
@@ -231,6 +232,7 @@ def test_fine_tuning_starts_from_the_weights_given(cli, tiny_run, scenes, tmp_pa
             torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_debug_overfits_one_batch_and_says_so(cli, tiny, scenes, tmp_path):
     run = tmp_path / "run"
     settings = ["--data.path", scenes, "--run", run, "--optim.lr", 1e-2]

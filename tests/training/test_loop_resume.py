@@ -19,7 +19,7 @@ import cpprune.evaluation.metrics
 SETTINGS = [
     *("--data.train_fraction", 0.25, "--train.batch_size", 8, "--train.epochs", 4),
     *("--model.widths", "[6, 8, 10]", "--augment.mixstyle_p", 0.6, "--augment.mixup_alpha", 0.3),
-    *("--optim.lr", 3e-3, "--optim.schedule", "cosine", "--optim.warmup_epochs", 1),
+    *("--optim.lr", 3e-3, "--optim.schedule", "cosine", "--optim.warmup_steps", 2),
     *("--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1),
     *("--prune.sparsity", "growing", "--prune.sparsity_strength", 1e-2),
     *("--prune.learning_rate", "rewind", "--train.ema_decay", 0.9),
@@ -53,14 +53,14 @@ def test_the_run_that_is_compared_with_is_one(whole_run):
         slow([1], 0, None),  # before anything
         slow([3], 0, None),  # in the first epoch
         slow([3], 1, "step-00000002"),
-        ([5], 1, "step-00000003"),  # while validating
+        slow([5], 1, "step-00000003"),  # while validating
         slow([6], 0, "step-00000004"),  # between the first event and the first step after it
         ([8], 1, "step-00000006"),  # after the first event
         slow([9], 3, "step-00000006"),  # with a step to do again
-        ([11], 1, "step-00000008"),  # between the second event and the first step after it
+        slow([11], 1, "step-00000008"),  # between the second event and the first step after it
         slow([13], 1, "step-00000010"),
         slow([20], 0, "step-00000012"),  # while validating for the last time
-        ([4, 4, 4, 4, 4, 4], 1, "step-00000013"),  # before, between and after the events
+        slow([4, 4, 4, 4, 4, 4], 1, "step-00000013"),  # before, between and after the events
     ],
 )
 def test_a_stopped_run_ends_with_the_same_bits(
@@ -81,7 +81,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("step-", 1), slow("step-", 3), ("model", 1), slow("model_last", 3)]
+    ("name", "number"), [("step-", 1), slow("step-", 3), slow("model", 1), slow("model_last", 3)]
 )
 def test_a_stop_while_something_is_written(
     cli, whole_run, command, tmp_path, monkeypatch, name, number
@@ -106,10 +106,8 @@ def test_a_stop_while_something_is_written(
     assert_same_run(run, whole_run)
 
 
-@pytest.mark.parametrize(
-    "checkpoint",
-    ["step-00000006", slow("step-00000002"), slow("step-00000011")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["step-00000002", "step-00000006", "step-00000011"])
 def test_a_killed_process(cli, whole_run, command, tmp_path, checkpoint):
     """SIGKILL, before, between and after the events; checkpoints at every step."""
     run = tmp_path / "run"
@@ -133,6 +131,7 @@ def test_a_killed_process(cli, whole_run, command, tmp_path, checkpoint):
     assert_same_run(run, whole_run)
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_may_change_when_a_run_goes_on(
     cli, whole_run, scenes, stop_at, tmp_path
 ):
@@ -165,6 +164,7 @@ def test_a_finished_run_is_not_trained_again(cli, whole_run, command, tmp_path, 
     assert metrics(run) == metrics(whole_run)
 
 
+@pytest.mark.slow
 def test_resume_never_begins_again(cli, whole_run, command, stop_at, tmp_path):
     run = tmp_path / "run"
     with stop_at(12):

@@ -45,6 +45,7 @@ def test_the_average_is_what_is_saved_and_it_is_cut_along(run):
     assert loaded.metadata["metrics"]["val"]["log_loss"] == epochs_of(folder)[-1]["val_log_loss"]
 
 
+@pytest.mark.slow
 def test_the_average_keeps_what_it_knew_of_the_channels_that_stay(run):
     """One step after a cut, the average is still nine tenths of what it was before."""
     folder = run("--train.ema_decay", 0.9, "--train.checkpoint_steps", 1, *MANY)
@@ -62,6 +63,7 @@ def at(folder, step, name):
     return tensors(folder / f"checkpoints/step-{step:08d}" / f"{name}.safetensors")
 
 
+@pytest.mark.slow
 def test_slimming_pulls_the_scales_down_until_the_last_cut(run):
     more = ["--train.checkpoint_steps", 1, *MANY, "--optim.name", "sgd", "--optim.lr", 1e-3]
     plain = run(*more)
@@ -79,6 +81,7 @@ def test_slimming_pulls_the_scales_down_until_the_last_cut(run):
     )
 
 
+@pytest.mark.slow
 def test_the_learning_rate_begins_anew_with_every_cut(run):
     cosine = ["--optim.schedule", "cosine", "--optim.warmup_epochs", 0, "--optim.last_factor", 0.1]
     rates = [line["lr"] for line in epochs_of(run(*cosine))]
@@ -87,6 +90,30 @@ def test_the_learning_rate_begins_anew_with_every_cut(run):
     anew = run(*cosine, "--prune.learning_rate", "rewind")
     # Spans of one epoch, one epoch and two.
     assert [line["lr"] for line in epochs_of(anew)] == pytest.approx([3e-3, 3e-3, 3e-3, 3e-4])
+
+
+def test_a_schedule_by_step_moves_every_step_and_begins_anew_with_every_cut(run):
+    """A step of SGD is the learning rate times its momentum, which the checkpoint holds."""
+    more = ["--optim.schedule", "cosine", "--optim.warmup_steps", 2, "--optim.last_factor", 0]
+    more += [
+        "--prune.learning_rate",
+        "rewind",
+        "--optim.name",
+        "sgd",
+        "--train.checkpoint_steps",
+        1,
+    ]
+    folder = run(*more, *MANY)
+    name = "stage3.block2.conv1.weight"
+    # Two steps of linear warm-up and half a cosine over the other two of the four steps.
+    for step, factor in ((2, 1 / 2), (3, 1), (4, 1 / 2), (6, 1 / 2), (7, 1), (8, 1 / 2)):
+        moved = at(folder, step - 1, "network")[name] - at(folder, step, "network")[name]
+        momentum = at(folder, step, "optimizer")[f"{name}/momentum_buffer"]
+        torch.testing.assert_close(moved, 3e-3 * factor * momentum, rtol=1e-3, atol=1e-7)
+    # The line of an epoch has the rate of its last step; the last two epochs are one span.
+    last = 3e-3 * (1 + math.cos(math.pi * 5 / 6)) / 2
+    rates = [line["lr"] for line in epochs_of(folder)]
+    assert rates == pytest.approx([1.5e-3, 1.5e-3, 3e-3 * (1 + math.cos(math.pi / 6)) / 2, last])
 
 
 def test_a_ramp_of_the_parameter_count(run):
@@ -99,6 +126,7 @@ def test_a_ramp_of_the_parameter_count(run):
     assert metrics(folder)[-1]["parameters"] == end
 
 
+@pytest.mark.slow
 def test_state_dropped_is_state_gone(run):
     folder = run("--train.checkpoint_steps", 1, *MANY, "--prune.carry_state", "false")
     assert at(folder, 5, "optimizer")["in_c.0.weight/step"] == 1

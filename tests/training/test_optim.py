@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cpprune.training.config import OptimConfig
 from cpprune.training.optim import (
+    Span,
     build_optimizer,
     cosine_factor,
     lambda_factor,
@@ -38,7 +39,7 @@ def test_lambda_schedule(last: float) -> None:
         else:
             expected = np.interp(epoch, [20, 30], [1.0, last])
         assert lambda_factor(config, epoch) == pytest.approx(expected, rel=1e-12)
-        assert lr_factor(config, epoch, 60, []) == lambda_factor(config, epoch)
+        assert lr_factor(config, Span(0, 60, 9), epoch, 3, []) == lambda_factor(config, epoch)
     assert [lambda_factor(config, e) for e in (6, 20, 30, 59)] == [1.0, 1.0, last, last]
     assert lambda_factor(config, 25) == pytest.approx((1 + last) / 2, rel=1e-12)
 
@@ -61,7 +62,9 @@ def test_cosine_schedule(warm: int, epochs: int) -> None:
             angle = np.pi * (epoch - warm) / (epochs - 1 - warm)
             expected = 0.01 + 0.99 * np.cos(angle / 2) ** 2
         assert cosine_factor(config, epoch, epochs) == pytest.approx(expected, rel=1e-9)
-        assert lr_factor(config, epoch, epochs, []) == cosine_factor(config, epoch, epochs)
+        assert lr_factor(config, Span(2, epochs + 2, 9), epoch + 2, 3, []) == cosine_factor(
+            config, epoch, epochs
+        )
     assert cosine_factor(config, warm, epochs) == 1
     assert cosine_factor(config, epochs - 1, epochs) == pytest.approx(0.01)
 
@@ -72,7 +75,42 @@ def test_cosine_schedule_of_one_epoch() -> None:
 
 def test_constant_schedule() -> None:
     config = OptimConfig(schedule="constant")
-    assert {lr_factor(config, epoch, 50, [1.0] * epoch) for epoch in range(50)} == {1.0}
+    span = Span(0, 50, 9)
+    assert {lr_factor(config, span, epoch, 3, [1.0] * epoch) for epoch in range(50)} == {1.0}
+
+
+def transformers_cosine(step: int, warm: int, steps: int) -> float:
+    """transformers.get_cosine_schedule_with_warmup, as its documentation has it."""
+    if step < warm:
+        return step / max(1, warm)
+    return max(0.0, 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+
+
+@pytest.mark.parametrize(("warm", "first"), [(0, 0), (1, 0), (7, 0), (23, 4), (70, 0)])
+def test_cosine_schedule_by_step_is_that_of_transformers(warm: int, first: int) -> None:
+    config = OptimConfig(schedule="cosine", warmup_steps=warm, last_factor=0, warmup_epochs=3)
+    span = Span(first, first + 6, 10)
+    for step in range(60):
+        actual = lr_factor(config, span, first + step // 10, step % 10, [])
+        assert actual == pytest.approx(transformers_cosine(step, warm, 60), abs=1e-12)
+
+
+def test_the_other_schedules_by_step() -> None:
+    """A linear rise to 1 in five steps, times the schedule at a fraction of an epoch."""
+    numbers = {"warmup_steps": 5, "hold_epochs": 2, "rampdown_epochs": 3, "last_factor": 0.1}
+    for schedule in ("lambda", "reduce_on_plateau", "constant", "cosine"):
+        config = OptimConfig(schedule=schedule, plateau_patience=0, **numbers)
+        losses = [9.0, 2.0, 1.0, 1.0, 1.0, 1.0]  # the first is of an earlier span
+        for step in range(40):
+            epoch = step // 8
+            body = {
+                "lambda": np.interp(step / 8, [2, 5], [1, 0.1]),
+                "reduce_on_plateau": 0.1 ** max(0, epoch - 2),
+                "constant": 1.0,
+                "cosine": 0.1 + 0.9 * np.cos(np.pi / 2 * max(0, step - 5) / 35) ** 2,
+            }[schedule]
+            actual = lr_factor(config, Span(1, 6, 8), 1 + epoch, step % 8, losses[: 1 + epoch])
+            assert actual == pytest.approx(min(1, step / 5) * body, rel=1e-9), (schedule, step)
 
 
 @pytest.mark.parametrize(("patience", "factor"), [(10, 0.1), (0, 0.5), (3, 0.3)])
@@ -95,7 +133,10 @@ def test_plateau_is_pytorchs(patience: int, factor: float) -> None:
             history = losses[:epoch].tolist()
             expected = optimizer.param_groups[0]["lr"]
             assert plateau_factor(config, history) == pytest.approx(expected, rel=1e-9)
-            assert lr_factor(config, epoch, 60, history) == plateau_factor(config, history)
+            span = Span(2, 62, 9)
+            assert lr_factor(config, span, epoch + 2, 3, [0.5, 0.5, *history]) == plateau_factor(
+                config, history
+            )
         falls += expected < 1
     assert falls > 5
     assert plateau_factor(config, []) == 1
@@ -145,6 +186,30 @@ def test_optimizers(name: str) -> None:
     assert all(abs(value - expected[name]).max() > 1e-3 for value in others)
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_kept_has_its_own_factor(name: str, fused: bool) -> None:
+    """The second of three parameters steps by a quarter; their order in the network stays."""
+    rng = np.random.default_rng(0)
+    starts, gradients = rng.normal(size=(3, 20)), rng.normal(size=(4, 3, 20))
+    parameters = [torch.nn.Parameter(torch.from_numpy(start.copy())) for start in starts]
+    config = OptimConfig(name=name, lr=0.01, weight_decay=0.3, kept_lr_factor=0.25)
+    optimizer = build_optimizer(config, parameters, fused=fused, kept=parameters[1:2])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
+    for gradient in gradients:
+        for parameter, own in zip(parameters, gradient, strict=True):
+            parameter.grad = torch.from_numpy(own.copy())
+        optimizer.step()
+    for number, parameter in enumerate(parameters):
+        lr, own = 0.01 * (0.25 if number == 1 else 1), list(gradients[:, number])
+        expected = (
+            adam(starts[number], own, lr, 0.3, coupled=True)
+            if name == "adam"
+            else sgd(starts[number], own, lr, 0.3)
+        )
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -154,6 +219,7 @@ def test_optimizers(name: str) -> None:
         ({"lr": float("nan")}, "optim.lr=nan: must be above 0"),
         ({"lr": float("inf")}, "optim.lr=inf: must be above 0"),
         ({"weight_decay": -1.0}, "optim.weight_decay=-1.0: must not be negative"),
+        ({"warmup_steps": -1}, "optim.warmup_steps=-1: must not be negative"),
         ({"warmup_epochs": -1}, "optim.warmup_epochs=-1: must not be negative"),
         ({"hold_epochs": -1}, "optim.hold_epochs=-1: must not be negative"),
         ({"rampdown_epochs": -1}, "optim.rampdown_epochs=-1: must not be negative"),

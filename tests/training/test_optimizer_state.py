@@ -51,6 +51,24 @@ def test_state_that_was_written_back_steps_on_alike(name):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_state_of_two_groups_has_the_names_of_its_parameters():
+    network = randomised(cpprune.build_model("cp_resnet", widths=[4, 5, 6]))
+    named = dict(network.named_parameters())
+    kept = [p for name, p in named.items() if not name.startswith("feed_forward")]
+    config = OptimConfig(kept_lr_factor=0.5)
+    optimizer = build_optimizer(config, named.values(), kept=kept)
+    step(network, optimizer, 0)
+    state = read_moments(network, optimizer)
+    for name, parameter in named.items():
+        torch.testing.assert_close(
+            state[f"{name}/exp_avg"], 0.1 * parameter.grad, rtol=1e-3, atol=1e-2
+        )
+        assert state[f"{name}/exp_avg"].shape == parameter.shape
+    again = build_optimizer(config, named.values(), kept=kept)
+    write_moments(network, again, state)
+    assert all(torch.equal(state[key], t) for key, t in read_moments(network, again).items())
+
+
 def test_a_gradient_that_is_no_number_changes_nothing():
     network = cpprune.build_model("cp_resnet", widths=[4, 5, 6])
     optimizer = build_optimizer(OptimConfig(), network.parameters())

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cpprune.models.registry import register
+from shards.files.documents import typed
 
 STAGES = ("stage1", "stage2", "stage3")
 
@@ -147,11 +147,14 @@ class CPResNet(nn.Module):
         self._initialise()
 
     @staticmethod
-    def complete_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def complete_config(
+        config: Mapping[str, object], tensors: Mapping[str, Tensor]
+    ) -> dict[str, object]:
         """Return the config with stage widths; older imported models have none in `model.json`."""
         if config.keys() & {"base_channels", "widths"}:
             return dict(config)
-        return {**config, "widths": imported_widths(tensors, config.get("groups", [1]))}
+        groups = typed(config.get("groups", [1]), list[int])
+        return {**config, "widths": imported_widths(tensors, groups)}
 
     @property
     def classifier(self) -> nn.Module:

@@ -12,10 +12,10 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from cpprune.config import flatten
 from cpprune.runs.trackers.follow import follow
 from cpprune.runs.trackers.tensorboard import TensorBoard
 from cpprune.runs.trackers.tracker import FinishedRun, Tracker
@@ -33,12 +33,12 @@ def main(folder: Path, seconds: float) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the run, which then says how it ended
     # wandb interrupts its process when somebody stops the run on its page.
     signal.signal(signal.SIGINT, lambda *_: (folder / "STOP").touch())
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = flatten(yaml.safe_load((folder / "config.yaml").read_text()))
     run_ended, ending = threading.Event(), [""]
     threading.Thread(target=_wait_for_end, args=(run_ended, ending, seconds), daemon=True).start()
     state = read_state(folder)
     if state.kind != config["track"]:
-        state = TrackingState(kind=config["track"])
+        state = TrackingState(kind=str(config["track"]))
     state.pid, state.problem = os.getpid(), None
     try:
         tracker = _open_tracker(folder, config, state, seconds)
@@ -69,7 +69,7 @@ def main(folder: Path, seconds: float) -> int:
 
 
 def _open_tracker(
-    folder: Path, config: dict[str, Any], state: TrackingState, seconds: float
+    folder: Path, config: dict[str, object], state: TrackingState, seconds: float
 ) -> Tracker:
     if state.kind == "tensorboard":
         return TensorBoard(folder, config, is_new=not state.told)

@@ -6,12 +6,11 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 POLL_SECONDS = 0.5
 
 
-def follow(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
+def follow(path: Path, finished: threading.Event) -> Iterator[dict[str, object]]:
     """Yield the lines of a JSON-lines file as they come, until `finished` is set and all are read."""
     with path.open() as file:
         rest = ""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
-from cpprune.config import flatten
 from cpprune.deps.torch import write_hparams
 from cpprune.evaluation.plots import confusion_figure
 from cpprune.runs.trackers.tracker import FinishedRun, Table, scalars
@@ -19,21 +17,21 @@ class TensorBoard:
 
     Args:
         folder: folder of the run.
-        config: its configuration.
+        config: its configuration, by dotted key.
         is_new: whether nothing has been logged yet.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], is_new: bool) -> None:
+    def __init__(self, folder: Path, config: dict[str, object], is_new: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(folder / "tensorboard")
+        self.writer = SummaryWriter(folder / "tensorboard")
         self.id = folder.name
         self.look = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"
         self.rest = "begin the same command again"
         if is_new:
-            write_hparams(self.writer, flatten(config), SHOWN_METRICS)
+            write_hparams(self.writer, config, SHOWN_METRICS)
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, object]) -> None:
         """Log a line of metrics.jsonl."""
         for name, value in scalars(record).items():
             self.writer.add_scalar(name, value, record.get("step"))
@@ -53,5 +51,6 @@ class TensorBoard:
 
 
 def _markdown(table: Table) -> str:
-    head, *body = [f"| {' | '.join(map(str, row))} |" for row in [table.columns, *table.rows]]
+    rows: list[list[object]] = [[*table.columns], *table.rows]
+    head, *body = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([head, "|---" * len(table.columns) + "|", *body])

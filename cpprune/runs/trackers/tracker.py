@@ -6,11 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from cpprune.evaluation.metrics import Ints
+from cpprune.runs.records import RunResult
+from shards.files.documents import read_json
 
 
 class Tracker(Protocol):
@@ -26,7 +28,7 @@ class Tracker(Protocol):
     look: str
     rest: str
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, object]) -> None:
         """Log a line of metrics.jsonl."""
 
     def finish(self, run: FinishedRun) -> None:
@@ -41,7 +43,7 @@ class Table:
     """Columns and rows."""
 
     columns: list[str]
-    rows: list[list[Any]]
+    rows: list[list[object]]
 
 
 class FinishedRun:
@@ -55,7 +57,7 @@ class FinishedRun:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.classes: list[str] = json.loads((folder / "model/model.json").read_text())["classes"]
-        self.result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        self.result = read_json(folder / "result.json", RunResult)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         best = [record for record in map(json.loads, lines) if "val_confusion" in record]
         self.confusion_KK: Ints = np.array(best[-1]["val_confusion"])
@@ -85,7 +87,7 @@ class FinishedRun:
         return Table(["epoch", "layer", "before", "after"], rows)
 
 
-def scalars(record: dict[str, Any]) -> dict[str, float]:
+def scalars(record: dict[str, object]) -> dict[str, float]:
     """Return the finite numbers of a line of metrics.jsonl.
 
     The names of an event's begin with its own, so that they replace none of the epoch that ended at the

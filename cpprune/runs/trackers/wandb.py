@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import numpy as np
 
-from cpprune.config import flatten
 from cpprune.deps.wandb import run_settings, server_url, sync_folder
 from cpprune.runs.trackers.tracker import FinishedRun, scalars
 
@@ -23,20 +22,20 @@ class Wandb:
 
     Args:
         folder: folder of the run.
-        config: its configuration.
+        config: its configuration, by dotted key.
         run_id: id that an earlier part of the run was given; None for a new one.
         mode: of wandb: online, offline, ….
         seconds: how long sending may take after the end of the run.
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], run_id: str | None, mode: str, seconds: float
+        self, folder: Path, config: dict[str, object], run_id: str | None, mode: str, seconds: float
     ) -> None:
         import wandb
 
         # Under a sweep's agent, the environment says which run this is.
         in_sweep = "WANDB_SWEEP_ID" in os.environ
-        self.run: Any = wandb.init(
+        self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "cpprune"),
             id=None if in_sweep else run_id or secrets.token_hex(4),
             resume="allow",
@@ -51,10 +50,10 @@ class Wandb:
         offline = f"wandb sync {quote(str(folder))}/wandb/offline-run-*"
         self.look = offline if self.run.offline else self.run.url
         self.rest = f"wandb sync {quote(sync_folder(self.run))}"
-        self.run.config.update(flatten(config), allow_val_change=True)
+        self.run.config.update(config, allow_val_change=True)
         self.run.define_metric("*", step_metric="epoch")
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, object]) -> None:
         """Log a line of metrics.jsonl."""
         self.run.log(scalars(record), step=record.get("step"))
 
@@ -62,7 +61,7 @@ class Wandb:
         """Log tables, the confusion matrix and the model."""
         import wandb
 
-        def log_table(name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        def log_table(name: str, columns: list[str], rows: list[list[object]]) -> None:
             self.run.log({name: wandb.Table(columns=columns, data=rows)})
 
         table = run.per_class()
@@ -73,9 +72,9 @@ class Wandb:
         self.run.log({"val_confusion": plot})
         if (widths := run.widths()).rows:
             log_table("widths", widths.columns, widths.rows)
-        best = run.result["val"].items()
+        best = asdict(run.result.val).items()
         self.run.summary.update({f"best/{name}": value for name, value in best})
-        model = wandb.Artifact(f"model-{self.id}", type="model", metadata=run.result)
+        model = wandb.Artifact(f"model-{self.id}", type="model", metadata=asdict(run.result))
         model.add_dir(str(run.folder / "model"))
         self.run.log_artifact(model)
 
@@ -109,9 +108,8 @@ def choose_mode() -> tuple[str, str]:
     return "online", ""
 
 
-def job_type(config: dict[str, Any]) -> str:
+def job_type(config: dict[str, object]) -> str:
     """Return train, prune or fine-tune."""
-    prune = config["prune"]
-    if any(prune[way] for way in ("ratio", "budget", "plan")):
+    if any(config[f"prune.{way}"] for way in ("ratio", "budget", "plan")):
         return "prune"
     return "fine-tune" if config["init"] else "train"

@@ -26,7 +26,9 @@ def randomised(network: nn.Module) -> nn.Module:
     return network
 
 
-def reference(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def reference(
+    state: Mapping[str, Tensor], x: Tensor, strides: Mapping[int, tuple[int, int]]
+) -> Tensor:
     def conv_norm(conv: str, norm: str, x: Tensor, stride: tuple[int, int] = (1, 1)) -> Tensor:
         weight = state[f"{conv}.weight"].double()
         groups = x.shape[1] // weight.shape[1]
@@ -41,21 +43,38 @@ def reference(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
         x = F.relu(conv_norm(f"in_c.{i}.0", f"in_c.{i}.1", x, (2, 2)))
     for stage, number in ((1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 6)):
         name = f"stages.s{stage}.b{number}.block"
-        stride = {3: (1, 2), 4: (2, 1)}.get(number, (1, 1))
+        stride = strides.get(number, (1, 1))
         y = F.relu(conv_norm(f"{name}.0.0", f"{name}.0.1", x))
         y = F.relu(conv_norm(f"{name}.1.0", f"{name}.1.1", y, stride))
         y = conv_norm(f"{name}.2.0", f"{name}.2.1", y)
         if y.shape[1] == x.shape[1]:
             y = y + (x if stride == (1, 1) else F.avg_pool2d(x, 3, stride, padding=1))
+        if f"stages.s{stage}.b{number}.after_block_norm.gamma" in state:
+            gamma, beta = (
+                state[f"stages.s{stage}.b{number}.after_block_norm.{key}"].double()
+                for key in ("gamma", "beta")
+            )
+            norm = y.square().sum((2, 3), keepdim=True).sqrt()
+            y = y + gamma * y * norm / (norm.mean(1, keepdim=True) + 1e-6) + beta
         x = F.relu(y)
     return conv_norm("feed_forward.0", "feed_forward.1", x).mean((2, 3))
 
 
-@pytest.mark.parametrize("settings", [{}, {"base_channels": 16, "channels_multiplier": 1}])
-def test_logits_are_those_of_the_reference(settings: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "strides"),
+    [
+        ({}, {3: (1, 2), 4: (2, 1)}),
+        ({"base_channels": 16, "channels_multiplier": 1}, {3: (1, 2), 4: (2, 1)}),
+        ({"base_channels": 8, "variant": "cpjku23"}, {2: (2, 2), 4: (2, 1)}),
+    ],
+    ids=str,
+)
+def test_logits_are_those_of_the_reference(
+    settings: dict[str, float], strides: dict[int, tuple[int, int]]
+) -> None:
     network = randomised(cpprune.build_model("cp_mobile", num_classes=4, **settings)).eval()
     x = torch.randn(3, 1, 64, 33, generator=torch.Generator().manual_seed(1))
-    expected = reference(network.state_dict(), x)
+    expected = reference(network.state_dict(), x, strides)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(network(x).double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -98,7 +117,8 @@ def test_first_weights() -> None:
 
 def test_each_family_has_its_settings() -> None:
     config = ModelConfig(name="cp_mobile").network_config()
-    assert config == {"base_channels": 32, "channels_multiplier": 1.8, "expansion": 2.1}
+    own = {"base_channels": 32, "channels_multiplier": 1.8, "expansion": 2.1}
+    assert config == {**own, "variant": "dcase24"}
     config = ModelConfig(channels_multiplier=1).network_config()
     assert config["channels_multiplier"] == 1
     assert ModelConfig().network_config() == {
@@ -124,5 +144,9 @@ def test_each_family_has_its_settings() -> None:
 def test_what_a_family_does_not_have_is_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**wrong)
+    with pytest.raises(
+        ValueError, match=r"model\.arguments\.variant='tiny': choose one of dcase24"
+    ):
+        cpprune.build_model("cp_mobile", variant="tiny")
     with pytest.raises(ValueError, match="cp_mobile takes at least 4"):
         cpprune.build_model("cp_mobile", base_channels=3)

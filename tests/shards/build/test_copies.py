@@ -125,5 +125,5 @@ def test_files_that_differ_in_one_byte_anywhere(tmp_path: Path) -> None:
             other[place] ^= 1
         files.append(str(tmp_path / str(number)))
         Path(files[-1]).write_bytes(other)
-    assert same_files(files, [len(data)] * 5, 1, show=False) == [[0, 1]]
-    assert same_files([*files, str(tmp_path / "gone")], [len(data)] * 6, 2, show=False) == [[0, 1]]
+    assert same_files(files, [len(data)] * 5, 1) == [[0, 1]]
+    assert same_files([*files, str(tmp_path / "gone")], [len(data)] * 6, 2) == [[0, 1]]

@@ -76,7 +76,7 @@ def test_a_file_system_without_locks_is_not_busy(
     number: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def none(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -86,8 +86,7 @@ def test_a_file_system_without_locks_is_not_busy(
     for _ in range(2):
         with locked(tmp_path / "lock", "busy"):
             pass
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    (said,) = caplog.messages
     assert f"{tmp_path}: its file system has no locks" in said
 
 

@@ -13,7 +13,7 @@ from snapshot import fill, snapshot
 
 import shards.build.dataset
 from shards.build.dataset import build_dataset
-from shards.build.plan import BuildOptions
+from shards.build.plan import BuildOptions, Plan
 from shards.cli.main import main
 from shards.errors import UserError
 from shards.files.ownership import remove, replaced_folder
@@ -119,7 +119,14 @@ def test_overwriting_waits_for_the_lock_before_it_deletes(
     out = tmp_path / "d"
     monkeypatch.setattr("shards.files.locks.PATIENCE", 0.1)
     at_work, go_on = threading.Event(), threading.Event()
-    finish = shards.build.dataset._finish
+    finish, look = shards.build.dataset._finish, shards.build.dataset._refuse_small_disk
+    looked: list[Path] = []
+
+    def looking(folder: Path, plan: Plan) -> None:
+        looked.append(folder)
+        look(folder, plan)
+
+    monkeypatch.setattr(shards.build.dataset, "_refuse_small_disk", looking)
 
     def slow(*arguments: object) -> object:
         at_work.set()
@@ -137,6 +144,7 @@ def test_overwriting_waits_for_the_lock_before_it_deletes(
     with pytest.raises(UserError, match=r"another build is at work there \(process \d+ on "):
         build_dataset(replace(tau_options, seed=3), out, workers=1, overwrite=True)
     assert snapshot(out) == before
+    assert looked == [out], "files that the first one deletes are not counted by the second"
     go_on.set()
     first.join()
     assert hashes(out) == hashes(tau_dataset)

@@ -1,0 +1,186 @@
+"""`cpprune finetune`: from a general model, one fine-tuned model for each value of a column."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpprune.cli.output import message, table
+from cpprune.config import ParsedRun, RunConfig, build_parser, parse
+from shards.errors import UserError
+from shards.files.documents import to_json
+from shards.launcher import process_rank
+
+if TYPE_CHECKING:
+    from shards.reader import Dataset
+
+FLAGS = {
+    "json": "print the result as one JSON object on standard output",
+    "debug": "show tracebacks",
+}
+OPTIONS = {
+    "per": "column of the dataset: a model is fine-tuned for each of its values (default: device)",
+    "min-clips": "training clips that a value must have to get a model of its own (default: 100)",
+}
+DESCRIPTION = (
+    "Fine-tune the model --init for each device (or another column, --per) on its clips alone. The runs "
+    "lie in the folder --run, and the models together in its folder model, which evaluate, predict and "
+    "info take: clips go to their device's model, those of other devices to --init. A fine-tuned model "
+    "is kept if it is better than --init on the device's validation clips, by train.monitor."
+)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What became of the model of one value.
+
+    Attributes:
+        clips: training clips with this value.
+        val_clips: validation clips with this value.
+        before: train.monitor of the general model on these validation clips.
+        after: that of the fine-tuned one; None if there is none.
+        kept: whether the fine-tuned model serves this value.
+    """
+
+    clips: int
+    val_clips: int
+    before: float | None
+    after: float | None
+    kept: bool
+
+
+def finetune(argv: list[str]) -> int:
+    """Fine-tune the models, or resume where an earlier call stopped."""
+    parser = build_parser("cpprune finetune", DESCRIPTION, FLAGS, OPTIONS)
+    parsed = parse(parser, argv, list(FLAGS), list(OPTIONS))
+    config, column = parsed.config, parsed.options["per"] or "device"
+    if config.init is None:
+        raise UserError("--init is missing: name the model to fine-tune, such as runs/NAME/model")
+    if config.data.only is not None:
+        raise UserError("data.only: leave it out, the command sets it for each model")
+    least = _whole_number(parsed.options["min-clips"] or "100")
+
+    import shards
+    from cpprune.models import artifact
+    from cpprune.models.routed import ROUTED, save_routed
+    from shards.files.ownership import claim
+
+    folder = Path(config.run)
+    models = folder / "model"
+    claim(models, ROUTED)
+    quantised = "quantization" in artifact.read_description(Path(config.init))
+    _check_precision(config, quantised)
+    dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
+    results, chosen = {}, {}
+    for value, (clips, val_clips) in _counts(dataset, config, column).items():
+        if clips < least or not val_clips:
+            results[value] = FineTuned(clips, val_clips, None, None, kept=False)
+            continue
+        model = _train(parsed, column, value)
+        if model is None:
+            return 0  # stopped; the same command goes on
+        before, after, better = _compare(config, dataset, model, f"{column}={value}")
+        results[value] = FineTuned(clips, val_clips, before, after, kept=better)
+        if better:
+            chosen[value] = model
+    if not any(result.after for result in results.values()):
+        raise UserError(
+            f"no value of {column} has {least} training clips and a validation clip; lower --min-clips"
+        )
+    if process_rank():
+        return 0
+    save_routed(models, column, Path(config.init), chosen)
+    if parsed.switches["json"]:
+        shown = {value: asdict(result) for value, result in results.items()}
+        print(to_json({"model": str(models), "column": column, "models": shown}))
+    else:
+        print(_text(column, config.train.monitor, results))
+        message(f"models: {models}")
+    return 0
+
+
+def _check_precision(config: RunConfig, quantised: bool) -> None:
+    """Raise UserError if the fine-tuned models would not have the precision of the general one."""
+    if quantised and config.quantize.start_epoch is None:
+        raise UserError(
+            f"--init {config.init}: is quantised (int8), and models fine-tuned from it would be "
+            "float32: add --quantize.start_epoch 0, or fine-tune the model that it was trained from"
+        )
+    if not quantised and config.quantize.start_epoch is not None:
+        raise UserError(
+            f"quantize.start_epoch={config.quantize.start_epoch}: the models of a folder have one "
+            f"precision, and {config.init} is float32: quantise it first (cpprune train --init)"
+        )
+
+
+def _counts(dataset: Dataset, config: RunConfig, column: str) -> Mapping[str, tuple[int, int]]:
+    """Return the numbers of training and validation clips of each value that is trained on."""
+    from cpprune.data.loader import training_positions
+
+    train, val = dataset.split("train"), dataset.split("val")
+    own = train.take(training_positions(train, config.data.train_fraction))
+    clips, val_clips = Counter(own.column(column).tolist()), Counter(val.column(column).tolist())
+    return {value: (clips[value], val_clips[value]) for value in sorted(clips)}
+
+
+def _train(parsed: ParsedRun, column: str, value: str) -> Path | None:
+    """Fine-tune the model of one value; return its folder, or None if the run was stopped."""
+    from cpprune.models.routed import folder_name
+    from cpprune.runs.records import StoppedRun
+    from cpprune.training.loop import train
+
+    config = replace(
+        parsed.config,
+        run=str(Path(parsed.config.run) / folder_name(column, value)),
+        data=replace(parsed.config.data, only=f"{column}={value}"),
+    )
+    if process_rank() == 0:
+        message(f"\n{column} {value}")
+    result = train(config, parsed.explicit, as_command=True)
+    return None if isinstance(result, StoppedRun) else Path(result.model)
+
+
+def _compare(
+    config: RunConfig, dataset: Dataset, tuned: Path, only: str
+) -> tuple[float, float, bool]:
+    """Return train.monitor of --init and of a fine-tuned model, and whether the latter is better."""
+    from cpprune.data.loader import selected_split
+    from cpprune.distributed import process_group
+    from cpprune.evaluation.predict import evaluate_model
+    from cpprune.models import artifact
+    from cpprune.runs.divergence import is_better
+
+    monitor = config.train.monitor
+    with process_group.joined("no") as accelerator:
+        device = accelerator.device
+        split = selected_split(dataset, "val", only)
+        assert config.init is not None
+        before, after = (
+            float(evaluate_model(artifact.load(path, device), split, device)[0][monitor])
+            for path in (config.init, tuned)
+        )
+    return before, after, is_better(after, before, monitor)
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+        raise UserError(f"--min-clips {text}: must be a whole number above 0")
+    return int(text[:9])
+
+
+def _text(column: str, monitor: str, results: Mapping[str, FineTuned]) -> str:
+    head = [column, "clips", "val clips", f"{monitor} of --init", "fine-tuned", "serves it"]
+    rows = [
+        [
+            value,
+            f"{result.clips:,}",
+            f"{result.val_clips:,}",
+            *("–" if v is None else f"{v:.4f}" for v in (result.before, result.after)),
+            "fine-tuned" if result.kept else "--init",
+        ]
+        for value, result in results.items()
+    ]
+    return table(head, rows)

@@ -1,0 +1,1 @@
+"""Exported models as ExecuTorch programs for XNNPACK: conversion, and the program run here."""

@@ -1,0 +1,157 @@
+"""A model as an ExecuTorch program: front end and network, lowered to XNNPACK."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cpprune.evaluation import dcase
+from cpprune.evaluation.operations import count_operations
+from cpprune.export.executorch.lowered import SCALE, ZERO_POINT, Lowered
+from cpprune.export.executorch.model import Costs, Sizes
+from cpprune.export.executorch.runtime import Program
+from cpprune.export.file_model import first_line
+from cpprune.export.inputs import model_input
+from cpprune.export.quiet import quiet
+from cpprune.export.real_frontend import real_front_end
+from cpprune.export.target import Job
+from cpprune.models.quantized import calibrate, is_quantized, quantize
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Graph
+
+BATCH = 16
+# How the names of tensors begin.
+FRONT_END, NETWORK, INTEGERS = "front_end.", "network.", "network.integers."
+# Of logits, as a part of the largest: an activation that is rounded otherwise, at a tie, changes others.
+TOLERANCE = {"fp32": 1e-4, "int8": 0.1}
+
+
+class WholeModel(nn.Module):
+    """From what the file takes to the logits.
+
+    Args:
+        job: what is exported.
+        network: its network, in the precision that is wanted.
+    """
+
+    def __init__(self, job: Job, network: nn.Module) -> None:
+        super().__init__()
+        self.front_end = real_front_end(job.model, job.input)
+        self.network = Lowered(network, job.model.input_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One clip, in the form that the file takes → logits [1, K]."""
+        logits: Tensor = self.network(self.front_end(x))
+        return logits
+
+
+def convert(job: Job) -> tuple[bytes, Costs]:
+    """Return the program of a model, and what it costs; the batch is one clip.
+
+    Raises:
+        UserError: the network cannot be converted, or the converted one gives other logits.
+    """
+    network = _in_precision(job)
+    clips = model_input(job.clips, job.input, job.model.features)
+    with _failures(), torch.no_grad():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        example = (torch.from_numpy(clips[:1]),)
+        exported = torch.export.export(WholeModel(job, network).eval(), example)
+        tensors = _used(exported)
+        _duplicate_dequantisation(exported.graph)
+        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        program: bytes = edge.to_executorch().buffer
+        found = torch.from_numpy(Program(program)(clips))
+        expected = network(job.model.features(job.clips))
+    scale = max(float(expected.abs().max()), 1.0)
+    tolerance = TOLERANCE[job.precision] * scale
+    if found.shape != expected.shape or not (found - expected).abs().max() < tolerance:
+        raise UserError(
+            "the network cannot be exported to ExecuTorch: the exported one gives other logits"
+        )
+    operations = count_operations(job.model.network, job.model.input_shape)
+    cost: dcase.Cost = {
+        "parameters": sum(
+            tensor.numel()
+            for name, tensor in tensors.items()
+            if name.startswith(NETWORK) and not _holds(name, SCALE, ZERO_POINT)
+        ),
+        "macs": operations,  # as in ONNX
+        "operations": operations,
+    }
+    sizes: Sizes = {
+        "network": _bytes(tensors, NETWORK),
+        "front_end": _bytes(tensors, FRONT_END),
+    }
+    return program, Costs(cost, sizes)
+
+
+def _in_precision(job: Job) -> nn.Module:
+    """Return the network, fake-quantised if that is wanted, on the CPU in evaluation mode."""
+    if job.precision == "fp32" or is_quantized(job.model.network):
+        return job.model.network
+    network = copy.deepcopy(job.model.network).float().eval()
+    quantize(network, job.model.input_shape, job.keep_float, "--keep-float ")
+    assert is_quantized(network)
+    assert job.calibration is not None
+    calibrate(network, map(job.model.features, torch.split(job.calibration, BATCH)))
+    return network
+
+
+def _used(program: ExportedProgram) -> dict[str, Tensor]:
+    """Return the parameters and buffers that a program uses, by their names in the module."""
+    program.graph.eliminate_dead_code()  # weights as they were before folding
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {target: program.state_dict[target] for name, target in names.items() if name in used}
+
+
+def _duplicate_dequantisation(graph: Graph) -> None:
+    """Give each operator its own conversion of what it takes, as XNNPACK looks for them beside it."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+            for user in list(node.users)[1:]:
+                with graph.inserting_before(user):
+                    user.replace_input_with(node, graph.node_copy(node))
+
+
+def _bytes(tensors: Mapping[str, Tensor], start: str) -> int:
+    """Return the bytes of tensors whose names begin like this; zero points are not in the program."""
+    return sum(
+        tensor.nbytes
+        for name, tensor in tensors.items()
+        if name.startswith(start) and not _holds(name, ZERO_POINT)
+    )
+
+
+def _holds(name: str, *keys: str) -> bool:
+    """Return whether a tensor of `WholeModel` is one of these of a quantised layer."""
+    return name.startswith(INTEGERS) and name.endswith(keys)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Context in which the libraries are silent, and what they raise is the user's."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # they document no common class
+        raise UserError(
+            f"the network cannot be exported to ExecuTorch: {first_line(error)}"
+        ) from error
+    finally:
+        logging.disable(level)

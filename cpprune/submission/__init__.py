@@ -1,0 +1,1 @@
+"""Submissions to the DCASE challenge's task 1."""

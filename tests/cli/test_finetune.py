@@ -1,0 +1,162 @@
+"""`cpprune finetune`: a model for each device, and clips that go to the model of theirs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from torch import nn
+
+import shards
+from cpprune.evaluation.predict import predict_model
+from cpprune.export.classifier import load_classifier
+from cpprune.models import artifact
+from cpprune.models.routed import load_routed
+
+
+@pytest.fixture(scope="module")
+def general(tiny_run, tmp_path_factory):
+    """The folder of a model that is far too sure of itself, which any training mends."""
+    model = artifact.load(tiny_run / "model")
+    norms = [m for m in model.network.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms[-1].bias.data[0] += 8
+    folder = tmp_path_factory.mktemp("general") / "model"
+    artifact.save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(tiny, general, scenes):
+    """Fine-tunes it for an epoch."""
+    settings = [*tiny, "--train.epochs", 1, "--optim.lr", 3e-2, "--train.monitor", "log_loss"]
+    return [
+        "finetune",
+        *settings,
+        "--init",
+        general,
+        "--data.path",
+        scenes,
+        "--data.record_ids",
+        "true",
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(call, command, tmp_path_factory):
+    """The folder of a finished call, of which device a alone has enough clips. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finetune")
+    assert call(*command, "--min-clips", 30, "--run", folder / "fine") == 0
+    return folder / "fine"
+
+
+def test_clips_go_to_the_model_of_their_device(folder, general, scenes):
+    model = load_routed(folder / "model")
+    assert model.column == "device"
+    assert list(model.models) == ["a"]
+    split = shards.open_dataset(scenes).split("test")
+    device = next(model.general.parameters()).device
+    found = predict_model(model, split, device)
+    tuned, untuned = (
+        predict_model(artifact.load(path), split, device)
+        for path in (folder / "device-a/model", general)
+    )
+    own = (split.column("device") == "a")[:, None]
+    assert 0 < own.sum() < len(split)
+    assert np.abs(tuned - untuned).max() > 1e-4
+    assert np.abs(found - np.where(own, tuned, untuned)).max() < 1e-5  # other sizes of batches
+
+
+def test_a_run_is_that_of_the_device_alone(folder, scenes):
+    config = artifact.read_description(folder / "device-a/model")
+    val = shards.open_dataset(scenes).split("val").where("device", "a")
+    assert config["metrics"]["val"]["clips"] == len(val) < 22
+    rows = {
+        row
+        for line in (folder / "device-a/ids/rank-0.jsonl").read_text().splitlines()
+        for row in json.loads(line)["ids"]
+    }
+    assert rows == set(shards.open_dataset(scenes).split("train").where("device", "a").ids.tolist())
+
+
+def test_every_command_takes_the_folder(cli, folder, scenes, scenes_source, tmp_path):
+    model = folder / "model"
+    report = cli("evaluate", model, "--data", scenes, "--json", "--predictions", tmp_path / "p.csv")
+    general = cli("evaluate", model / "general", "--data", scenes, "--json")
+    assert report.status == general.status == 0
+    one, other = (json.loads(outcome.out)["per_device"] for outcome in (report, general))
+    assert one["a"] != other["a"]
+    assert one["s6"]["log_loss"] == pytest.approx(other["s6"]["log_loss"], rel=1e-6)
+    costs = cli("info", model, "--json").json
+    assert costs["general"]["parameters"] == costs["models"]["a"]["parameters"] == 2_650
+    assert "all others" in cli("info", model).out
+    clip = next((scenes_source / "audio").glob("*-a.wav"))
+    said = [cli("predict", model, clip, "--json", *more).out for more in ([], ["--value", "a"])]
+    expected = [
+        cli("predict", path, clip, "--json").out for path in (model / "general", model / "device-a")
+    ]
+    assert said == expected
+    assert said[0] != said[1]
+
+
+def test_the_same_call_ends_at_once_and_others_join(cli, command, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "fine")
+    outcome = cli(*command, "--min-clips", 4, "--run", tmp_path / "fine", "--json")
+    assert outcome.status == 0, outcome.err
+    models = outcome.json["models"]
+    assert models["a"]["kept"]
+    assert {value for value, result in models.items() if result["after"] is not None} > {"a"}
+    for value, result in models.items():
+        assert result["kept"] == (value in load_routed(tmp_path / "fine/model").models)
+    weights = [
+        (at / "device-a/model/model.safetensors").read_bytes() for at in (folder, tmp_path / "fine")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_mistakes(refused, command, folder, tiny_run, scenes, tmp_path):
+    out = tmp_path / "out"
+    refused(*command, "--min-clips", 1000, "--run", out, names=["device", "1000", "--min-clips"])
+    refused(*command, "--min-clips", "few", "--run", out, names=["--min-clips few"])
+    refused(*command, "--per", "devise", "--run", out, names=["devise", "did you mean"])
+    refused(*command, "--data.only", "device=a", "--run", out, names=["data.only"])
+    refused(
+        "train",
+        "--data.path",
+        scenes,
+        "--data.only",
+        "device=x",
+        names=["data.only=device=x", "a, b"],
+    )
+    refused("train", "--data.path", scenes, "--data.only", "device", names=["data.only=device"])
+    refused("finetune", "--data.path", scenes, "--run", out, names=["--init"])
+    refused("predict", tiny_run / "model", "x.wav", "--value", "a", names=["--value a"])
+    refused("evaluate", folder, "--data", scenes, names=[folder / "model"])
+    refused("export", folder / "model", "--out", tmp_path / "x.onnx", names=["general"])
+    (tmp_path / "taken/model").mkdir(parents=True)
+    (tmp_path / "taken/model/notes.txt").touch()
+    refused(*command, "--run", tmp_path / "taken", names=[tmp_path / "taken/model", "notes.txt"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"models": {"a": "../elsewhere"}}, "elsewhere"),
+        ({"models": {"a": "gone"}}, "gone"),
+        ({"format": 2}, "format 2"),
+        ({"models": ["a"]}, "models"),
+    ],
+)
+def test_damaged_folders(refused, folder, scenes, tmp_path, change, says):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    routes = json.loads((tmp_path / "model/routes.json").read_text())
+    (tmp_path / "model/routes.json").write_text(json.dumps(routes | change))
+    refused("evaluate", tmp_path / "model", "--data", scenes, names=[tmp_path / "model", says])
+
+
+def test_models_that_do_not_belong_together(refused, folder, scenes, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    model = artifact.load(tmp_path / "model/device-a")
+    model.classes = tuple(reversed(model.classes))
+    artifact.save(model, tmp_path / "model/device-a")
+    refused("evaluate", tmp_path / "model", "--data", scenes, names=["device-a", "classes"])
+    assert load_classifier(folder / "model/device-a").classes == tuple(reversed(model.classes))

@@ -1,0 +1,30 @@
+"""`cpprune finetune` on two processes: run after run in one group of processes."""
+
+import json
+
+import pytest
+
+from cpprune.models.routed import load_routed
+
+
+@pytest.mark.slow
+def test_every_device_is_fine_tuned_by_both(two, tiny, tiny_run, scenes, tmp_path):
+    settings = [
+        *tiny,
+        "--train.epochs",
+        1,
+        "--min-clips",
+        4,
+        "--init",
+        tiny_run / "model",
+        "--json",
+    ]
+    command = ["finetune", *settings, "--data.path", scenes, "--run", tmp_path / "fine"]
+    first, second = two.cpprune(*command)
+    models = json.loads(first["out"])["models"]
+    tuned = {value for value, result in models.items() if result["after"] is not None}
+    assert tuned == {"a", "b"}
+    assert set(load_routed(tmp_path / "fine/model").models) <= tuned
+    assert first["err"].count("2 process(es) on cpu") == 2
+    assert second["out"] == ""
+    assert second["err"] == ""
