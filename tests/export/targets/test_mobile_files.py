@@ -65,7 +65,8 @@ def test_int8(exported, make, name):
     assert 0 < difference < 0.2 * float(expected.max() - expected.min())
     one, other = make(name).complexity, product.complexity
     assert (other["parameters"], other["macs"]) == (one["parameters"], one["macs"])
-    assert other["bytes"]["network"] < one["bytes"]["network"] / 2
+    # Weights are a quarter. Bias, scale and zero point of each channel are not: much in small layers.
+    assert other["bytes"]["network"] < 0.75 * one["bytes"]["network"]
     assert other["bytes"]["front_end"] == 0 < one["bytes"]["front_end"]
 
 
