@@ -1,6 +1,6 @@
 """How fast int16 audio becomes log-mel spectrograms: ours beside the usual ways, in one run.
 
-    python benchmarks/frontend.py [--preset seed256] [--batch 256]
+    python benchmarks/frontend.py [--preset cpjku22_256] [--batch 256]
 
 Also how far that is from the machine's limit: each clip has to be read and its spectrogram written
 (bytes), transformed and filtered (FLOPs); the limit is the slower of the two.
@@ -97,7 +97,7 @@ def work(spec: MelSpec, front_end: LogMel, samples: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="seed256", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="cpjku22_256", choices=sorted(PRESETS))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
