@@ -284,7 +284,8 @@ def test_slices_of_a_batch_are_augmented_as_the_whole(world: int) -> None:
         own = slice(5 * rank // world, 5 * (rank + 1) // world)
         return augmented(features, clips[own], draws.of_rows(own), EVERYTHING, gather, responses)
 
-    torch.testing.assert_close(on_ranks(world, of_rank), whole, rtol=0, atol=1e-5)
+    # How MKL's transforms round depends on the number of rows, and on the processor.
+    torch.testing.assert_close(on_ranks(world, of_rank), whole, rtol=0, atol=5e-5)
     assert not whole.requires_grad
 
 
