@@ -68,6 +68,7 @@ class Model(nn.Module):
         notes: what a run that starts from it should say, a line each.
     """
 
+    # More parameters than is usual: what `model.json` holds, each under its own name.
     def __init__(
         self,
         network: nn.Module,

@@ -263,6 +263,7 @@ class Tracing(Intercept):
         return result
 
 
+# The parameters after the first are those of `torch.nn.functional.batch_norm`.
 def _folded(
     names: Mapping[int, str],
     x: Tensor,
