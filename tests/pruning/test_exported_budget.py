@@ -11,7 +11,7 @@ from torch import nn
 
 import cpprune
 from cpprune.export.metadata import Precision
-from cpprune.export.ram import ram_bytes
+from cpprune.export.c_sizes import ram_bytes
 from cpprune.export.sizes import exported_bytes
 from cpprune.models import artifact
 from cpprune.pruning.surgery import apply_plan
