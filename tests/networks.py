@@ -160,7 +160,7 @@ class Fickle(nn.Module):
 
 
 class AlikeNames(nn.Module):
-    """Layers named a.b, a_b, A_b and a.b_weight: with other characters in place of dots, the same words."""
+    """Layers named a.b, a_b, A_b and a.b_weight: without dots, the names of some are the same."""
 
     def __init__(self) -> None:
         super().__init__()

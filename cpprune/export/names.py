@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def buffer_name(layer: str, key: str) -> str:
-    """Return the name of a tensor of a layer: different layers, such as a.b and a_b, have different ones.
+    """Return the name of a layer's tensor; those of different layers, such as a.b and a_b, differ.
 
     Args:
         layer: its name.

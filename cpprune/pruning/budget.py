@@ -182,7 +182,7 @@ def _parse_limit(text: str) -> Limit:
 
 
 def _no_limit(text: str) -> ValueError:
-    """Return the error of a text that says no limit: how those on its quantity, or on any, are written."""
+    """Return the error of a text that is no limit; it shows how those on its quantity are written."""
     named = re.match(r"\w*", text)
     assert named is not None
     known = QUANTITIES.get(named[0])

@@ -13,7 +13,7 @@ import cpprune
 from cpprune.export.check import noise
 from cpprune.export.complexity import onnx_complexity
 from cpprune.export.timed import to_be_timed
-from cpprune.models.quantized import is_quantized, quantize
+from cpprune.models.quantized import calibrate, is_quantized, quantize
 from shards.errors import UserError
 
 SHAPE = (1, 64, 32)
@@ -77,11 +77,8 @@ def test_other_targets(network: Any, form: str, tolerance: float) -> None:
 @pytest.mark.parametrize("form", ["onnx-fp32", "onnx-int8"])
 def test_fake_quantised_networks(network: Any, form: str) -> None:
     fake = copy.deepcopy(network)
-    quantize(fake, SHAPE, ("first",), "")
-    with torch.no_grad():
-        fake.train()
-        fake(torch.rand(4, *SHAPE))
-        fake.eval()
+    quantize(fake, SHAPE)
+    calibrate(fake, [torch.rand(4, *SHAPE)])
     same_classes(fake, form, 0.3)
     assert is_quantized(fake)
 

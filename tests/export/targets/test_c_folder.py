@@ -19,7 +19,7 @@ from cpprune.export.c.source import simplify
 from cpprune.export.onnx_session import open_session
 from cpprune.export.quantize import quantize_int8
 from cpprune.export.target import targets
-from cpprune.models.quantized import quantize
+from cpprune.models.quantized import calibrate, quantize
 
 FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-Werror")
 TARGET = targets()["c"]
@@ -117,11 +117,8 @@ def test_layers_whose_names_differ_in_dots_alone(tmp_path):
 def test_quantised_layers_whose_names_differ_in_dots_alone():
     network = randomised(AlikeNames(), gain=1.4).eval()
     model = make_model(network, None)
-    quantize(network, model.input_shape, (), "")
-    with torch.no_grad():
-        network.train()
-        network(model.features(clips_of(model, 16)))
-        network.eval()
+    quantize(network, model.input_shape, ())
+    calibrate(network, [model.features(clips_of(model, 16))])
     job = job_of(model, "features", "int8", calibration=None)
     clips = clips_of(model, 3, seed=7)
     expected = model.logits(clips)
