@@ -7,7 +7,6 @@ import torch
 from export_jobs import clips_of, job_of
 from export_models import make_model
 from marks import has_wheels
-from networks import AlikeNames, randomised
 
 from cpprune.export.target import targets
 from cpprune.models.quantized import calibrate, quantize
@@ -28,18 +27,6 @@ def test_a_model_trained_to_be_quantised(exported):
     found = program.logits(clips)
     assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
     assert (found - model.logits(clips)).abs().max() > (found - expected).abs().max()
-
-
-@pytest.mark.slow
-@has_wheels
-def test_layers_whose_names_differ_in_dots_alone():
-    fake = make_model(randomised(AlikeNames(), gain=1.4), None)
-    quantize(fake.network, fake.input_shape, ())
-    calibrate(fake.network, [fake.features(clips_of(fake, 16, seed=1))])
-    program = targets()["executorch"].make(job_of(fake, None, "int8", calibration=None)).exported
-    clips = clips_of(fake, 3, seed=7)
-    expected = fake.logits(clips)
-    assert (program.logits(clips) - expected).abs().max() < 0.05 * float(expected.abs().max())
 
 
 @pytest.mark.slow
