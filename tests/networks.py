@@ -157,3 +157,23 @@ class Fickle(nn.Module):
             kernel = torch.ones(x.shape[1], 1, 1, 1, device=x.device)
             x = functional.conv2d(x, kernel, groups=x.shape[1])
         return self.two(x).mean((2, 3))
+
+
+class AlikeNames(nn.Module):
+    """Layers named a.b, a_b, A_b and a.b_weight: without dots, the names of some are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, stride=2)
+        self.a = nn.Sequential()
+        for name in ("b", "b_weight"):
+            self.a.add_module(name, nn.Conv2d(4, 4, 3))
+        self.a_b = nn.Conv2d(4, 4, 3)
+        self.A_b = nn.Conv2d(4, 4, 1)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x_BCFT: Tensor) -> Tensor:
+        x = torch.relu(self.a(torch.relu(self.stem(x_BCFT))))
+        x = torch.relu(self.A_b(torch.relu(self.a_b(x))))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits

@@ -93,6 +93,7 @@ def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
 
 def _text(shown: dict[str, Any]) -> str:
     from cpprune.evaluation.operations import differ
+    from cpprune.pruning.budget import QUANTITIES
 
     head = ["layer", "width", "parameters", "MACs", "scores kept", "scores pruned"]
     layers = [
@@ -113,18 +114,22 @@ def _text(shown: dict[str, Any]) -> str:
         keys["operations"] = "operations"
     pairs = {name: (before[key], after[key]) for name, key in keys.items()}
     pairs |= {f"bytes as {k}": (size, after["bytes"][k]) for k, size in before["bytes"].items()}
-    for name, key in (("bytes exported", "exported_bytes"), ("bytes of RAM", "ram_bytes")):
-        pairs |= {f"{name}@{k}": (b, after[key][k]) for k, b in before.get(key, {}).items()}
-    rows = [[name, _arrow(b, a), f"{a / b - 1:+.1%}"] for name, (b, a) in pairs.items()]
+    for quantity in QUANTITIES.values():
+        of_forms = before.get(quantity.key, {})
+        pairs |= {f"{quantity.label}@{k}": (b, after[quantity.key][k]) for k, b in of_forms.items()}
     if "latency_ms" in before:
-        b, a = before["latency_ms"], after["latency_ms"]
-        rows.append(["latency in ms", f"{b:.3f} → {a:.3f}", f"{a / b - 1:+.1%}"])
+        pairs[QUANTITIES["latency"].label] = (before["latency_ms"], after["latency_ms"])
+    rows = [[name, _arrow(b, a), f"{a / b - 1:+.1%}"] for name, (b, a) in pairs.items()]
     whole = table(["network", "before → after", "change"], rows)
     return "\n".join([table(head, layers), "", *unpruned, *[""] * bool(unpruned), whole])
 
 
-def _arrow(before: int, after: int) -> str:
-    return f"{before:,} → {after:,}"
+def _arrow(before: float, after: float) -> str:
+    return f"{_number(before)} → {_number(after)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _range(bounds: tuple[float, float] | None) -> str:

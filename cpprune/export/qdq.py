@@ -15,6 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from cpprune.export.names import buffer_name
 from cpprune.export.network import OPSET, check_outputs, trace
 from cpprune.models.example import example_input
 from cpprune.models.fake_quantize import (
@@ -145,12 +146,12 @@ class _Integers(nn.Module):
 
     def _store(self, name: str, **tensors: Tensor) -> None:
         for key, tensor in tensors.items():
-            own = f"{name}_{key}".replace(".", "_")
+            own = buffer_name(name, key)
             self.register_buffer(own, tensor.contiguous())
             self.initializers[f"{QUANTIZER}.{own}"] = f"{name}.{key}"
 
     def _stored(self, name: str, *keys: str) -> tuple[Tensor, ...]:
-        return tuple(self.get_buffer(f"{name}_{key}".replace(".", "_")) for key in keys)
+        return tuple(self.get_buffer(buffer_name(name, key)) for key in keys)
 
 
 def _operator(

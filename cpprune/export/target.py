@@ -74,6 +74,8 @@ class Job:
         keep_float: for int8: names of layers that stay in float32, if the target can keep any.
         clips: a few clips to try it with, as shards store them.
         run: whether `Product.exported` is needed.
+        trial: whether it is made to be timed here and thrown away: its size and its warnings are not
+            needed.
     """
 
     model: Model
@@ -84,6 +86,7 @@ class Job:
     keep_float: tuple[str, ...]
     clips: Tensor
     run: bool
+    trial: bool = False
 
     def calibration_features(self) -> NDArray[np.float32]:
         """Return the network's inputs [clips, *input_shape] for the clips to calibrate with."""

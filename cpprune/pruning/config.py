@@ -19,9 +19,11 @@ class PruneConfig:
     """fraction of the channels to remove, of the widths at the start of the run, such as 0.41"""
     budget: str | None = None
     """upper limits instead of a ratio, one or more of params<=47028,macs<=10e6,
-    operations<=10e6,bytes<=128000@fp16,exported<=60000@int8,ram<=200000@int8,latency<=3ms; exported is
-    the network in the ONNX file of cpprune export; ram is what it needs in C beside its features
-    (cpprune export --to c); latency is that of one clip, measured on the device of the run"""
+    operations<=10e6,bytes<=128000@fp16,exported<=60000@int8,ram<=200000@int8,flash<=60000@int8,
+    latency<=3ms,latency<=3ms@onnx-int8; exported is the network in the ONNX file of cpprune export; ram
+    and flash are what it needs in C beside its features (cpprune export --to c); latency is that of one
+    clip, measured on the device of the run, or on one thread of this machine as an export to a target
+    in a precision"""
     ratios: dict[str, float] = field(default_factory=dict)
     """layers with a ratio of their own, whatever prune.ratio or prune.budget says: patterns as in
     prune.ignore, such as {"stage1.*": 0.2, "stage3.*": 0}; of several that match a layer, the last

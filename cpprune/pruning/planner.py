@@ -146,7 +146,7 @@ def plan_scored(
             if limit.measured:
                 start, measured = end, partial(amount_at, limit)
                 end = meet_measured(limit, start, at_end, narrowed, measured)
-                if limit.ram:
+                if limit.about.at_peak:
                     end = widened(limit, start, end, measured)
     original = np.array(originals)
     return plan_to(scheduled_widths(model, original, end, allowed, fraction, config.ramp))

@@ -38,8 +38,8 @@ def preview(
 
     Returns:
         What `prune --dry-run --json` prints: `before` and `after`, each with `parameters`, `macs`,
-        `operations`, `bytes` by dtype and, where they are limited, `latency_ms`, and `exported_bytes`
-        and `ram_bytes` by precision; `layers`, each with its `name`, its width, parameters and
+        `operations`, `bytes` by dtype and, where they are limited, `latency_ms`, and values of other
+        quantities by form (`Quantity.key`); `layers`, each with its `name`, its width, parameters and
         macs before and after, and, where it names a group, the range of scores that the last plan keeps
         and cuts; `left_alone`: for each group that is not prunable, by its layer, the reason.
     """
@@ -109,10 +109,10 @@ def _costs(
         "operations": count_operations(network, input_shape),
         "bytes": {dtype: parameters * width for dtype, width in BYTES_PER_PARAMETER.items()},
     }
-    for limit in limits:
-        kind, _, precision = limit.quantity.partition("@")
-        if kind == "latency":
+    for limit in {limit.quantity: limit for limit in limits}.values():
+        if limit.quantity == "latency":
             costs["latency_ms"] = amount(limit, network, input_shape, measure)
-        elif precision:
-            costs.setdefault(f"{kind}_bytes", {})[precision] = amount(limit, network, input_shape)
+        elif limit.about.key:
+            found = costs.setdefault(limit.about.key, {})
+            found[limit.form] = amount(limit, network, input_shape)
     return costs

@@ -18,7 +18,7 @@ from cpprune.evaluation.complexity import count_macs, count_parameters
 from cpprune.evaluation.operations import count_operations, operations_text
 from cpprune.models.artifact import deployed
 from cpprune.models.factory import is_factory
-from cpprune.pruning.budget import parse_budget
+from cpprune.pruning.budget import Limit, parse_budget
 from cpprune.pruning.measured import amount
 from cpprune.runs.tracking import read_state
 from shards.credentials import without_credentials
@@ -198,11 +198,12 @@ def _budget_lines(budget: str | None, result: RunResult, model: Model) -> list[s
     if result.operations is not None:
         used["operations"] = result.operations
     for limit in limits:
-        if limit.measured or limit.exported:
+        if (limit.measured or limit.exported) and limit.quantity not in used:
             used[limit.quantity] = amount(limit, model.network, model.input_shape)
-    measured = f" ({used['latency']:.3g} ms now)" if "latency" in used else ""
-    verdicts = [
-        f"{limit.text} {'is met' if used[limit.quantity] <= limit.bound else 'is NOT met'}"
-        for limit in limits
-    ]
-    return [f"  budget: {', '.join(verdicts)}{measured}"]
+    return [f"  budget: {', '.join(_verdict(limit, used[limit.quantity]) for limit in limits)}"]
+
+
+def _verdict(limit: Limit, used: float) -> str:
+    verdict = "is met" if used <= limit.bound else "is NOT met"
+    now = f" ({used:.3g} ms now)" if limit.kind == "latency" else ""
+    return f"{limit.text} {verdict}{now}"

@@ -10,8 +10,9 @@ from networks import Fickle, plan_for
 from torch import nn
 
 import cpprune
+from cpprune.export.c.host import sizes
+from cpprune.export.c_sizes import flash_bytes, ram_bytes
 from cpprune.export.metadata import Precision
-from cpprune.export.ram import ram_bytes
 from cpprune.export.sizes import exported_bytes
 from cpprune.models import artifact
 from cpprune.pruning.surgery import apply_plan
@@ -107,3 +108,39 @@ def test_the_memory_of_the_c_meets_the_budget(
     words += ["--data", scenes, "--calibration-clips", 16, "--out", tmp_path / "c"]
     found = cli("export", tmp_path / "run/model", *words).json
     assert found["bytes"]["ram"] == after
+
+
+@pytest.mark.slow
+def test_the_flash_of_the_c_meets_the_budget(
+    cli: Any, tiny_run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    model = artifact.load(tiny_run / "model")
+    whole = flash_bytes(model.network, model.input_shape, "int8")
+    budget = f"flash<={int(0.8 * whole)}@int8"
+    words = ["--init", tiny_run / "model", "--prune.budget", budget, "--data.path", scenes]
+    shown = cli("prune", *words, "--dry-run", "--json").json
+    after = shown["after"]["flash_bytes"]["int8"]
+    assert shown["before"]["flash_bytes"]["int8"] == whole
+    assert 0.7 * whole < after <= 0.8 * whole
+    words += ["--run", tmp_path / "run", "--train.epochs", 1, "--train.batch_size", 64]
+    pruned = cli("prune", *words)
+    assert f"budget: {budget} is met" in pruned.err
+    words = ["--precision", "int8", "--input", "features", "--to", "c", "--json"]
+    words += ["--data", scenes, "--calibration-clips", 16, "--out", tmp_path / "c"]
+    found = cli("export", tmp_path / "run/model", *words).json
+    wrapper = sizes({name: (tmp_path / "c" / name).read_text() for name in ("model.c", "model.h")})
+    assert wrapper is not None
+    alone = found["bytes"]["flash"] - wrapper["flash"]
+    assert 0.995 * after < alone <= after
+
+
+@pytest.mark.slow
+def test_an_export_that_is_timed_here_meets_the_budget(cli: Any) -> None:
+    """Nothing is said of the time itself, which depends on what else the machine does."""
+    words = ["prune", "--dry-run", "--model.widths", "[6, 8, 10]", "--prune.budget"]
+    shown = cli(
+        *words, "latency<=1000s@onnx-int8,latency<=1000s@c-fp32,params<=1500", "--json"
+    ).json
+    assert shown["after"]["parameters"] <= 1500
+    assert shown["after"]["exported_latency_ms"].keys() == {"onnx-int8", "c-fp32"}
+    assert all(0 < ms < 1e6 for ms in shown["after"]["exported_latency_ms"].values())

@@ -104,7 +104,7 @@ class CModel:
         self.sample_rate = model.sample_rate
         self._features, self._kind, self._complexity = model.features, kind, complexity
         options = [*STANDARD, "-O3", "-shared", "-fPIC", "-o", "model.so"]
-        with _built(sources, required_compiler(), options, "-lm") as folder:
+        with _built(sources, required_compiler("--check"), options, "-lm") as folder:
             if folder is None:
                 raise UserError(
                     "--check: the C compiler of this machine does not compile the model"
@@ -124,12 +124,16 @@ class CModel:
         return self._complexity
 
 
-def required_compiler() -> str:
-    """Return the C compiler of this machine; raise UserError if there is none."""
+def required_compiler(what: str) -> str:
+    """Return the C compiler of this machine; raise UserError if there is none.
+
+    Args:
+        what: needs it.
+    """
     compiler = host_compiler()
     if compiler is None:
         raise UserError(
-            "--check runs the C that it writes, and found no C compiler: install one, or set CC"
+            f"{what} runs the C that it writes, and found no C compiler: install one, or set CC"
         )
     return compiler
 

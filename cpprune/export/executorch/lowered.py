@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from cpprune.export.names import buffer_name
 from cpprune.models.example import example_input
 from cpprune.models.fake_quantize import (
     HIGHEST,
@@ -61,11 +62,11 @@ class Folding(nn.Module):
         """Keep tensors of a layer as buffers."""
         for key, tensor in tensors.items():
             if tensor is not None:
-                self.register_buffer(_name(layer, key), tensor.detach().clone().contiguous())
+                self.register_buffer(buffer_name(layer, key), tensor.detach().clone().contiguous())
 
     def tensor(self, layer: str, key: str) -> Tensor:
         """Return a stored tensor of a layer."""
-        return self.get_buffer(_name(layer, key))
+        return self.get_buffer(buffer_name(layer, key))
 
 
 class Integers(Folding):
@@ -110,10 +111,6 @@ class Integers(Folding):
             *(0, -HIGHEST, HIGHEST, torch.int8),
         )
         return weight, None if bias is None else self.tensor(layer, "bias")
-
-
-def _name(layer: str, key: str) -> str:
-    return f"{layer}_{key}".replace(".", "_")
 
 
 class Lowered(nn.Module):

@@ -48,7 +48,7 @@ def _to_c(job: Job) -> Product:
     from cpprune.models.quantized import is_quantized
 
     if job.run:
-        host.required_compiler()
+        host.required_compiler("latency in C" if job.trial else "--check")
     quantized = is_quantized(job.model.network)
     make = export_quantized if quantized else export_network
     network = make(job.model.network, job.model.input_shape)
@@ -60,7 +60,7 @@ def _to_c(job: Job) -> Product:
         network = quantize_int8(network, inputs, job.keep_float, integer=True)
     network = simplify(network)
     made = project.model_sources(job, network)
-    compiled = host.sizes(made.sources)
+    compiled = None if job.trial else host.sizes(made.sources)
     if job.precision == "fp32":
         expected, reference = job.model.logits(job.clips).numpy(), "torch"
         tolerance = FP32_TOLERANCE * max(1.0, float(abs(expected).max()))

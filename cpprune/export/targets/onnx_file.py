@@ -39,7 +39,7 @@ def _to_onnx(job: Job) -> Product:
 
     data = build_file(job.model, _network(job), job.input, job.precision, job.weights_sha256)
     exported = OnnxModel(data, threads=1)
-    if job.precision == "int8":
+    if job.precision == "int8" and not job.trial:
         _warn_of_saturation(job, exported, OnnxModel(data, threads=1, exact=False))
     cost = exported.complexity()
     return Product(

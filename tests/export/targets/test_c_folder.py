@@ -11,7 +11,7 @@ import pytest
 import torch
 from export_jobs import clips_of, job_of
 from export_models import KALDI, make_model
-from networks import randomised
+from networks import AlikeNames, randomised
 
 from cpprune.evaluation.listening import Listener
 from cpprune.export.c.host import CModel
@@ -19,6 +19,7 @@ from cpprune.export.c.source import simplify
 from cpprune.export.onnx_session import open_session
 from cpprune.export.quantize import quantize_int8
 from cpprune.export.target import targets
+from cpprune.models.quantized import calibrate, quantize
 
 FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-Werror")
 TARGET = targets()["c"]
@@ -101,6 +102,28 @@ def test_a_network_of_timm():
     network = timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=3)
     job = job_of(make_model(randomised(network), KALDI))
     check(job, TARGET.make(job).files)
+
+
+def test_layers_whose_names_differ_in_dots_alone(tmp_path):
+    """Their names become the same words in C, and so do those of their tensors without dots."""
+    network = randomised(AlikeNames(), gain=1.4).eval()
+    model = make_model(network, None)
+    files = TARGET.make(job_of(model, "features")).files
+    check(job_of(model, "features"), files)
+    cc(write(files, tmp_path), "-c", "network.c", "model.c")
+
+
+@pytest.mark.slow
+def test_quantised_layers_whose_names_differ_in_dots_alone():
+    network = randomised(AlikeNames(), gain=1.4).eval()
+    model = make_model(network, None)
+    quantize(network, model.input_shape, ())
+    calibrate(network, [model.features(clips_of(model, 16))])
+    job = job_of(model, "features", "int8", calibration=None)
+    clips = clips_of(model, 3, seed=7)
+    expected = model.logits(clips)
+    found = c_model(TARGET.make(job).files, job).logits(clips)
+    assert (found - expected).abs().max() < 0.05 * float(expected.abs().max())
 
 
 def test_the_test_program(small, tmp_path):
