@@ -13,6 +13,7 @@ from cpprune.pruning.budget import parse_budget
 from cpprune.report import charts
 from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
 from cpprune.report.run_folder import Run, times
+from cpprune.runs.records import PruneRecord
 from shards.errors import UserError
 
 Stages = list[tuple[str, dict[str, int]]]
@@ -42,7 +43,7 @@ def network_section(run: Run, costs: Costs | None) -> Section:
     stages = width_stages(run, costs)
     cuts = [
         f"{cut.parameters_before:,} → {cut.parameters:,} parameters at the start of epoch "
-        f"{cut.epoch + 1} (criterion {cut.criterion})"
+        f"{cut.epoch + 1} ({_how(cut)})"
         for cut in run.cuts
     ]
     text = (
@@ -68,6 +69,11 @@ def network_section(run: Run, costs: Costs | None) -> Section:
             layer_table(run, costs, stages),
         ],
     )
+
+
+def _how(cut: PruneRecord) -> str:
+    by_criterion = [f"criterion {cut.criterion}"] if cut.criterion else []
+    return "; ".join([*by_criterion, *(f"without {name}" for name in cut.removed_blocks)])
 
 
 def width_stages(run: Run, costs: Costs) -> Stages:
