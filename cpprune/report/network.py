@@ -18,6 +18,8 @@ from shards.errors import UserError
 
 Stages = list[tuple[str, dict[str, int]]]
 
+GONE = (0, 0, 0)  # width, parameters and MACs of a layer whose block was removed
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -85,7 +87,8 @@ def width_stages(run: Run, costs: Costs) -> Stages:
         return [("channels", now)]
     stages = [("before", original)]
     stages += [(f"from epoch {cut.epoch + 1} on", cut.widths) for cut in run.cuts]
-    return [(name, {layer: widths.get(layer, 0) for layer in now}) for name, widths in stages]
+    layers = dict.fromkeys([*original, *now])  # with those of blocks that were removed
+    return [(name, {layer: widths.get(layer, 0) for layer in layers}) for name, widths in stages]
 
 
 def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
@@ -100,8 +103,11 @@ def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
     for what in ("channels", "parameters", "MACs"):
         head += [f"{what} before", "after"]
     rows = [
-        [Cell(name), *(count(n) for pair in zip(before[name], own, strict=True) for n in pair)]
-        for name, own in after.items()
+        [
+            Cell(name),
+            *(count(n) for pair in zip(own, after.get(name, GONE), strict=True) for n in pair),
+        ]
+        for name, own in before.items()
     ]
     return Table(
         "Layers before and after pruning, excluding normalisation and classifier",
