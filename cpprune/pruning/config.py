@@ -26,6 +26,9 @@ class PruneConfig:
     """layers with a ratio of their own, whatever prune.ratio or prune.budget says: patterns as in
     prune.ignore, such as {"stage1.*": 0.2, "stage3.*": 0}; of several that match a layer, the last
     counts"""
+    blocks: int = 0
+    """number of whole residual blocks to remove at the first pruning step, those that change their input
+    least; alone, or with a ratio or a budget, which is then that of the network that is left"""
     plan: str | None = None
     """file of a pruning plan to apply as it is, instead of a ratio or a budget"""
     save_plan: str | None = None
@@ -42,9 +45,6 @@ class PruneConfig:
     normaliser: Literal["mean", "max", "sum", "none"] | None = None
     """statistic that a group's scores are divided by, for prune.scope=global: mean, max, sum or none
     (default: the criterion's own)"""
-    blocks: int = 0
-    """number of whole residual blocks to remove at the first pruning step, those that change their input
-    least; alone, or with a ratio or a budget, which is then that of the network that is left"""
     calibration_clips: int = 64
     """number of training clips on which taylor and hessian measure the effect on the loss, and
     prune.blocks how much blocks change their input"""
