@@ -48,7 +48,16 @@ def runs(tiny, tiny_run, scenes, call, tmp_path_factory):
     folder = tmp_path_factory.mktemp("schemas")
     short = ["--data.path", scenes, "--train.epochs", 1, "--train.batch_size", 16]
     pruned, failed = folder / "pruned", folder / "failed"
-    prune = ["prune", "--init", tiny_run / "model", "--prune.ratio", 0.3, *short]
+    prune = [
+        "prune",
+        "--init",
+        tiny_run / "model",
+        "--prune.ratio",
+        0.3,
+        "--prune.blocks",
+        1,
+        *short,
+    ]
     teachers = ["--distill.teachers", f"[{tiny_run / 'model'}]", "--distill.mode", "on_the_fly"]
     prune += [*teachers, "--distill.cache", folder / "cache"]
     assert call(*prune, "--data.record_ids", "true", "--run", pruned) == 0

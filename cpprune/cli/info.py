@@ -44,13 +44,14 @@ def info(argv: list[str]) -> int:
     from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.export.classifier import precision
+    from cpprune.models.blocks import removed_blocks
     from cpprune.models.quantized import quantization_of
     from cpprune.models.resize import layer_widths
 
     cost = complexity(model.network, model.input_shape)
     device = default_device()
     timed_ms = latency(model.network, model.input_shape, device) if timed else None
-    widths = layer_widths(model.network)
+    widths, gone = layer_widths(model.network), removed_blocks(model.network)
     quantization = quantization_of(model.network)
     shown = {
         **model.metadata,
@@ -61,6 +62,7 @@ def info(argv: list[str]) -> int:
         "classes": list(model.classes),
         "features": spec_to_json(model.features.spec),
         "widths": widths,
+        **({"removed_blocks": gone} if gone else {}),
         **({"latency_ms": timed_ms} if timed else {}),
         **({"quantization": asdict(quantization)} if quantization else {}),
     }
@@ -71,6 +73,8 @@ def info(argv: list[str]) -> int:
     print(f"{model.family} for inputs of {' × '.join(map(str, model.input_shape))}{_how(model)}\n")
     print(table(["quantity", "value", ""], _rows(cost, where, timed_ms)))
     print("\nwidths: " + ", ".join(f"{name} {n}" for name, n in widths.items()))
+    if gone:
+        print(f"removed blocks: {', '.join(gone)}")
     return 0
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cpprune.cli.output import table
 from cpprune.cli.train import FLAGS, run
 from cpprune.config import ParsedRun, build_parser, parse
+from cpprune.pruning.config import PruneConfig
+from cpprune.pruning.criteria import CRITERIA
 from shards.errors import UserError
 from shards.files.atomic import check_output
 from shards.files.documents import to_json
@@ -29,8 +31,8 @@ def prune(argv: list[str]) -> int:
     parsed = parse(build_parser("cpprune prune", text, flags), argv, list(flags))
     if not parsed.config.prune.prunes:
         raise UserError(
-            "prune.ratio is not set: say how much to prune with --prune.ratio 0.41 or --prune.budget "
-            "'params<=47028', or use --config configs/prune.yaml"
+            "prune.ratio is not set: say how much to prune with --prune.ratio 0.41, --prune.budget "
+            "'params<=47028' or --prune.blocks 1, or use --config configs/prune.yaml"
         )
     return _dry_run(parsed) if parsed.switches["dry-run"] else run(parsed)
 
@@ -38,18 +40,18 @@ def prune(argv: list[str]) -> int:
 def _dry_run(parsed: ParsedRun) -> int:
     from cpprune.distributed.device import default_device
     from cpprune.pruning.budget import parse_budget
-    from cpprune.pruning.criteria import CRITERIA
-    from cpprune.pruning.plan import collapsed, scored_otherwise, write_plan
+    from cpprune.pruning.plan import blocks_removed, remarks, write_plan
     from cpprune.pruning.preview import preview
     from cpprune.training.create_model import planned_model
 
     settings = parsed.config.prune
     if settings.save_plan:
         check_output(Path(settings.save_plan), "--prune.save_plan")
-    if CRITERIA[settings.criterion].needs_data and parsed.config.init is None:
+    if _needs_data(settings) and parsed.config.init is None:
+        by_blocks = f"prune.blocks={settings.blocks}"
+        what = by_blocks if settings.blocks else f"prune.criterion={settings.criterion}"
         raise UserError(
-            f"prune.criterion={settings.criterion} needs a trained network and its data: give --init "
-            "MODEL and --data.path"
+            f"{what} needs a trained network and its data: give --init MODEL and --data.path"
         )
     device = default_device()
     model = planned_model(parsed.config, parsed.explicit).to(device)
@@ -60,25 +62,28 @@ def _dry_run(parsed: ParsedRun) -> int:
         if len(plans) != 1:
             raise UserError("prune.save_plan: only a plan of one step can be saved (prune.steps=1)")
         write_plan(Path(settings.save_plan), plans[0])
-    print(to_json(shown) if parsed.switches["json"] else _text(shown))
+    removed = [line for plan in plans for line in blocks_removed(plan)]
+    print(to_json(shown) if parsed.switches["json"] else _text(shown, removed))
     original = {layer["name"]: layer["before"] for layer in shown["layers"]}
-    for text in (scored_otherwise(plans[-1]), collapsed(plans[-1], original)):
-        if text:
-            print(f"cpprune: {text}", file=sys.stderr)
+    for line in remarks(plans[-1], original):
+        print(f"cpprune: {line}", file=sys.stderr)
     return 0
+
+
+def _needs_data(settings: PruneConfig) -> bool:
+    return bool(settings.blocks) or CRITERIA[settings.criterion].needs_data
 
 
 def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
     """Return the plan of every pruning step, each made for what the one before has left."""
     from cpprune.data.compatibility import open_for_model
     from cpprune.models.resize import layer_widths
-    from cpprune.pruning.criteria import CRITERIA
     from cpprune.pruning.pruner import Pruner
     from cpprune.pruning.surgery import apply_plan
 
     settings, data = parsed.config.prune, parsed.config.data
     train = None
-    if CRITERIA[settings.criterion].needs_data:
+    if _needs_data(settings):
         train = open_for_model(data.path, model, data.cache, data.cache_bytes).split("train")
     pruned = copy.deepcopy(model)
     pruner = Pruner(settings, pruned, train, parsed.config.seed, device)
@@ -91,7 +96,7 @@ def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
     return plans
 
 
-def _text(shown: dict[str, Any]) -> str:
+def _text(shown: dict[str, Any], removed: list[str]) -> str:
     from cpprune.evaluation.operations import differ
     from cpprune.pruning.budget import QUANTITIES
 
@@ -108,6 +113,7 @@ def _text(shown: dict[str, Any]) -> str:
         for layer in shown["layers"]
     ]
     unpruned = [f"{name} is not pruned: it {why}" for name, why in shown["left_alone"].items()]
+    unpruned += removed
     before, after = shown["before"], shown["after"]
     keys = {"parameters": "parameters", "MACs": "macs"}
     if any(differ(side["macs"], side["operations"]) for side in (before, after)):

@@ -1,7 +1,7 @@
 """Model folders: `model.json` describes the model, `model.safetensors` holds its weights.
 
-Nothing is pickled. The JSON holds the network family and its config, the width of every layer, the
-classes, the front end, the provenance and the validation metrics.
+Nothing is pickled. The JSON holds the network family and its config, the blocks that were removed, the
+width of every layer, the classes, the front end, the provenance and the validation metrics.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from cpprune.audio.frontend import (
     spec_from_json,
     spec_to_json,
 )
+from cpprune.models.blocks import removed_blocks
 from cpprune.models.example import memory_format
 from cpprune.models.factory import is_factory
 from cpprune.models.finite import not_finite
@@ -177,6 +178,7 @@ def save(
         "architecture": model.family,
         "config": model.config,
         "widths": layer_widths(model.network),
+        **({"removed_blocks": blocks} if (blocks := removed_blocks(model.network)) else {}),
         "classes": list(model.classes),
         "clip_shape": list(model.clip_shape),
         "input_shape": list(model.input_shape),
@@ -212,6 +214,7 @@ class Description:
     features: dict[str, object] | None
     weights: Weights
     quantization: Quantization | None = None
+    removed_blocks: list[str] = field(default_factory=list)
 
 
 def load(
@@ -255,6 +258,7 @@ def load(
             description.config,
             tensors,
             input_shape,
+            description.removed_blocks,
         )
         # Older versions left out any layer of that name.
         differing = dict(layer_widths(network).items() ^ description.widths.items())

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from cpprune.models.artifact import Model
+from cpprune.models.blocks import removed_blocks
 from cpprune.models.registry import build_model, rebuild_model
 from shards.errors import UserError
 
@@ -58,7 +59,14 @@ def with_new_head(model: Model, classes: Sequence[str]) -> Model:
         sizes = zip(of_classes, fresh[name].shape, tensors[name].shape, strict=True)
         kept = tuple(slice(new if by_class else old) for by_class, new, old in sizes)
         tensors[name] = fresh[name][kept].clone()
-    network = rebuild_model(model.family, len(classes), model.config, tensors, model.input_shape)
+    network = rebuild_model(
+        model.family,
+        len(classes),
+        model.config,
+        tensors,
+        model.input_shape,
+        removed_blocks(model.network),
+    )
     return Model(
         network,
         model.features,

@@ -17,7 +17,8 @@ To add a network, write `cpprune/models/networks/NAME.py` (and a test of it); no
 
 `model.name: NAME` selects it. The annotated keyword arguments of the class are its settings: keys of
 `model` where `ModelConfig` has them, entries of `model.arguments` otherwise. A pruned network is rebuilt
-by fitting a fresh one to the recorded tensors (`cpprune.models.resize.fit`).
+by removing the recorded blocks of a fresh one and fitting the rest to the recorded tensors
+(`cpprune.models.resize.fit`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cpprune.models import factory, networks
+from cpprune.models.blocks import remove_blocks
 from cpprune.models.bounds import BoundedBuild
 from cpprune.models.resize import fit
 from cpprune.settings.choices import wrong_choice
@@ -118,8 +120,9 @@ def rebuild_model(
     config: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     input_shape: Sequence[int],
+    removed_blocks: Sequence[str] = (),
 ) -> nn.Module:
-    """Rebuild a trained or pruned network: its architecture, narrowed to its tensors.
+    """Rebuild a trained or pruned network: its architecture without blocks, narrowed to its tensors.
 
     Args:
         name: as for `build_model`.
@@ -127,9 +130,10 @@ def rebuild_model(
         config: what the architecture was built with before pruning.
         tensors: its state dict.
         input_shape: shape of one input, without the batch.
+        removed_blocks: names of the blocks that were removed.
 
     Raises:
-        ValueError: the tensors are not of this architecture, or do not fit together.
+        ValueError: the tensors or blocks are not of this architecture, or do not fit together.
         RuntimeError: names are missing or unknown.
     """
     own_code = factory.is_factory(name)
@@ -145,6 +149,7 @@ def rebuild_model(
         # On the meta device, so that only the pruned widths are ever allocated.
         with torch.device("meta"), BoundedBuild(tensors, allocates=False):
             network = build_model(name, num_classes=num_classes, **config)
+    remove_blocks(network, removed_blocks)
     fitted = fit(network, tensors)
     _check_names(network, tensors)
     if own_code:
@@ -153,7 +158,7 @@ def rebuild_model(
         own = network.state_dict()
         copies = {key: tensor.to(own[key].dtype, copy=True) for key, tensor in tensors.items()}
         network.load_state_dict(copies, assign=True)
-    if fitted:
+    if fitted or removed_blocks:
         check_logits(network, input_shape, num_classes)
     return network
 

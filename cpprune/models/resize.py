@@ -1,7 +1,8 @@
 """Layer widths: reading them, and fitting a fresh network to a recorded state dict.
 
-A pruned network is its original architecture with narrower tensors. So it is rebuilt from its state
-dict alone: build the architecture, fit every module to the recorded shapes, load the tensors.
+A pruned network is its original architecture with narrower tensors, perhaps without some blocks. So it
+is rebuilt from their names and its state dict: build the architecture, remove the blocks, fit every
+module to the recorded shapes, load the tensors.
 """
 
 from __future__ import annotations

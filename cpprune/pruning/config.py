@@ -13,7 +13,7 @@ from cpprune.settings.choices import check_choices
 
 @dataclass(kw_only=True)
 class PruneConfig:
-    """The pruning schedule; without a ratio, ratios, a budget or a plan nothing is pruned."""
+    """The pruning schedule; without a ratio, ratios, a budget, blocks or a plan nothing is pruned."""
 
     ratio: float | None = None
     """fraction of the channels to remove, of the widths at the start of the run, such as 0.41"""
@@ -28,6 +28,9 @@ class PruneConfig:
     """layers with a ratio of their own, whatever prune.ratio or prune.budget says: patterns as in
     prune.ignore, such as {"stage1.*": 0.2, "stage3.*": 0}; of several that match a layer, the last
     counts"""
+    blocks: int = 0
+    """number of whole residual blocks to remove at the first pruning step, those that change their input
+    least; alone, or with a ratio or a budget, which is then that of the network that is left"""
     plan: str | None = None
     """file of a pruning plan to apply as it is, instead of a ratio or a budget"""
     save_plan: str | None = None
@@ -45,7 +48,8 @@ class PruneConfig:
     """statistic that a group's scores are divided by, for prune.scope=global: mean, max, sum or none
     (default: the criterion's own)"""
     calibration_clips: int = 64
-    """taylor and hessian: number of training clips on which the effect on the loss is measured"""
+    """number of training clips on which taylor and hessian measure the effect on the loss, and
+    prune.blocks how much blocks change their input"""
     scope: Literal["local", "global", "isomorphic", "sensitivity"] = "local"
     """how cuts are spread: local: the same fraction of every layer; global: the least important
     channels of the whole network; isomorphic: the least important channels among layers that are
@@ -71,8 +75,8 @@ class PruneConfig:
     sparsity_strength: float = 1e-4
     """weight of that regularizer in the loss"""
     ignore: list[str] = field(default_factory=list)
-    """layers that keep their width, and with them all that they are coupled with: names or patterns,
-    such as [stem.*, conv1]"""
+    """layers that keep their width, and with them all that they are coupled with, and blocks that
+    prune.blocks leaves: names or patterns, such as [stem.*, conv1]"""
     max_ratio: float = 1.0
     """largest fraction of any layer's channels that may be removed, of its width at the start of the
     run"""
@@ -107,6 +111,7 @@ class PruneConfig:
             raise ValueError(
                 "prune.plan: a plan says what is cut of every layer; leave out prune.ratios"
             )
+        self._check_blocks()
         if self.plan is not None and self.start_epoch:
             raise ValueError(
                 f"prune.plan with prune.start_epoch={self.start_epoch}: a plan is for a network as it "
@@ -146,9 +151,32 @@ class PruneConfig:
                 "set prune.start_epoch"
             )
 
+    def _check_blocks(self) -> None:
+        if self.blocks < 0:
+            raise ValueError(f"prune.blocks={self.blocks}: must be at least 0")
+        if not self.blocks:
+            return
+        if self.plan is not None:
+            raise ValueError("prune.plan: a plan says which blocks go; leave out prune.blocks")
+        if self.scope == "sensitivity":
+            raise ValueError(
+                f"prune.blocks={self.blocks} with prune.scope=sensitivity, which was measured with all "
+                "blocks: remove the blocks first, then run cpprune sensitivity on the model that is left"
+            )
+        if self.steps != 1 and not self.cuts_channels:
+            raise ValueError(
+                f"prune.blocks={self.blocks}: all go at the first step, so that nothing is left for "
+                f"prune.steps={self.steps}: leave it out, or set prune.ratio or prune.budget"
+            )
+
     @property
     def prunes(self) -> bool:
         """Whether there is anything to cut."""
+        return self.cuts_channels or bool(self.blocks)
+
+    @property
+    def cuts_channels(self) -> bool:
+        """Whether there are channels to cut."""
         given = any(how is not None for how in (self.ratio, self.budget, self.plan))
         return given or bool(self.ratios)
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,20 +102,39 @@ def criteria_of(
     return [criterion if fallback is None or scores(group) else fallback for group in groups]
 
 
+def calibration_rows(config: PruneConfig, train: Split, seed: int) -> NDArray[np.int64]:
+    """Return the slice of the training clips that is measured on, [N]: a function of the seed."""
+    return np.sort(permutation(len(train), seed, len(train))[: config.calibration_clips])
+
+
 def measure_saliency(
-    config: PruneConfig, model: Model, train: Split, seed: int, device: torch.device
+    config: PruneConfig,
+    model: Model,
+    train: Split,
+    seed: int,
+    device: torch.device,
+    network: nn.Module | None = None,
 ) -> Saliency | None:
     """Return the saliency of each weight on the training clips; None if the criterion needs no data.
 
     Every rank has to call it.
+
+    Args:
+        config: the criterion, and how many clips.
+        model: front end and network.
+        train: the training split.
+        seed: of the run.
+        device: of the model.
+        network: in place of the model's own, such as one without blocks.
     """
     if not CRITERIA[config.criterion].needs_data:
         return None
-    slice_ = np.sort(permutation(len(train), seed, len(train))[: config.calibration_clips])
+    slice_ = calibration_rows(config, train, seed)
     own = rank_slice(slice_, rank(), world_size())
     clips = torch.from_numpy(train.fetch(own)).to(device)
     labels = torch.from_numpy(train.labels[own]).to(device)
-    return saliency(config.criterion, model.network, model.features(clips), labels, len(slice_))
+    network = model.network if network is None else network
+    return saliency(config.criterion, network, model.features(clips), labels, len(slice_))
 
 
 def saliency(

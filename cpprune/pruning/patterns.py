@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from cpprune.models.resize import LAYERS
+from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.groups import ChannelGroup, Graph, pruned_layers
 from shards.errors import UserError
 from shards.suggest import did_you_mean
@@ -33,6 +35,14 @@ def matching_layers(network: nn.Module, pattern: str, key: str) -> set[str]:
         near = did_you_mean(pattern, [*layers, *sorted(folders)])
         raise UserError(f"{key}: no layer is called {pattern}{near}; see `--dry-run` for the names")
     return set(found)
+
+
+def known_patterns(network: nn.Module, config: PruneConfig) -> PruneConfig:
+    """Return the settings without patterns that match no layer of a network that has lost blocks."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, LAYERS)]
+    ratios = {p: ratio for p, ratio in config.ratios.items() if fnmatch.filter(layers, p)}
+    ignore = [p for p in config.ignore if fnmatch.filter(layers, p)]
+    return replace(config, ratios=ratios, ignore=ignore)
 
 
 def own_ratios(

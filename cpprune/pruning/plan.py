@@ -1,16 +1,19 @@
-"""A pruning plan: which channels of each group are kept. It is data, and JSON on disk."""
+"""A pruning plan: which blocks go, and which channels of each group stay. Data, and JSON on disk."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 from torch import nn
 
+from cpprune.models.blocks import remove_blocks
 from cpprune.models.example import example_input
 from cpprune.models.fingerprint import fingerprint, structure
+from cpprune.pruning.blocks import RemovedBlock, removable_blocks
 from cpprune.pruning.groups import ChannelGroup, dependency_graph
 from cpprune.pruning.prunable import prunable_groups
 from shards.errors import UserError
@@ -53,7 +56,8 @@ class Plan:
         scope: that allocated the widths.
         structure: `structure` of the network that the plan was made for.
         weights: its `fingerprint`.
-        groups: each group once; groups that are not listed stay whole.
+        groups: each group of what the blocks leave once; groups that are not listed stay whole.
+        removed_blocks: that go before any channel does.
     """
 
     criterion: str | None = None
@@ -61,6 +65,7 @@ class Plan:
     structure: str
     weights: str
     groups: list[GroupPlan]
+    removed_blocks: list[RemovedBlock] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as JSON holds it."""
@@ -75,6 +80,44 @@ class Plan:
             DocumentError: the document is no plan.
         """
         return typed(document, cls)
+
+
+def without_blocks(network: nn.Module, blocks: Sequence[RemovedBlock]) -> nn.Module:
+    """Return a copy of a network without blocks; the network itself if there are none to remove.
+
+    Raises:
+        ValueError: see `remove_blocks`.
+    """
+    if not blocks:
+        return network
+    left = copy.deepcopy(network)
+    remove_blocks(left, [block.name for block in blocks])
+    return left
+
+
+def with_blocks(network: nn.Module, blocks: Sequence[RemovedBlock], plan: Plan | None) -> Plan:
+    """Return a plan that removes blocks of a network, and then does what another does to what is left.
+
+    Args:
+        network: with the blocks.
+        blocks: that go; the plan is returned as it is if there are none.
+        plan: for `without_blocks`; None removes no channels.
+    """
+    if plan is not None and not blocks:
+        return plan
+    gone, whole, weights = list(blocks), structure(network), fingerprint(network)
+    if plan is None:
+        return Plan(structure=whole, weights=weights, groups=[], removed_blocks=gone)
+    return replace(plan, structure=whole, weights=weights, removed_blocks=gone)
+
+
+def blocks_removed(plan: Plan) -> list[str]:
+    """Return a line for each block that a plan removes."""
+    return [
+        f"{block.name} is removed whole"
+        + ("" if block.score is None else f" (block influence {block.score:.3g})")
+        for block in plan.removed_blocks
+    ]
 
 
 def scored_otherwise(plan: Plan) -> str:
@@ -99,6 +142,12 @@ def collapsed(plan: Plan, original_widths: Mapping[str, int]) -> str:
     more = f" and {len(narrow) - 3} more" if len(narrow) > 3 else ""
     text = f"less than a tenth is left of {', '.join(narrow[:3])}{more}; see prune.max_ratio"
     return text if narrow else ""
+
+
+def remarks(plan: Plan, original_widths: Mapping[str, int]) -> list[str]:
+    """Return what should be said of the channels of a plan, a line each."""
+    lines = [scored_otherwise(plan), collapsed(plan, original_widths)]
+    return [line for line in lines if line]
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -128,8 +177,18 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
             f"{path}: was made for another network than this one (or was applied to it already): give "
             "the --init that it was made with, or make a new plan"
         )
-    with dependency_graph(network, example_input(network, input_shape)) as graph:
-        groups = {group.layer: group for group in prunable_groups(graph, network)}
+    blocks = [block.name for block in plan.removed_blocks]
+    removable = removable_blocks(network, input_shape) if blocks else []
+    if len(set(blocks)) != len(blocks) or not set(blocks) <= set(removable):
+        raise UserError(
+            f"{path}: its removed_blocks must be some of {', '.join(removable) or 'none'}, each once; "
+            "make a new plan"
+        )
+    if not plan.groups:
+        return plan
+    left = without_blocks(network, plan.removed_blocks)
+    with dependency_graph(left, example_input(left, input_shape)) as graph:
+        groups = {group.layer: group for group in prunable_groups(graph, left)}
     layers = [entry.layer for entry in plan.groups]
     if len(set(layers)) != len(layers) or not groups.keys() >= set(layers):
         raise UserError(

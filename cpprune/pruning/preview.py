@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from cpprune.models.example import example_input
 from cpprune.pruning.budget import Limit
 from cpprune.pruning.groups import dependency_graph, pruned_layers
 from cpprune.pruning.measured import Measure, amount
-from cpprune.pruning.plan import Plan
+from cpprune.pruning.plan import Plan, without_blocks
 from cpprune.pruning.prunable import classify_groups
 from cpprune.pruning.surgery import apply_plan
 
@@ -41,22 +42,25 @@ def preview(
         `operations`, `bytes` by dtype and, where they are limited, `latency_ms`, and values of other
         quantities by form (`Quantity.key`); `layers`, each with its `name`, its width, parameters and
         macs before and after, and, where it names a group, the range of scores that the last plan keeps
-        and cuts; `left_alone`: for each group that is not prunable, by its layer, the reason.
+        and cuts; `left_alone`: for each group that is not prunable, by its layer, the reason;
+        `removed_blocks`, each with its `name` and `score`.
     """
     twin = copy.deepcopy(network)
-    with dependency_graph(twin, example_input(twin, input_shape)) as graph:
-        groups, not_prunable = classify_groups(graph, twin)
+    blocks = [block for plan in plans for block in plan.removed_blocks]
+    left = without_blocks(twin, blocks)
+    with dependency_graph(left, example_input(left, input_shape)) as graph:
+        groups, not_prunable = classify_groups(graph, left)
         narrow = {
             name: "is as narrow as it can be"
             + (f": one channel in each of {g.blocks} equal parts" if g.blocks > 1 else "")
             for g in groups
             if g.units == 1
-            for name in pruned_layers(graph, twin, g)
+            for name in pruned_layers(graph, left, g)
         }
         planned = {entry.layer for plan in plans for entry in plan.groups}
-        for group in groups if plans else ():
+        for group in groups if planned or not blocks else ():
             if group.layer not in planned:
-                spared = pruned_layers(graph, twin, group)
+                spared = pruned_layers(graph, left, group)
                 not_prunable |= dict.fromkeys(spared, "is not in the plan (prune.ignore)")
         not_prunable |= narrow
     before, layers_before = (
@@ -70,7 +74,7 @@ def preview(
     cut = {entry.layer: entry.score_cut for entry in plans[-1].groups} if plans else {}
     layers = []
     for name, (width, parameters, macs) in layers_before.items():
-        width_after, parameters_after, macs_after = layers_after[name]
+        width_after, parameters_after, macs_after = layers_after.get(name, (0, 0, 0))
         layers.append(
             {
                 "name": name,
@@ -89,6 +93,7 @@ def preview(
         "after": _costs(twin, input_shape, limits, measure),
         "layers": layers,
         "left_alone": not_prunable,
+        "removed_blocks": [asdict(block) for block in blocks],
     }
 
 

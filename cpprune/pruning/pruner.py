@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +16,19 @@ from cpprune.distributed.collectives import broadcast_json, check_ranks_equal, r
 from cpprune.distributed.process_group import rank
 from cpprune.models.artifact import Model
 from cpprune.models.example import example_input
+from cpprune.pruning.blocks import RemovedBlock, candidate_blocks, influence, lowest_blocks
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.criteria import CRITERIA
-from cpprune.pruning.importance import measure_saliency
-from cpprune.pruning.plan import Plan, read_plan
+from cpprune.pruning.importance import calibration_rows, measure_saliency
+from cpprune.pruning.patterns import known_patterns
+from cpprune.pruning.plan import Plan, read_plan, with_blocks, without_blocks
 from cpprune.pruning.planner import make_plan
 from cpprune.pruning.prunable import randomise
 from cpprune.pruning.regularizers import Penalty
 from cpprune.pruning.schedule import Event, events
 from cpprune.pruning.surgery import apply_plan, carry, kept_entries
 from shards.errors import UserError, one_line
+from shards.files.documents import typed
 from shards.split import Split
 
 
@@ -50,7 +53,7 @@ class Pruner:
     Args:
         config: see `PruneConfig`.
         model: front end and network, unwrapped.
-        train: the training split, for criteria that are measured on clips; None without data.
+        train: the training split, for blocks and criteria that are measured on clips; None without data.
         seed: of the run.
         device: of the model.
 
@@ -81,7 +84,11 @@ class Pruner:
         if config.sparsity == "none" or events_done == len(self.events):
             return None
         network, shape, until = self.model.network, self.model.input_shape, self.events[-1].epoch
-        return Penalty(network, shape, config, until)
+        return Penalty(network, shape, self._settings(network), until)
+
+    def _settings(self, network: nn.Module) -> PruneConfig:
+        """Return the settings for the channels of a network that has lost blocks, or will."""
+        return known_patterns(network, self.config) if self.config.blocks else self.config
 
     def rehearse(self, epoch: int, events_done: int, original_widths: Mapping[str, int]) -> None:
         """Prune a copy as far as the schedule goes: what cannot be done is refused before training.
@@ -100,17 +107,24 @@ class Pruner:
         self.regularizer(events_done)
         later = events_done < len(self.events) and self.events[-1].epoch > epoch
         if later:
-            run_on_rank_0(partial(self._rehearse, original_widths), self.device)
+            run_on_rank_0(partial(self._rehearse, events_done, original_widths), self.device)
 
-    def _rehearse(self, original_widths: Mapping[str, int]) -> None:
-        twin, shape = copy.deepcopy(self.model.network), self.model.input_shape
+    def _rehearse(self, events_done: int, original_widths: Mapping[str, int]) -> None:
+        network, shape = self.model.network, self.model.input_shape
+        blocks = []
+        if self.config.blocks and not events_done:
+            names = candidate_blocks(network, shape, self.config)
+            blocks = lowest_blocks(dict.fromkeys(names, 0.0), self.config.blocks)
+        twin = copy.deepcopy(without_blocks(network, blocks))
         randomise(twin, torch.Generator().manual_seed(0))
         needs_data = CRITERIA[self.config.criterion].needs_data
         saliency = dict(twin.named_parameters()) if needs_data else None
-        plan = make_plan(
-            twin, shape, self.config, original_widths=original_widths, saliency=saliency
-        )
-        apply_plan(twin, shape, plan)
+        if self.config.cuts_channels:
+            config = self._settings(twin)
+            plan = make_plan(
+                twin, shape, config, original_widths=original_widths, saliency=saliency
+            )
+            apply_plan(twin, shape, plan)
         _check_trains(twin, example_input(twin, shape))
 
     def planner(self, event: Event, original_widths: Mapping[str, int]) -> Callable[[], Plan]:
@@ -123,22 +137,45 @@ class Pruner:
         Raises:
             UserError: when the function is called: there is no such plan for this network.
         """
-        config, network, input_shape = self.config, self.model.network, self.model.input_shape
-        if config.plan:
-            file = Path(config.plan)
+        network, input_shape = self.model.network, self.model.input_shape
+        if self.config.plan:
+            file = Path(self.config.plan)
             return lambda: read_plan(file, network, input_shape)
-        saliency = None
+        blocks = self._choose_blocks() if event == self.events[0] and self.config.blocks else []
+        if not self.config.cuts_channels:
+            return lambda: with_blocks(network, blocks, None)
+        left = without_blocks(network, blocks)
+        config, seed, saliency = self._settings(left), self.seed, None
         if self.train is not None:
-            saliency = measure_saliency(config, self.model, self.train, self.seed, self.device)
-        return lambda: make_plan(
-            network,
-            input_shape,
-            config,
-            original_widths=original_widths,
-            fraction=event.fraction,
-            seed=self.seed,
-            saliency=saliency,
-        )
+            saliency = measure_saliency(config, self.model, self.train, seed, self.device, left)
+
+        def make() -> Plan:
+            plan = make_plan(
+                left,
+                input_shape,
+                config,
+                original_widths=original_widths,
+                fraction=event.fraction,
+                seed=seed,
+                saliency=saliency,
+            )
+            return with_blocks(network, blocks, plan)
+
+        return make
+
+    def _choose_blocks(self) -> list[RemovedBlock]:
+        """Return the blocks that go, which rank 0 measures; every rank has to call it."""
+        found: list[dict[str, object]] = []
+        run_on_rank_0(lambda: found.extend(map(asdict, self._lowest_blocks())), self.device)
+        return typed(broadcast_json(found, self.device), list[RemovedBlock])
+
+    def _lowest_blocks(self) -> list[RemovedBlock]:
+        config, model, train = self.config, self.model, self.train
+        names = candidate_blocks(model.network, model.input_shape, config)
+        assert train is not None
+        clips = torch.from_numpy(train.fetch(calibration_rows(config, train, self.seed)))
+        scores = influence(model.network, names, model.features(clips.to(self.device)))
+        return lowest_blocks(scores, config.blocks)
 
     def prune(
         self,

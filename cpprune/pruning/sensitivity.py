@@ -9,6 +9,7 @@ import copy
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -85,11 +86,11 @@ def measure_sensitivity(
     allowed = bounds(groups, min_width=1, round_to=1)
     widths_at = [allowed.fit(uniform(allowed.widest.tolist(), ratio)) for ratio in ratios]
 
-    hashes = {"structure": structure(network), "weights": fingerprint(network)}
+    whole = Plan(structure=structure(network), weights=fingerprint(network), groups=[])
 
     def figures(widths: Mapping[str, int]) -> dict[str, float]:
         twin = copy.deepcopy(network).eval()
-        plan = Plan(**hashes, groups=keep_best(scored, widths, criterion))
+        plan = replace(whole, groups=keep_best(scored, widths, criterion))
         apply_plan(twin, input_shape, plan)
         return _figures(twin, x_NCFT, label_N)
 
@@ -116,7 +117,8 @@ def measure_sensitivity(
     layers.sort(key=lambda row: order.index(row["layer"]))
     return {
         "format": FORMAT,
-        **hashes,
+        "structure": whole.structure,
+        "weights": whole.weights,
         "criterion": criterion,
         "dataset": split.dataset.fingerprint,
         "split": split.name,

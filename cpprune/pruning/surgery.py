@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from cpprune.models.blocks import remove_blocks
 from cpprune.models.example import example_input
 from cpprune.models.fingerprint import structure
 from cpprune.pruning.groups import dependency_graph, remove_channels
@@ -38,18 +39,18 @@ def carry(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str,
 
     Args:
         values: by "parameter/name"; tensors without dimensions, such as step counts, stay.
-        kept: see `kept_entries`.
+        kept: see `kept_entries`; parameters that it lacks went with their block.
     """
+    names = {key: key.rsplit("/", 1)[0] for key in values}
     return {
-        key: value
-        if value.ndim == 0
-        else value.flatten()[kept[key.rsplit("/", 1)[0]].to(value.device)]
+        key: value if value.ndim == 0 else value.flatten()[kept[names[key]].to(value.device)]
         for key, value in values.items()
+        if names[key] in kept
     }
 
 
 def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> None:
-    """Remove from the network, in place, every channel that the plan does not keep.
+    """Remove from the network, in place, the plan's blocks and every channel that it does not keep.
 
     Args:
         network: unwrapped module. Pruned parameters are new objects afterwards;
@@ -58,13 +59,20 @@ def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> No
         plan: made by `cpprune.pruning.planner.make_plan` for a network of this structure.
 
     Raises:
-        UserError: the plan was made for another structure, or was applied already.
+        UserError: the plan was made for another structure, or was applied already, or names a block that
+            is none.
     """
     if plan.structure != structure(network):
         raise UserError(
             "the pruning plan was made for a network of another structure (or is applied already): "
             "make a plan for this one"
         )
+    try:
+        remove_blocks(network, [block.name for block in plan.removed_blocks])
+    except ValueError as error:
+        raise UserError(f"the pruning plan does not fit the network: {error}") from None
+    removed = {group.layer: group.removed for group in plan.groups if group.removed}
+    if not removed:
+        return
     with dependency_graph(network, example_input(network, input_shape)) as graph:
-        removed = {group.layer: group.removed for group in plan.groups if group.removed}
         remove_channels(graph, network, removed)

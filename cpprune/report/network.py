@@ -13,9 +13,12 @@ from cpprune.pruning.budget import parse_budget
 from cpprune.report import charts
 from cpprune.report.page import Cell, Facts, Figure, Section, Table, Text, count
 from cpprune.report.run_folder import Run, times
+from cpprune.runs.records import PruneRecord
 from shards.errors import UserError
 
 Stages = list[tuple[str, dict[str, int]]]
+
+GONE = (0, 0, 0)  # width, parameters and MACs of a layer whose block was removed
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def network_section(run: Run, costs: Costs | None) -> Section:
     stages = width_stages(run, costs)
     cuts = [
         f"{cut.parameters_before:,} → {cut.parameters:,} parameters at the start of epoch "
-        f"{cut.epoch + 1} (criterion {cut.criterion})"
+        f"{cut.epoch + 1} ({_how(cut)})"
         for cut in run.cuts
     ]
     text = (
@@ -70,6 +73,11 @@ def network_section(run: Run, costs: Costs | None) -> Section:
     )
 
 
+def _how(cut: PruneRecord) -> str:
+    by_criterion = [f"criterion {cut.criterion}"] if cut.criterion else []
+    return "; ".join([*by_criterion, *(f"without {name}" for name in cut.removed_blocks)])
+
+
 def width_stages(run: Run, costs: Costs) -> Stages:
     """Return the widths before pruning and after each step; without pruning, those of the model."""
     now = {name: width for name, (width, _, _) in costs.layers.items()}
@@ -79,7 +87,8 @@ def width_stages(run: Run, costs: Costs) -> Stages:
         return [("channels", now)]
     stages = [("before", original)]
     stages += [(f"from epoch {cut.epoch + 1} on", cut.widths) for cut in run.cuts]
-    return [(name, {layer: widths.get(layer, 0) for layer in now}) for name, widths in stages]
+    layers = dict.fromkeys([*original, *now])  # with those of blocks that were removed
+    return [(name, {layer: widths.get(layer, 0) for layer in layers}) for name, widths in stages]
 
 
 def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
@@ -94,8 +103,11 @@ def layer_table(run: Run, costs: Costs, stages: Stages) -> Table:
     for what in ("channels", "parameters", "MACs"):
         head += [f"{what} before", "after"]
     rows = [
-        [Cell(name), *(count(n) for pair in zip(before[name], own, strict=True) for n in pair)]
-        for name, own in after.items()
+        [
+            Cell(name),
+            *(count(n) for pair in zip(own, after.get(name, GONE), strict=True) for n in pair),
+        ]
+        for name, own in before.items()
     ]
     return Table(
         "Layers before and after pruning, excluding normalisation and classifier",

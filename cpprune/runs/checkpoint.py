@@ -19,6 +19,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors, tensor_bytes
+from cpprune.models.blocks import remove_blocks, removed_blocks
 from cpprune.models.resize import fit
 from cpprune.runs.identity import RunIdentity
 from shards.errors import UserError
@@ -43,6 +44,7 @@ class Progress:
         events_done: pruning events that have happened.
         widths: current output channels by layer.
         original_widths: output channels by layer at the start of the run.
+        removed_blocks: names of the blocks that were removed, in this run or before it.
         val_losses: validation log loss of each epoch so far; None where it was not finite.
         best: the best value of the monitored metric since the last pruning event, or None.
         best_step: the step at which it was measured.
@@ -59,6 +61,7 @@ class Progress:
     events_done: Count = 0
     widths: dict[str, Count] = field(default_factory=dict)
     original_widths: dict[str, Count] = field(default_factory=dict)
+    removed_blocks: list[str] = field(default_factory=list)
     val_losses: list[float | None] = field(default_factory=list)
     best: float | None = None
     best_step: Annotated[int, Meta(ge=-1)] = -1
@@ -158,8 +161,17 @@ class Saved:
     scaler: dict[str, object] | None
     tensors: Tensors
 
+    def remove_blocks(self, network: nn.Module) -> None:
+        """Remove from a network of the same architecture the blocks that the checkpoint's lacks."""
+        gone = removed_blocks(network)  # in the model that the run started from
+        try:
+            remove_blocks(network, [n for n in self.progress.removed_blocks if n not in gone])
+        except ValueError as error:
+            raise _unusable(self.path / "state.json", f"progress.{error}") from None
+
     def restore(self, network: nn.Module) -> None:
-        """Give a network of the same architecture the checkpoint's widths and weights."""
+        """Give a network of the same architecture the checkpoint's blocks, widths and weights."""
+        self.remove_blocks(network)
         fit(network, self.tensors.network)
         network.load_state_dict(self.tensors.network)
 

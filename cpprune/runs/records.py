@@ -40,7 +40,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRecord:
-    """A pruning step in metrics.jsonl; `part` is the fraction of channels that it leaves pruned."""
+    """A pruning step in metrics.jsonl; `part` is the fraction of the schedule that is done after it."""
 
     event: Literal["prune"] = "prune"
     epoch: Count
@@ -50,6 +50,7 @@ class PruneRecord:
     parameters_before: Count
     parameters: Count
     widths: dict[str, Count]
+    removed_blocks: list[str] = field(default_factory=list)
     fingerprint: str | None = None
 
 

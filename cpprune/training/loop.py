@@ -25,9 +25,10 @@ from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.evaluation.predict import predict_split
 from cpprune.models import artifact
+from cpprune.models.blocks import removed_blocks
 from cpprune.models.finite import not_finite
 from cpprune.models.resize import layer_widths
-from cpprune.pruning.plan import collapsed, scored_otherwise
+from cpprune.pruning.plan import blocks_removed, remarks
 from cpprune.pruning.pruner import Pruner
 from cpprune.pruning.schedule import lr_span
 from cpprune.runs import divergence, tracking
@@ -129,8 +130,9 @@ class Trainer:
         saved = self.run.find_checkpoint(self.identity)
         if saved is not None:
             quantization.restore(saved, self.model, config.quantize)
-        widths = layer_widths(self.model.network)
-        self.progress = saved.progress if saved else Progress(widths=widths, original_widths=widths)
+        widths, gone = layer_widths(self.model.network), removed_blocks(self.model.network)
+        fresh = Progress(widths=widths, original_widths=widths, removed_blocks=gone)
+        self.progress = saved.progress if saved else fresh
         self.batches = TrainingLoader(
             self.dataset,
             data,
@@ -209,6 +211,7 @@ class Trainer:
         self.engine.adopt(cut)
         progress.events_done += 1
         progress.widths = layer_widths(self.model.network)
+        progress.removed_blocks = removed_blocks(self.model.network)
         progress.best, progress.best_step = None, -1  # only models of the final size count
         self.step.regularizer = pruner.regularizer(progress.events_done)
         after = count_parameters(self.model.network)
@@ -216,23 +219,23 @@ class Trainer:
             PruneRecord(
                 epoch=epoch,
                 step=progress.step,
-                criterion=prune.criterion,
+                criterion=prune.criterion if prune.cuts_channels else None,
                 part=event.fraction,
                 parameters_before=before,
                 parameters=after,
                 widths=progress.widths,
+                removed_blocks=[block.name for block in cut.plan.removed_blocks],
                 fingerprint=cut.fingerprint,
             )
         )
         self.run.write_plan(epoch, cut.plan)
+        how = prune.criterion if prune.cuts_channels else "blocks"
         self.run.say(
-            f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(pruner.events)}, "
-            f"{prune.criterion}): {before:,} → {after:,} parameters, equal on {self.world} "
-            "process(es)"
+            f"pruned at epoch {epoch + 1} ({progress.events_done} of {len(pruner.events)}, {how}): "
+            f"{before:,} → {after:,} parameters, equal on {self.world} process(es)"
         )
-        for text in (scored_otherwise(cut.plan), collapsed(cut.plan, progress.original_widths)):
-            if text:
-                self.run.say(text)
+        for line in [*blocks_removed(cut.plan), *remarks(cut.plan, progress.original_widths)]:
+            self.run.say(line)
 
     def quantize_if_due(self, epoch: int) -> None:
         """Quantise the network if quantisation-aware training begins with this epoch."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def restore(saved: Saved, model: Model, config: QuantizeConfig) -> None:
-    """Give a run's network the widths and weights of a checkpoint, fake-quantised if it was then."""
+    """Make a run's network that of a checkpoint: blocks, widths and weights, fake-quantised if it is."""
+    saved.remove_blocks(model.network)  # the ranges are those of the operations that were left
     if RANGES in saved.tensors.network:
         quantize(model.network, model.input_shape, config.keep_float)
     saved.restore(model.network)

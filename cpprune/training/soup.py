@@ -22,6 +22,7 @@ from cpprune.distributed import collectives
 from cpprune.evaluation.predict import CHUNK, evaluate_model
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
+from cpprune.models.blocks import removed_blocks
 from cpprune.models.quantized import is_quantized
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import Plan
@@ -120,6 +121,7 @@ def _traits(one: Ingredient) -> dict[str, object]:
     return {
         "architecture": model.family,
         "settings of the network": model.config,
+        "blocks removed by pruning": removed_blocks(model.network),
         "widths": layer_widths(model.network),
         "tensors": shapes,
         "classes": list(model.classes),

@@ -94,7 +94,8 @@ def test_info_of_a_model_folder(cli, tiny_run, scenes_source):
 def test_dry_run_of_the_pruning_configuration(cli, tmp_path):
     config = REPOSITORY / "configs/prune.yaml"
     shown = cli("prune", "--config", config, "--dry-run", "--json").json
-    assert shown.keys() == {"before", "after", "layers", "left_alone"}
+    assert shown.keys() == {"before", "after", "layers", "left_alone", "removed_blocks"}
+    assert shown["removed_blocks"] == []
     assert shown["left_alone"] == {"feed_forward.0": "makes the outputs of the network"}
     assert shown["before"]["parameters"] == 131_316
     assert shown["after"]["parameters"] == 44_784

@@ -171,6 +171,9 @@ LINES = (
     _line("prune --init {model} --prune.budget params<=1500 --dry-run", MODEL, weight=2),
     _line("prune --init {model} --plan plan.json --dry-run", MODEL, "plan.json", weight=4),
     _line(
+        "prune --init {model} --prune.blocks 1 --data.path data --dry-run", MODEL, "data", weight=2
+    ),
+    _line(
         f"prune --init {{model}} {SCOPE} --prune.ratio 0.4 --dry-run --json",
         MODEL,
         "sensitivity",

@@ -221,11 +221,11 @@ def imported_widths(tensors: Mapping[str, Tensor], groups: Sequence[int]) -> lis
     """
     widths = [len(tensors["in_c.0.weight"])]
     for stage in STAGES[1:]:
-        width = len(tensors[f"{stage}.block1.conv2.weight"])
-        if f"{stage}.block1.shortcut.conv.weight" not in tensors:
-            width = widths[-1]
-        elif width == widths[-1]:
-            width += math.lcm(*groups)
+        width = widths[-1]
+        if f"{stage}.block1.shortcut.conv.weight" in tensors:
+            width = len(tensors[f"{stage}.block1.conv2.weight"])
+            if width == widths[-1]:
+                width += math.lcm(*groups)
         widths.append(width)
     return widths
 
