@@ -62,6 +62,7 @@ def written(folder: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["password", "token"])
 def test_a_run_keeps_no_secrets(
     addresses: dict[str, str],

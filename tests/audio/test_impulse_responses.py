@@ -135,6 +135,7 @@ def test_only_clips_of_some_devices(folder, scenes):
 SHORT = ["--data.train_fraction", 0.25, "--train.epochs", 2, "--augment.impulse_responses"]
 
 
+@pytest.mark.slow
 def test_a_run_is_convolved_resumes_and_knows_its_responses(
     cli, refused, scenes, tiny, folder, tmp_path, stop_at
 ):

@@ -113,6 +113,7 @@ def test_every_entry_ends_the_same_way(tmp_path):
         assert done.stderr.startswith("Traceback")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_is_one_line():
     command = [sys.executable, "-m", "cpprune", "info", "--json"]

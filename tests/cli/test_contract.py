@@ -161,6 +161,7 @@ def test_every_configuration_can_be_used(cli, path):
     assert shown["input_shape"] == shapes[preset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [path for path in CONFIGS if "prune" in yaml.safe_load(path.read_text())],

@@ -143,6 +143,7 @@ def edited(name, change):
     return damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "name"),
     [

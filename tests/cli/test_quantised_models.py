@@ -44,6 +44,7 @@ def test_an_ensemble_names_both_precisions(cli, quantised_run, tiny_run, scenes)
     assert "quantised in part (fp32, int8)" in cli(*command).out
 
 
+@pytest.mark.slow
 def test_a_report_says_it(cli, quantised_run, exported, tmp_path):
     out = tmp_path / "page.html"
     command = ("report", quantised_run, "--out", out, "--mistakes", 0)

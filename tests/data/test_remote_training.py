@@ -101,6 +101,7 @@ def test_training_starts_before_all_shards_are_there(
     assert not [name for name in opened if name.startswith("test")]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_another_place_of_the_dataset(
     url: str,
     sharded: Path,

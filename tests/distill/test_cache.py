@@ -79,6 +79,7 @@ def test_a_run_that_reads_ends_with_the_bits_of_one_that_asks(
     assert "holds the teachers' logits of 2 of 2 epochs; the other 0 take 0 bytes" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_size_is_said_and_more_epochs_add_to_it(cli, settings, on_the_fly, copied, tmp_path):
     (copied / "epoch-0001.npz").unlink()
     words = [*settings, "--run", tmp_path / "run", "--distill.cache", copied]
@@ -94,6 +95,7 @@ def test_the_size_is_said_and_more_epochs_add_to_it(cli, settings, on_the_fly, c
     assert (copied / "epoch-0002.npz").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1], ids=["empty", "one epoch there"])
 def test_a_stopped_run_ends_with_the_same_bits(
     cli, settings, stop_at, on_the_fly, copied, written, before, tmp_path

@@ -23,6 +23,7 @@ def file(call, tiny_run, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_an_exported_file_gives_the_logits_of_its_model(file, scenes, tiny_run):
     dataset = shards.open_dataset(scenes)
     rows = dataset.split("train").ids[::9]

@@ -77,6 +77,7 @@ def test_a_file_in_any_order_teaches_what_its_models_do(
     assert abs(none[0] - file[0]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [slow("clean"), "on_the_fly"])
 @pytest.mark.parametrize("more", [slow([]), [*PRUNED, "uncut"]], ids=["plain", "through the cut"])
 def test_a_stopped_run_ends_with_the_same_bits(

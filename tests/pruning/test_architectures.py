@@ -53,6 +53,7 @@ def load_script() -> ModuleType:
 ARCHITECTURES = load_script()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 @pytest.mark.parametrize(
     "name",

@@ -92,6 +92,7 @@ def test_the_widest_of_the_narrowing_that_is_fast_enough(
     assert tuple(stages[layer] for layer in layers) == rungs[best]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", [slow("local"), "global"])
 def test_limits_of_both_kinds_hold_together(scope: str, make_network: Make) -> None:
     network = make_network(base_channels=8)
@@ -131,6 +132,7 @@ def test_a_latency_that_cannot_be_met_is_named(make_network: Make) -> None:
         cut_to(network, "params<=1e6,latency<=1us", min_width=2)
 
 
+@pytest.mark.slow
 def test_steps_lead_to_the_limit(make_network: Make) -> None:
     network = make_network(base_channels=8)
     original = layer_widths(network)

@@ -50,6 +50,7 @@ def matches(layer, patterns):
     return any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("seed", [seed if seed < 1 else slow(seed) for seed in range(20)])
 def test_random_settings_are_honoured_to_the_channel(name, seed):
@@ -91,6 +92,7 @@ def test_random_settings_are_honoured_to_the_channel(name, seed):
         assert ratios or cost(network) > 0.7 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("ramp", ["widths", "cubic"])
 def test_ratios_are_approached_in_steps(scope, ramp):

@@ -35,6 +35,7 @@ def test_the_curves(ramp: str, expected: list[float]) -> None:
     assert parameters_at(ramp, 0, START, END) == START
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramp", [slow("linear"), slow("cubic"), "exponential"])
 @pytest.mark.parametrize("how", [{"ratio": 0.41}, {"budget": "params<=44784"}])
 @pytest.mark.parametrize("scope", [slow("local"), "global"])

@@ -127,6 +127,7 @@ def tracked(
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "seconds", "said"),
     [

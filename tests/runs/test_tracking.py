@@ -112,6 +112,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_wandb_has_one_run_in_two_parts(wandb_run: Path, parts: list[list[Any]]) -> None:
     runs = [of_kind(records, "run")[0] for records in parts]
     (run_id,) = {run.run_id for run in runs}
@@ -203,6 +204,7 @@ def test_a_run_that_is_complete_is_not_told_again(
     assert len(list(wandb_run.glob("wandb/offline-run-*"))) == 2
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_figure_once(tensorboard_run: Path, wandb_run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

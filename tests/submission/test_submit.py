@@ -116,6 +116,7 @@ def test_the_installed_package_predicts_as_the_models_do(called, models, scenes,
     assert len(expected) == 10
 
 
+@pytest.mark.slow
 def test_complexity_is_that_of_the_organisers(called, submission):
     costs = json.loads((submission / "predictions/Doe_LAB_task1_1/complexity.json").read_text())
     for device, (macs, size) in called["costs"].items():

@@ -146,6 +146,7 @@ def test_a_trial_that_is_stopped_by_hand_ends_the_sweep(start, tmp_path):
     assert lines[-1].startswith("stopped by trial-0000, which was stopped")
 
 
+@pytest.mark.slow
 def test_trials_that_fail(start, tmp_path):
     impossible = tmp_path / "impossible"
     impossible.write_text("2 3")

@@ -29,6 +29,7 @@ def settings(digits):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.TRAINED)
 def test_it_is_trained_pruned_and_comes_back(cli, settings, digits, tmp_path, name):
     cut = [] if name in UNPRUNABLE else CUT

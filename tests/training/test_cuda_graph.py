@@ -163,6 +163,7 @@ def test_a_recorded_training_goes_on_with_the_same_bits(command, taped):
     assert_same_run(whole, stopped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", slow("sgd")])
 def test_a_step_that_is_not_finite_changes_nothing(command, taped, monkeypatch, optimizer):
     """The host does not look; so the recorded step has to skip by itself. So has the very first."""

@@ -58,6 +58,7 @@ def test_every_kernel_is_trained():
     assert all(p.grad.abs().max() > 0 for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_it_is_counted_saved_and_pruned_as_what_it_is_fused_to(cli, refused, scenes, tmp_path):
     model = ["--model.name", "rep_cp_mobile", "--model.base_channels", 8]
     settings = ["--data.path", scenes, "--data.train_fraction", 0.25, "--train.batch_size", 16]
