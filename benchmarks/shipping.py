@@ -1,12 +1,12 @@
-"""Exported models against torch: size, agreement, latency; and ways to compute the Fourier transform.
+"""Ways to compute the Fourier transform, and to choose the ranges of int8 activations.
 
-    python benchmarks/shipping.py [MODEL … --data DATASET] [--calibration | --to TARGET …]
+    python benchmarks/shipping.py [MODEL … --data DATASET]
 
 Without a model, times the front end of each preset in onnxruntime for one second of audio, with the
 Fourier transform in two steps of matrix products, as a product with the whole matrix, and by the
-operator DFT. With model folders, exports each to every target in every precision, and compares it with
-the model on the test split. With --calibration, compares ways to choose the ranges of int8 activations.
-One thread; latencies are medians, as ratios to torch in the same run.
+operator DFT. With model folders, exports each in int8 with each choice of ranges, and compares it with
+the model on the test split. One thread; latencies are medians, as ratios to torch in the same run.
+`benchmarks/exports.py` measures what ships.
 """
 
 from __future__ import annotations
@@ -37,14 +37,11 @@ from cpprune.data.compatibility import open_for_model
 from cpprune.export import frontend, quantize
 from cpprune.export.build import build_file
 from cpprune.export.calibration import calibration_clips
-from cpprune.export.check import compare, noise
-from cpprune.export.exported import storage
+from cpprune.export.check import compare
 from cpprune.export.graph import GraphBuilder
 from cpprune.export.inputs import choose_input
-from cpprune.export.metadata import Precision
 from cpprune.export.network import export_network
 from cpprune.export.onnx_model import OnnxModel
-from cpprune.export.target import Job, targets
 from cpprune.models import artifact
 
 SAMPLES = 32_000
@@ -131,44 +128,6 @@ def in_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def models(folders: list[Path], data: str, only: list[str]) -> None:
-    print("| model | to | precision | network, bytes | stored, bytes | RAM, bytes ", end="")
-    print("| same class | largest difference | accuracy | of the model | latency, torch = 1 |")
-    print("|" + "---|" * 11)
-    for folder in folders:
-        model = artifact.load(folder)
-        dataset = open_for_model(data, model)
-        split = dataset.split("test")
-        clips = calibration_clips(dataset.split("train"), CALIBRATION_CLIPS)
-        for name, target in targets().items():
-            ways: list[tuple[Precision, bool]] = [(p, False) for p in target.precisions]
-            ways += [("int8", True)] * target.as_trained
-            for precision, all_layers in ways if not only or name in only else ():
-                job = Job(
-                    model=model,
-                    input=choose_input(model, None),
-                    precision=precision,
-                    weights_sha256=WEIGHTS,
-                    calibration=clips if precision == "int8" else None,
-                    keep_float=() if all_layers else (quantize.FIRST,),
-                    clips=noise(model, 1),
-                    run=True,
-                )
-                made = target.make(job)
-                assert made.exported is not None
-                found = compare(model, made.exported, split)
-                size = made.complexity["bytes"]
-                ratio = found.latency_ms.exported / found.latency_ms.model
-                print(
-                    f"| {folder} | {name} | {precision}{', all layers' * all_layers} "
-                    f"| {size['network']:,} | {storage(size):,} | {size.get('ram', '')} "
-                    f"| {found.agreement:.1%} | {found.largest_difference:.1e} "
-                    f"| {found.accuracy.exported.accuracy:.4f} "
-                    f"| {found.accuracy.model.accuracy:.4f} | {ratio:.2f} |",
-                    flush=True,
-                )
-
-
 def calibration(folders: list[Path], data: str) -> None:
     print("| model | ranges | same class | largest difference | seconds |\n|---|---|---|---|---|")
     logging.disable(logging.WARNING)
@@ -223,16 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("--data")
-    parser.add_argument("--calibration", action="store_true")
-    parser.add_argument("--to", action="append", default=[], choices=tuple(targets()))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if not arguments.models:
-        fourier()
-    elif arguments.calibration:
+    if arguments.models:
         calibration(arguments.models, arguments.data)
     else:
-        models(arguments.models, arguments.data, arguments.to)
+        fourier()
 
 
 if __name__ == "__main__":

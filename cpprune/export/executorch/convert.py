@@ -69,6 +69,7 @@ def convert(job: Job) -> tuple[bytes, Costs]:
         example = (torch.from_numpy(clips[:1]),)
         exported = torch.export.export(WholeModel(job, network).eval(), example)
         tensors = _used(exported)
+        _without_copies(exported.graph)
         _duplicate_dequantisation(exported.graph)
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program: bytes = edge.to_executorch().buffer
@@ -116,6 +117,21 @@ def _used(program: ExportedProgram) -> dict[str, Tensor]:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {target: program.state_dict[target] for name, target in names.items() if name in used}
+
+
+def _without_copies(graph: Graph) -> None:
+    """Read sums where they are made, rather than where a sum in place copies them to.
+
+    XNNPACK computes a layer with integers only if its output has a single use.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.copy_.default:
+            target, made = node.args[:2]
+            same = target.meta["val"].shape == made.meta["val"].shape
+            if same and all(order[user] <= order[node] for user in target.users):
+                node.replace_all_uses_with(made)
+                graph.erase_node(node)
 
 
 def _duplicate_dequantisation(graph: Graph) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SATURATION = 0.05  # of the largest logit; rounding at ties alone changes less
 SATURATION_CLIPS = 64
+FIRST_IN_FLOAT = ", or keep the first layer in float32"
 
 
 def _load(path: Path, threads: int | None = None) -> OnnxModel:
@@ -58,9 +59,18 @@ def _warn_of_saturation(job: Job, exact: OnnxModel, default: OnnxModel) -> None:
         LOG.warning(
             "on processors such as this one, onnxruntime's default lets products of int8 saturate: "
             "logits up to %.2f change by up to %.2f; set its session option %s to %s there, as cpprune "
-            "does, or keep the first layer in float32",
-            *(largest, difference, *EXACT),
+            "does%s",
+            *(largest, difference, *EXACT, "" if _keeps_first(job) else FIRST_IN_FLOAT),
         )
+
+
+def _keeps_first(job: Job) -> bool:
+    """Return whether the first layer is in float32 already."""
+    from cpprune.export.quantize import FIRST
+    from cpprune.models.quantized import quantization_of
+
+    trained = quantization_of(job.model.network)
+    return FIRST in (trained.keep_float if trained else job.keep_float)
 
 
 def _network(job: Job) -> onnx.ModelProto:

@@ -7,6 +7,7 @@ import torch
 from export_jobs import clips_of, job_of
 from export_models import make_model
 from marks import has_wheels
+from torch import nn
 
 from cpprune.export.target import targets
 from cpprune.models.quantized import calibrate, quantize
@@ -55,3 +56,28 @@ def test_sensitivity_is_not_measured(refused, tiny_run, scenes, tmp_path):
     options = ("--precision", "int8", "--data", scenes, "--sensitivity")
     refused(*command, *options, names=["--sensitivity", "executorch"])
     assert not any(tmp_path.iterdir())
+
+
+class SumInPlace(nn.Module):
+    """A residual block as timm's ResNets have it: `x += shortcut`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        y = self.body(x)
+        y += x
+        return self.head(torch.relu(y)).mean((2, 3))
+
+
+@pytest.mark.slow
+@has_wheels
+def test_a_sum_in_place_is_exported_in_int8():
+    torch.manual_seed(0)
+    model = make_model(SumInPlace(), None)
+    made = targets()["executorch"].make(job_of(model, None, "int8", run=True))
+    clips = clips_of(model, 4)
+    assert torch.allclose(made.exported.logits(clips), model.logits(clips), atol=0.05)
