@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from cpprune.evaluation import dcase
 from cpprune.evaluation.operations import count_operations
-from cpprune.export.executorch.lowered import SCALE, ZERO_POINT, Lowered
+from cpprune.export.executorch.lowered import SCALE, ZERO_POINT, Integers, Lowered
 from cpprune.export.executorch.model import Costs, Sizes
 from cpprune.export.executorch.runtime import Program
 from cpprune.export.file_model import first_line
 from cpprune.export.inputs import model_input
+from cpprune.export.names import buffer_name
 from cpprune.export.quiet import quiet
 from cpprune.export.real_frontend import real_front_end
 from cpprune.export.target import Job
@@ -26,11 +27,12 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import Graph
+    from torch.fx import Graph, Node
 
 BATCH = 16
 # How the names of tensors begin.
 FRONT_END, NETWORK, INTEGERS = "front_end.", "network.", "network.integers."
+ACTIVATIONS = (torch.ops.aten.relu.default, torch.ops.aten.hardtanh.default)
 # Of logits, as a part of the largest: an activation that is rounded otherwise, at a tie, changes others.
 TOLERANCE = {"fp32": 1e-4, "int8": 0.1}
 
@@ -67,7 +69,13 @@ def convert(job: Job) -> tuple[bytes, Costs]:
         from executorch.exir import to_edge_transform_and_lower
 
         example = (torch.from_numpy(clips[:1]),)
-        exported = torch.export.export(WholeModel(job, network).eval(), example)
+        whole = WholeModel(job, network).eval()
+        exported = torch.export.export(whole, example)
+        integers = whole.network.integers
+        if integers and (alone := _linear_layers_alone(exported, integers)):
+            for layer in alone:
+                integers.store_floats(layer)
+            exported = torch.export.export(whole, example)
         tensors = _used(exported)
         _without_copies(exported.graph)
         _duplicate_dequantisation(exported.graph)
@@ -117,6 +125,30 @@ def _used(program: ExportedProgram) -> dict[str, Tensor]:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {target: program.state_dict[target] for name, target in names.items() if name in used}
+
+
+def _linear_layers_alone(program: ExportedProgram, integers: Integers) -> list[str]:
+    """Return the linear layers with integer weights whose output is not quantised, such as logits.
+
+    XNNPACK takes them for layers that quantise their input anew for each clip, and gives other logits.
+    """
+    layers = {buffer_name(layer, "weight"): layer for layer in integers.layers}
+    buffers = program.graph_signature.inputs_to_buffers
+    return [
+        layers[buffers[weight.args[0].name].removeprefix(INTEGERS)]
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.linear.default
+        for weight in node.args[1:2]
+        if weight.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
+        and not any(map(_is_quantised, node.users))
+    ]
+
+
+def _is_quantised(node: Node) -> bool:
+    """Return whether a node quantises, or is an activation that XNNPACK computes with what does."""
+    if node.target in ACTIVATIONS:
+        return any(map(_is_quantised, node.users))
+    return node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 
 def _without_copies(graph: Graph) -> None:

@@ -104,13 +104,23 @@ class Integers(Folding):
                     ZERO_POINT: torch.zeros_like(made.scale, dtype=torch.int64),
                 },
             )
-        weight = torch.ops.quantized_decomposed.dequantize_per_channel.default(
-            self.tensor(layer, "weight"),
+        return self._weight(layer), None if bias is None else self.tensor(layer, "bias")
+
+    def store_floats(self, layer: str) -> None:
+        """Store the weights of a layer as the float32 numbers that its integers stand for."""
+        self.store(layer, weight=self._weight(layer))
+
+    def _weight(self, layer: str) -> Tensor:
+        stored = self.tensor(layer, "weight")
+        if stored.is_floating_point():
+            return stored
+        weight: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel.default(
+            stored,
             self.tensor(layer, SCALE),
             self.tensor(layer, ZERO_POINT),
             *(0, -HIGHEST, HIGHEST, torch.int8),
         )
-        return weight, None if bias is None else self.tensor(layer, "bias")
+        return weight
 
 
 class Lowered(nn.Module):

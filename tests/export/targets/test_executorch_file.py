@@ -81,3 +81,28 @@ def test_a_sum_in_place_is_exported_in_int8():
     made = targets()["executorch"].make(job_of(model, None, "int8", run=True))
     clips = clips_of(model, 4)
     assert torch.allclose(made.exported.logits(clips), model.logits(clips), atol=0.05)
+
+
+class TwoLinear(nn.Module):
+    """Linear layers whose outputs are not quantised: one before an activation, one at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x)).mean((2, 3))
+        return self.head(nn.functional.gelu(self.hidden(x)))
+
+
+@pytest.mark.slow
+@has_wheels
+def test_linear_layers_whose_outputs_are_not_quantised():
+    torch.manual_seed(0)
+    model = make_model(TwoLinear(), None)
+    quantize(model.network, model.input_shape)
+    calibrate(model.network, [model.features(clips_of(model, 32))])
+    made = targets()["executorch"].make(job_of(model, None, "int8", run=True))
+    clips = clips_of(model, 64, seed=1)
+    assert torch.allclose(made.exported.logits(clips), model.logits(clips), atol=1e-3)
