@@ -61,8 +61,10 @@ MAX_DROP, TRAINED = f"int8, --max-drop {MOST_LOST}", "int8, trained so"
 EPOCHS, TIMM_EPOCHS = 4, 6  # of the networks that the demo has not
 MORE_EPOCHS = 2
 ROUNDS = 30
-HEAD = ("model", "to", "precision", "network, bytes", "stored, bytes", "RAM, bytes", "clips")
-HEAD += ("same class", "largest difference", "accuracy", "of the model", "latency, torch = 1")
+HEAD = [
+    *("model", "to", "precision", "network, bytes", "stored, bytes", "RAM, bytes", "clips"),
+    *("same class", "largest difference", "accuracy", "of the model", "latency, torch = 1"),
+]
 
 
 @dataclass(frozen=True)
