@@ -6,7 +6,7 @@ Without a model, times the front end of each preset in onnxruntime for one secon
 Fourier transform in two steps of matrix products, as a product with the whole matrix, and by the
 operator DFT. With model folders, exports each in int8 with each choice of ranges, and compares it with
 the model on the test split. One thread; latencies are medians, as ratios to torch in the same run.
-`benchmarks/exports.py` measures what ships.
+`benchmarks/shipped.py` measures what ships.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ def info(argv: list[str]) -> int:
     from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.export.classifier import precision
-    from cpprune.models.blocks import removed_blocks
     from cpprune.models.quantized import quantization_of
+    from cpprune.models.removed_blocks import removed_blocks
     from cpprune.models.resize import layer_widths
 
     cost = complexity(model.network, model.input_shape)

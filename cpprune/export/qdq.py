@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from cpprune.export.names import buffer_name
+from cpprune.export.buffer_name import buffer_name
 from cpprune.export.network import OPSET, check_outputs, trace
 from cpprune.models.example import example_input
 from cpprune.models.fake_quantize import (

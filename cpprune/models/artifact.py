@@ -26,12 +26,12 @@ from cpprune.audio.frontend import (
     spec_from_json,
     spec_to_json,
 )
-from cpprune.models.blocks import removed_blocks
 from cpprune.models.example import memory_format
 from cpprune.models.factory import is_factory
 from cpprune.models.finite import not_finite
 from cpprune.models.quantized import RANGES, Quantization, quantization_of, restore_quantized
 from cpprune.models.registry import can_be_fused, rebuild_model
+from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.models.trust import require_trust
 from shards.errors import UserError

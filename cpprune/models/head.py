@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from cpprune.models.artifact import Model
-from cpprune.models.blocks import removed_blocks
 from cpprune.models.registry import build_model, rebuild_model
+from cpprune.models.removed_blocks import removed_blocks
 from shards.errors import UserError
 
 Axes = dict[str, list[bool]]

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cpprune.models import factory, networks
-from cpprune.models.blocks import remove_blocks
 from cpprune.models.bounds import BoundedBuild
+from cpprune.models.removed_blocks import remove_blocks
 from cpprune.models.resize import fit
 from cpprune.settings.choices import wrong_choice
 from shards.errors import one_line

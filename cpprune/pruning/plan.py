@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
-from cpprune.models.blocks import remove_blocks
 from cpprune.models.example import example_input
 from cpprune.models.fingerprint import fingerprint, structure
+from cpprune.models.removed_blocks import remove_blocks
 from cpprune.pruning.blocks import RemovedBlock, removable_blocks
 from cpprune.pruning.groups import ChannelGroup, dependency_graph
 from cpprune.pruning.prunable import prunable_groups

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from cpprune.models.blocks import remove_blocks
 from cpprune.models.example import example_input
 from cpprune.models.fingerprint import structure
+from cpprune.models.removed_blocks import remove_blocks
 from cpprune.pruning.groups import dependency_graph, remove_channels
 from cpprune.pruning.plan import Plan
 from shards.errors import UserError

@@ -19,7 +19,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors, tensor_bytes
-from cpprune.models.blocks import remove_blocks, removed_blocks
+from cpprune.models.removed_blocks import remove_blocks, removed_blocks
 from cpprune.models.resize import fit
 from cpprune.runs.identity import RunIdentity
 from shards.errors import UserError

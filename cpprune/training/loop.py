@@ -25,8 +25,8 @@ from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.evaluation.predict import predict_split
 from cpprune.models import artifact
-from cpprune.models.blocks import removed_blocks
 from cpprune.models.finite import not_finite
+from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import blocks_removed, remarks
 from cpprune.pruning.pruner import Pruner

@@ -22,8 +22,8 @@ from cpprune.distributed import collectives
 from cpprune.evaluation.predict import CHUNK, evaluate_model
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
-from cpprune.models.blocks import removed_blocks
 from cpprune.models.quantized import is_quantized
+from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import Plan
 from shards.errors import UserError

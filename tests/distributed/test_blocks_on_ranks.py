@@ -1,5 +1,6 @@
 """Whole blocks are the same on any number of processes, which remove them alike."""
 
+import pytest
 import torch
 from run_folder import assert_close, events_of
 
@@ -38,6 +39,7 @@ def refusal(model_folder, dataset):
     return ""
 
 
+@pytest.mark.slow
 def test_plans_are_the_same_bytes(two, tiny_run, scenes):
     arguments = str(tiny_run / "model"), str(scenes)
     alone = plans(*arguments)
@@ -51,6 +53,7 @@ def test_every_rank_says_why_there_is_none(two, tiny_run, scenes):
     assert found[0].startswith("prune.blocks=9: 4 residual block(s)")
 
 
+@pytest.mark.slow
 def test_a_run_loses_the_same_blocks(cli, two, tiny_run, scenes, tmp_path):
     words = ["prune", "--init", tiny_run / "model", "--data.path", scenes, "--train.epochs", 1]
     words += ["--data.train_fraction", 0.25, "--train.batch_size", 8, "--optim.name", "sgd"]

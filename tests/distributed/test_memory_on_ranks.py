@@ -87,6 +87,7 @@ def test_where_memory_cannot_be_shared(two, scenes):
         assert "set data.in_memory=off" in message
 
 
+@pytest.mark.slow
 def test_training_is_the_same(two, scenes, tmp_path):
     command = ["train", *SETTINGS, "--data.path", scenes, "--run"]
     for where in ("off", "host"):

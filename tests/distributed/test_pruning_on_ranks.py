@@ -62,6 +62,7 @@ def test_every_criterion_gives_the_same_bytes(ranks, alone, tiny_run, scenes):
     assert len({plan for plan, _ in alone.values()}) == len(CRITERIA) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [slow("slimming"), slow("group_norm"), "growing"])
 def test_a_penalty_is_the_same_on_two_processes(cli, two, tiny_run, scenes, tmp_path, kind):
     settings = ["--init", tiny_run / "model", "--data.path", scenes, "--data.train_fraction", 0.2]

@@ -201,6 +201,7 @@ def test_big_is_pruned_alike_on_two_processes(cli, two, big_model, scenes, tmp_p
     assert alone["fingerprint"] == both["fingerprint"]
 
 
+@pytest.mark.slow
 def test_pruning_in_steps_on_two_processes(two, single, command, tmp_path):
     more = ["--prune.ratio", 0.5, "--prune.steps", 2, "--prune.start_epoch", 1]
     more += ["--train.epochs", 3]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import cpprune
-from cpprune.models.blocks import remove_blocks, removed_blocks
 from cpprune.models.factory import make
 from cpprune.models.fingerprint import fingerprint, structure
+from cpprune.models.removed_blocks import remove_blocks, removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.blocks import (
     RemovedBlock,

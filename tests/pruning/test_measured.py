@@ -150,6 +150,7 @@ def test_a_measurement_is_repeated_and_a_count_is_not(machine: Machine, make_net
     assert (len(machine.compiled), len(machine.exported), machine.timings) == (1, 1, 2)
 
 
+@pytest.mark.slow
 def test_the_preview_and_the_dry_run_show_them(
     machine: Machine, make_network: Make, cli: Any
 ) -> None:

@@ -12,7 +12,7 @@ from run_folder import assert_same_run, change_state, events_of, metrics, tensor
 
 import cpprune
 import shards
-from cpprune.models.blocks import removed_blocks
+from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.blocks import influence, removable_blocks
 from shards.order import permutation
@@ -71,6 +71,7 @@ def test_blocks_go_at_the_first_step_and_channels_at_all(whole_run):
     assert content["provenance"]["pruning"]["blocks"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stops", "checkpoint"),
     [
@@ -154,6 +155,7 @@ def test_a_model_without_blocks_loses_more(cli, shallow, scenes, tmp_path):
     assert removed_blocks(cpprune.load(tmp_path / "soup").network) == gone
 
 
+@pytest.mark.slow
 def test_the_onnx_file_computes_the_same(cli, shallow, scenes, tmp_path):
     file = tmp_path / "model.onnx"
     assert cli("export", shallow / "model", "--out", file).status == 0

@@ -80,6 +80,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert_same_run(run, whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"), [("step-", 1), slow("step-", 3), slow("model", 1), slow("model_last", 3)]
 )

@@ -33,6 +33,7 @@ def last(folder, name):
     return tensors(max((folder / "checkpoints").iterdir()) / f"{name}.safetensors")
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_saved_and_it_is_cut_along(run):
     folder = run("--train.ema_decay", 0.9, "--train.checkpoint_steps", 1)
     network, average = last(folder, "network"), last(folder, "average")
@@ -116,6 +117,7 @@ def test_a_schedule_by_step_moves_every_step_and_begins_anew_with_every_cut(run)
     assert rates == pytest.approx([1.5e-3, 1.5e-3, 3e-3 * (1 + math.cos(math.pi / 6)) / 2, last])
 
 
+@pytest.mark.slow
 def test_a_ramp_of_the_parameter_count(run):
     folder = run("--prune.ramp", "linear", "--prune.ratio", 0.3, "--prune.steps", 3)
     counts = [event["parameters"] for event in events_of(folder)]

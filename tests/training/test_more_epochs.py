@@ -22,6 +22,7 @@ def go(cli, tiny, scenes):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

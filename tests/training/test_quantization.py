@@ -37,6 +37,7 @@ def test_it_is_an_event_of_the_loop(whole_run):
     assert best[:3] == [False, False, True]  # only quantised models count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stops", "every", "checkpoint"),
     [
@@ -132,6 +133,7 @@ def test_what_cannot_be_is_refused_at_the_start(refused, scenes, tmp_path, words
     assert not (run / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_training_from_a_quantised_model_begins_with_its_float_network(
     cli, whole_run, scenes, tmp_path
 ):

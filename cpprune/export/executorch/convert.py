@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from cpprune.evaluation import dcase
 from cpprune.evaluation.operations import count_operations
+from cpprune.export.buffer_name import buffer_name
 from cpprune.export.executorch.lowered import SCALE, ZERO_POINT, Integers, Lowered
 from cpprune.export.executorch.model import Costs, Sizes
 from cpprune.export.executorch.runtime import Program
 from cpprune.export.file_model import first_line
 from cpprune.export.inputs import model_input
-from cpprune.export.names import buffer_name
 from cpprune.export.quiet import quiet
 from cpprune.export.real_frontend import real_front_end
 from cpprune.export.target import Job

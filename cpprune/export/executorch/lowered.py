@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from cpprune.export.names import buffer_name
+from cpprune.export.buffer_name import buffer_name
 from cpprune.models.example import example_input
 from cpprune.models.fake_quantize import (
     HIGHEST,

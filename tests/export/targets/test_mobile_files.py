@@ -178,6 +178,7 @@ def test_damaged_make(refused, make, out, scenes, tmp_path):
         refused("info", out, names=names)
 
 
+@pytest.mark.slow
 @has_wheels
 @pytest.mark.filterwarnings("ignore:\\w+_text is deprecated")  # as ExecuTorch is imported
 def test_a_network_that_cannot_be_exported(refused, target, command, tiny_run, out, monkeypatch):

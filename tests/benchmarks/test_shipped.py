@@ -1,4 +1,4 @@
-"""benchmarks/exports.py: which exports it makes of a network, and its table."""
+"""benchmarks/shipped.py: which exports it makes of a network, and its table."""
 
 import importlib
 import json
@@ -13,21 +13,21 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def exports():
+def shipped():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(REPOSITORY / "benchmarks")
-        yield importlib.import_module("exports")
+        yield importlib.import_module("shipped")
 
 
 @pytest.fixture
-def bench(exports, tmp_path, monkeypatch):
+def bench(shipped, tmp_path, monkeypatch):
     """Makes the benchmark in a folder, without its dataset."""
-    monkeypatch.setattr(exports.demo, "build", lambda out, clips: out / "dataset")
-    return lambda: exports.Bench(tmp_path, 300, None)
+    monkeypatch.setattr(shipped.demo, "build", lambda out, clips: out / "dataset")
+    return lambda: shipped.Bench(tmp_path, 300, None)
 
 
-def row(exports, network, to, precision, lost=0.0):
-    return exports.Row(
+def row(shipped, network, to, precision, lost=0.0):
+    return shipped.Row(
         network=network,
         to=to,
         precision=precision,
@@ -43,14 +43,14 @@ def row(exports, network, to, precision, lost=0.0):
     )
 
 
-def test_a_stopped_benchmark_goes_on_where_it_was(exports, bench, tmp_path, monkeypatch):
+def test_a_stopped_benchmark_goes_on_where_it_was(shipped, bench, tmp_path, monkeypatch):
     def refused(arguments):
         raise UserError(f"cannot export to {arguments.to}")
 
-    finished = [row(exports, "big", "onnx", "fp32"), row(exports, "small", "c", "int8")]
+    finished = [row(shipped, "big", "onnx", "fp32"), row(shipped, "small", "c", "int8")]
     text = "".join(f"{json.dumps(asdict(one))}\n" for one in finished)
     (tmp_path / "rows.jsonl").write_text(text)
-    monkeypatch.setattr(exports, "write_export", refused)
+    monkeypatch.setattr(shipped, "write_export", refused)
     again = bench()
     for network, to, way in (("big", "onnx", "fp32"), ("small", "c", "int8"), ("big", "c", "fp32")):
         again.export(network, tmp_path / network, to, way)
@@ -62,20 +62,20 @@ def test_a_stopped_benchmark_goes_on_where_it_was(exports, bench, tmp_path, monk
 
 
 @pytest.mark.parametrize(("lost", "more"), [(0.005, False), (0.006, True)])
-def test_int8_that_loses_too_much_is_made_in_other_ways(exports, bench, monkeypatch, lost, more):
-    monkeypatch.setattr(exports, "_trained", lambda config: Path(config.run) / "model")
+def test_int8_that_loses_too_much_is_made_in_other_ways(shipped, bench, monkeypatch, lost, more):
+    monkeypatch.setattr(shipped, "_trained", lambda config: Path(config.run) / "model")
     made = []
 
     def export(self, name, folder, to, way):
         made.append((to, way))
-        found = row(exports, name, to, way, lost if (to, way) == ("c", "int8") else 0.0)
+        found = row(shipped, name, to, way, lost if (to, way) == ("c", "int8") else 0.0)
         self.rows[found.key] = found
 
-    monkeypatch.setattr(exports.Bench, "export", export)
+    monkeypatch.setattr(shipped.Bench, "export", export)
     one = bench()
     one.measure("small", one.configurations()["small"])
-    static = {(to, p) for to, target in exports.targets().items() for p in target.precisions}
+    static = {(to, p) for to, target in shipped.targets().items() for p in target.precisions}
     assert set(made[: len(static)]) == static
-    others = [("c", exports.MAX_DROP)]
-    others += [(to, exports.TRAINED) for to in ("c", "executorch", "onnx")]
+    others = [("c", shipped.MAX_DROP)]
+    others += [(to, shipped.TRAINED) for to in ("c", "executorch", "onnx")]
     assert made[len(static) :] == (others if more else [])

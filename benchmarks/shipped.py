@@ -1,6 +1,6 @@
 """What ships, measured: eight networks, each exported to every target in every precision.
 
-    python benchmarks/exports.py --out FOLDER [--mnist IDX] [--clips 300] [--only NETWORK …]
+    python benchmarks/shipped.py --out FOLDER [--mnist IDX] [--clips 300] [--only NETWORK …]
                                     [--to TARGET …]
 
 Makes the dataset of `cpprune demo`, trains its first networks and others on it (with --mnist, one on

@@ -2,7 +2,7 @@
 
 import itertools
 
-from cpprune.export.names import buffer_name
+from cpprune.export.buffer_name import buffer_name
 
 
 def test_different_layers_have_different_names():
