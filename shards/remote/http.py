@@ -99,6 +99,8 @@ def open_url(url: str, start: int) -> Response:
     except urllib.error.HTTPError as error:
         with closing(error):
             return _refused(url, start, error)
+    except TimeoutError as error:  # of the socket, which may end its wait first
+        raise TransientError(f"timed out: nothing came for {transfer.TIMEOUT:g} s") from error
     except (OSError, http.client.HTTPException) as error:
         raise TransientError(f"cannot be reached ({error or type(error).__name__})") from error
     if response.status != 206:
