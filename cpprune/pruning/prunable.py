@@ -87,36 +87,24 @@ def classify_groups(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup
     Groups that are already as narrow as possible count as prunable. Every convolution and linear layer
     is pruned with one of the groups, or has a reason.
     """
-    trial = _TrialPruning(network, graph.example)
-    unusual = _unusual_weights(network)
     names = {module: name for name, module in network.named_modules()}
+    candidates = coupled_groups(graph, network)
+    refused = _refused_untried(graph, network, candidates)
+    narrowest = {one.layer for one in candidates if one.coupled is not None and one.units == 1}
+    wide = [one for one in candidates if one.layer not in refused.keys() | narrowest]
+    trial = _TrialPruning(graph, network)
+    # The last one makes the outputs, most often.
+    tried = trial.remove_units(wide[:-1]) | trial.remove_units(wide[-1:])
     groups: list[ChannelGroup] = []
     not_prunable: dict[str, str] = {}
     coupled: dict[str, str] = {}
-    for group in coupled_groups(graph, network):
-        members = pruned_layers(graph, network, group, all_channels=False)
-        narrowest = group.coupled is not None and group.units == 1
-        touched = [names.get(item.dep.target.module) for item in group.coupled or []]
-        lost = lost_at(graph, network, group)
-        odd = next((name for name in touched if name in unusual), None)
-        if odd is not None:
-            reason: str | None = f"is coupled with {odd}, which " if odd != group.layer else ""
-            reason = f"{reason}{unusual[odd]}"
-        elif lost is not None:
-            reason = (
-                f"has channels that reach {lost} reshaped, reduced or along another axis, which is not "
-                "followed"
-            )
-        else:
-            reason = None if narrowest else trial.remove_unit(group, members)
-            if reason not in (None, OUTPUTS, CUT_ALREADY):
-                for other in regrouped(graph, network, group):
-                    if trial.remove_unit(other, members) is None:
-                        group, reason = other, None
-                        break
+    for candidate in candidates:
+        layer = candidate.layer
+        group, reason = tried.get(layer, (candidate, refused.get(layer)))
         if reason is None:
             groups.append(group)
             pruned = pruned_layers(graph, network, group, all_channels=True)
+            touched = [names.get(item.dep.target.module) for item in group.coupled or []]
             parts = [
                 f"{name}.{part}"
                 for name in touched
@@ -127,15 +115,36 @@ def classify_groups(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup
             for name in pruned:  # what was not enough by itself
                 not_prunable.pop(name, None)
         else:
-            not_prunable[group.layer] = reason
-            for name in members:
-                coupled.setdefault(name, f"is coupled with {group.layer}, which is not pruned")
+            not_prunable[layer] = reason
+            for name in pruned_layers(graph, network, group, all_channels=False):
+                coupled.setdefault(name, f"is coupled with {layer}, which is not pruned")
     for name, module in network.named_modules():
         if isinstance(module, LAYERS) and name not in not_prunable:
             reason = coupled.get(name, _why_in_no_group(graph, network, name))
             if reason:
                 not_prunable[name] = reason
     return groups, not_prunable
+
+
+def _refused_untried(
+    graph: Graph, network: nn.Module, groups: Sequence[ChannelGroup]
+) -> dict[str, str]:
+    """Return why some groups need no trial to be refused, by their layers."""
+    unusual = _unusual_weights(network)
+    names = {module: name for name, module in network.named_modules()}
+    refused: dict[str, str] = {}
+    for group in groups:
+        touched = [names.get(item.dep.target.module) for item in group.coupled or []]
+        odd = next((name for name in touched if name in unusual), None)
+        if odd is not None:
+            coupling = f"is coupled with {odd}, which " if odd != group.layer else ""
+            refused[group.layer] = f"{coupling}{unusual[odd]}"
+        elif (lost := lost_at(graph, network, group)) is not None:
+            refused[group.layer] = (
+                f"has channels that reach {lost} reshaped, reduced or along another axis, which is not "
+                "followed"
+            )
+    return refused
 
 
 def _why_in_no_group(graph: Graph, network: nn.Module, name: str) -> str:
@@ -160,13 +169,14 @@ def _unusual_weights(network: nn.Module) -> dict[str, str]:
 
 
 class _TrialPruning:
-    """A copy of the network on the host, in float64 with random weights, that is pruned group by group.
+    """A copy of the network on the host, in float64 with random weights, that is pruned.
 
     Each entry of the pruned copy's parameters holds its own index in the whole network, so what was
     removed can be read off.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
+    def __init__(self, graph: Graph, network: nn.Module) -> None:
+        self.of, self.network = graph, network
         generator = torch.Generator().manual_seed(0)
         try:
             twin = copy.deepcopy(network)
@@ -177,7 +187,7 @@ class _TrialPruning:
             ) from None
         self.whole = twin.cpu().double().eval()
         randomise(self.whole, generator)
-        self.x = torch.randn(1, *example.shape[1:], generator=generator, dtype=torch.float64)
+        self.x = torch.randn(1, *graph.example.shape[1:], generator=generator, dtype=torch.float64)
         self.arithmetic = TrialArithmetic()
         logits = self._outputs(self.whole, dict(self.whole.named_parameters()))
         if not isinstance(logits, Tensor):
@@ -188,35 +198,54 @@ class _TrialPruning:
         self.removed: dict[str, list[int]] = {}
         self.cut: set[str] = set()
         self.twin, self.rebuilt = copy.deepcopy(self.whole), copy.deepcopy(self.whole)
-        with dependency_graph(self.twin, self.x) as graph:
-            self.graph = graph
+        with dependency_graph(self.twin, self.x) as own:
+            self.graph = own
         with torch.no_grad():
             for parameter in self.twin.parameters():
                 numbers = torch.arange(parameter.numel(), dtype=torch.float64)
                 parameter.copy_(numbers.view_as(parameter))
 
-    def remove_unit(self, group: ChannelGroup, members: Sequence[str]) -> str | None:
-        """Remove a unit of the group, with those of the groups before; return why it is not prunable.
+    def remove_units(
+        self, groups: Sequence[ChannelGroup]
+    ) -> dict[str, tuple[ChannelGroup, str | None]]:
+        """Remove a unit of each group, together with those of the groups before.
 
-        Args:
-            group: one of the network's.
-            members: layers that lose output channels with it.
+        All are tried at once, and each half by itself where that fails.
+
+        Returns:
+            by layer, the group with the units that can be removed, or the reason why none can.
         """
-        channels = group.channels([group.units // 2])
-        if group.layer in self.cut:
-            return CUT_ALREADY
+        reason = self._remove(groups) if groups else None
+        if reason is None:
+            return {group.layer: (group, None) for group in groups}
+        if len(groups) > 1:
+            half = len(groups) // 2
+            return self.remove_units(groups[:half]) | self.remove_units(groups[half:])
+        (group,) = groups
+        if reason not in (OUTPUTS, CUT_ALREADY):
+            for other in regrouped(self.of, self.network, group):
+                if self._remove([other]) is None:
+                    return {group.layer: (other, None)}
+        return {group.layer: (group, reason)}
+
+    def _remove(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """Remove a unit of every group; return why one of them is not prunable, so that none is cut."""
+        removed, cut = dict(self.removed), set(self.cut)
         try:
-            if group.coupled and not in_equal_parts(self.graph, self.twin, group):
-                return "has channels that are coupled with each other, but not in equal parts"
-            removed = {**self.removed, group.layer: channels}
+            for group in groups:
+                if group.layer in cut:
+                    return CUT_ALREADY
+                if group.coupled and not in_equal_parts(self.graph, self.twin, group):
+                    return "has channels that are coupled with each other, but not in equal parts"
+                removed[group.layer] = group.channels([group.units // 2])
+                cut.update(pruned_layers(self.of, self.network, group, all_channels=False))
             with _restored(self.twin):
                 remove_channels(self.graph, self.twin, removed)
                 reason = self._fault()
         except Exception as error:  # the network may be anyone's, and fail in any way
             reason = f"cannot lose a channel ({one_line(error, 160)})"
         if reason is None:
-            self.removed = removed
-            self.cut.update(members)
+            self.removed, self.cut = removed, cut
         return reason
 
     def _fault(self) -> str | None:
