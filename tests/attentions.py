@@ -174,4 +174,48 @@ class HeadsOfAnySize(Zoo):
         return y.transpose(1, 2).view_as(x)
 
 
+class FixedHeadsBlock(nn.Module):
+    """timm's: number and size of the heads, and the product of both, are integers of the module."""
+
+    size_in_code = False
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = heads, size, heads * size
+        self.seed = 7  # no width, and equal to none
+        self.qkv, self.proj = nn.Linear(width, 3 * heads * size), nn.Linear(heads * size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        size = 4 if self.size_in_code else self.head_dim
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(y.transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class HeadsByNumberBlock(FixedHeadsBlock):
+    """The code knows the size of the heads."""
+
+    size_in_code = True
+
+
+class FixedHeads(Zoo):
+    """Three heads of timm's attention."""
+
+    block: type[FixedHeadsBlock] = FixedHeadsBlock
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.attention = self.block(12, 3, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x)
+
+
+class HeadsByNumber(FixedHeads):
+    """Three heads, of which only whole ones can go."""
+
+    block = HeadsByNumberBlock
+
+
 CUT = [name for name in networks_of(__name__) if not name.endswith("Block")]

@@ -44,14 +44,14 @@ def info(argv: list[str]) -> int:
     from cpprune.distributed.device import default_device
     from cpprune.evaluation.complexity import complexity, latency
     from cpprune.export.classifier import precision
+    from cpprune.models.changes import changes
     from cpprune.models.quantized import quantization_of
-    from cpprune.models.removed_blocks import removed_blocks
     from cpprune.models.resize import layer_widths
 
     cost = complexity(model.network, model.input_shape)
     device = default_device()
     timed_ms = latency(model.network, model.input_shape, device) if timed else None
-    widths, gone = layer_widths(model.network), removed_blocks(model.network)
+    widths = layer_widths(model.network)
     quantization = quantization_of(model.network)
     shown = {
         **model.metadata,
@@ -62,7 +62,7 @@ def info(argv: list[str]) -> int:
         "classes": list(model.classes),
         "features": spec_to_json(model.features.spec),
         "widths": widths,
-        **({"removed_blocks": gone} if gone else {}),
+        **changes(model.network),
         **({"latency_ms": timed_ms} if timed else {}),
         **({"quantization": asdict(quantization)} if quantization else {}),
     }
@@ -73,8 +73,10 @@ def info(argv: list[str]) -> int:
     print(f"{model.family} for inputs of {' × '.join(map(str, model.input_shape))}{_how(model)}\n")
     print(table(["quantity", "value", ""], _rows(cost, where, timed_ms)))
     print("\nwidths: " + ", ".join(f"{name} {n}" for name, n in widths.items()))
-    if gone:
+    if gone := shown.get("removed_blocks"):
         print(f"removed blocks: {', '.join(gone)}")
+    if attributes := shown.get("attributes"):
+        print("attributes: " + ", ".join(f"{name} {n}" for name, n in attributes.items()))
     return 0
 
 

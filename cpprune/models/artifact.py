@@ -26,12 +26,12 @@ from cpprune.audio.frontend import (
     spec_from_json,
     spec_to_json,
 )
+from cpprune.models.changes import changes
 from cpprune.models.example import memory_format
 from cpprune.models.factory import is_factory
 from cpprune.models.finite import not_finite
 from cpprune.models.quantized import RANGES, Quantization, quantization_of, restore_quantized
 from cpprune.models.registry import can_be_fused, rebuild_model
-from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.models.trust import require_trust
 from shards.errors import UserError
@@ -135,7 +135,9 @@ def deployed(model: Model, weights: Mapping[str, Tensor] | None = None) -> Model
         return model
     family = network.family_when_fused()
     tensors = network.fused(weights or network.state_dict())
-    network = rebuild_model(family, len(model.classes), model.config, tensors, model.input_shape)
+    network = rebuild_model(
+        family, len(model.classes), model.config, tensors, model.input_shape, **changes(network)
+    )
     return Model(
         network,
         model.features,
@@ -178,7 +180,7 @@ def save(
         "architecture": model.family,
         "config": model.config,
         "widths": layer_widths(model.network),
-        **({"removed_blocks": blocks} if (blocks := removed_blocks(model.network)) else {}),
+        **changes(model.network),
         "classes": list(model.classes),
         "clip_shape": list(model.clip_shape),
         "input_shape": list(model.input_shape),
@@ -215,6 +217,7 @@ class Description:
     weights: Weights
     quantization: Quantization | None = None
     removed_blocks: list[str] = field(default_factory=list)
+    attributes: dict[str, int] = field(default_factory=dict)
 
 
 def load(
@@ -258,7 +261,8 @@ def load(
             description.config,
             tensors,
             input_shape,
-            description.removed_blocks,
+            removed_blocks=description.removed_blocks,
+            attributes=description.attributes,
         )
         # Older versions left out any layer of that name.
         differing = dict(layer_widths(network).items() ^ description.widths.items())

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from cpprune.models.artifact import Model
+from cpprune.models.changes import changes
 from cpprune.models.registry import build_model, rebuild_model
-from cpprune.models.removed_blocks import removed_blocks
 from shards.errors import UserError
 
 Axes = dict[str, list[bool]]
@@ -65,7 +65,7 @@ def with_new_head(model: Model, classes: Sequence[str]) -> Model:
         model.config,
         tensors,
         model.input_shape,
-        removed_blocks(model.network),
+        **changes(model.network),
     )
     return Model(
         network,

@@ -34,7 +34,7 @@ from torch.nn.parameter import is_lazy
 
 from cpprune.models import factory, networks
 from cpprune.models.bounds import BoundedBuild
-from cpprune.models.removed_blocks import remove_blocks
+from cpprune.models.changes import change_attributes, remove_blocks
 from cpprune.models.resize import fit
 from cpprune.settings.choices import wrong_choice
 from shards.errors import one_line
@@ -120,7 +120,9 @@ def rebuild_model(
     config: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     input_shape: Sequence[int],
+    *,
     removed_blocks: Sequence[str] = (),
+    attributes: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """Rebuild a trained or pruned network: its architecture without blocks, narrowed to its tensors.
 
@@ -131,9 +133,10 @@ def rebuild_model(
         tensors: its state dict.
         input_shape: shape of one input, without the batch.
         removed_blocks: names of the blocks that were removed.
+        attributes: integers of modules that changed, by "module.name".
 
     Raises:
-        ValueError: the tensors or blocks are not of this architecture, or do not fit together.
+        ValueError: tensors, blocks or attributes are not of this architecture, or do not fit together.
         RuntimeError: names are missing or unknown.
     """
     own_code = factory.is_factory(name)
@@ -150,6 +153,7 @@ def rebuild_model(
         with torch.device("meta"), BoundedBuild(tensors, allocates=False):
             network = build_model(name, num_classes=num_classes, **config)
     remove_blocks(network, removed_blocks)
+    change_attributes(network, attributes or {})
     fitted = fit(network, tensors)
     _check_names(network, tensors)
     if own_code:
@@ -158,7 +162,7 @@ def rebuild_model(
         own = network.state_dict()
         copies = {key: tensor.to(own[key].dtype, copy=True) for key, tensor in tensors.items()}
         network.load_state_dict(copies, assign=True)
-    if fitted or removed_blocks:
+    if fitted or removed_blocks or attributes:
         check_logits(network, input_shape, num_classes)
     return network
 

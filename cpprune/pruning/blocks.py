@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpprune.models.changes import Removed, replace_block
 from cpprune.models.intercept import AlwaysDouble
-from cpprune.models.removed_blocks import Removed, replace_block
 from cpprune.models.resize import LAYERS
 from cpprune.pruning.config import PruneConfig
 from cpprune.pruning.patterns import matching_layers

@@ -47,6 +47,8 @@ class ChannelGroup:
         structure: kinds of the coupled layers and how they are coupled: equal for isomorphic groups.
         unit_of: the pruning unit of each channel, [width], where blocks do not lie one after the other,
             such as the places of one feature map; empty where they do.
+        attributes: integers of modules that have to follow the number of units, such as the size of an
+            attention's heads: "module.name", and how much of it is one unit's.
     """
 
     layer: str
@@ -55,6 +57,7 @@ class ChannelGroup:
     coupled: CoupledGroup | None
     structure: str = ""
     unit_of: tuple[int, ...] = ()
+    attributes: tuple[tuple[str, int], ...] = ()
 
     @property
     def units(self) -> int:
@@ -69,6 +72,10 @@ class ChannelGroup:
         """Return the channels of these pruning units, sorted."""
         wanted = set(units)
         return [channel for channel in range(self.width) if self.unit(channel) in wanted]
+
+    def attributes_of(self, units: int) -> dict[str, int]:
+        """Return the values of its attributes when that many units are left."""
+        return {name: each * units for name, each in self.attributes}
 
     def members(self) -> list[list[int]]:
         """Return the channels of each pruning unit, [units, blocks]."""

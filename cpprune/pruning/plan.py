@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
+from cpprune.models.changes import remove_blocks
 from cpprune.models.example import example_input
 from cpprune.models.fingerprint import fingerprint, structure
-from cpprune.models.removed_blocks import remove_blocks
 from cpprune.pruning.blocks import RemovedBlock, removable_blocks
 from cpprune.pruning.groups import ChannelGroup, dependency_graph
 from cpprune.pruning.prunable import prunable_groups
@@ -32,6 +32,7 @@ class GroupPlan:
         score_kept: lowest and highest score of what is kept.
         score_cut: lowest and highest score of what is removed; None if nothing is.
         criterion: that scored the channels, where it is not the plan's.
+        attributes: of modules, as the cut changes them; see `ChannelGroup.attributes`.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class GroupPlan:
     score_kept: tuple[float, float] | None = None
     score_cut: tuple[float, float] | None = None
     criterion: str | None = None
+    attributes: dict[str, int] = field(default_factory=dict)
 
     @property
     def removed(self) -> list[int]:
@@ -66,6 +68,11 @@ class Plan:
     weights: str
     groups: list[GroupPlan]
     removed_blocks: list[RemovedBlock] = field(default_factory=list)
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """The attributes of modules that change."""
+        return {name: value for group in self.groups for name, value in group.attributes.items()}
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as JSON holds it."""
@@ -201,7 +208,17 @@ def read_plan(path: Path, network: nn.Module, input_shape: Sequence[int]) -> Pla
                 f"{path}: {group.layer} has {group.width} channels in {group.blocks} block(s): keep "
                 "must list those that stay, sorted, as many in each block; make a new plan"
             )
+        attributes = attributes_after(group, entry.keep)
+        if entry.attributes != attributes:
+            raise UserError(
+                f"{path}: the attributes of {group.layer} must be {attributes}; make a new plan"
+            )
     return plan
+
+
+def attributes_after(group: ChannelGroup, keep: Sequence[int]) -> dict[str, int]:
+    """Return the attributes of modules that change when these channels of a group are kept."""
+    return group.attributes_of(len(keep) // group.blocks) if len(keep) < group.width else {}
 
 
 def _fits(entry: GroupPlan, group: ChannelGroup) -> bool:

@@ -32,7 +32,7 @@ from cpprune.pruning.groups import ChannelGroup, Graph, dependency_graph
 from cpprune.pruning.importance import criteria_of, score
 from cpprune.pruning.measured import Gauge, Measure
 from cpprune.pruning.patterns import own_ratios
-from cpprune.pruning.plan import GroupPlan, Plan
+from cpprune.pruning.plan import GroupPlan, Plan, attributes_after
 from cpprune.pruning.prunable import chosen_groups, prunable_groups
 from cpprune.pruning.ramp import scheduled_widths
 from cpprune.pruning.surgery import apply_plan
@@ -259,11 +259,13 @@ def _keep_best(entry: ScoredGroup, width: int, criterion: str) -> GroupPlan:
     def span(units: list[int]) -> tuple[float, float] | None:
         return (float(scores[units].min()), float(scores[units].max())) if units else None
 
+    keep = group.channels(kept)
     return GroupPlan(
         group.layer,
         group.width,
-        group.channels(kept),
+        keep,
         span(kept),
         span(removed),
         entry.criterion if entry.criterion != criterion else None,
+        attributes_after(group, keep),
     )

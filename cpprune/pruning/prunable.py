@@ -12,14 +12,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
+from cpprune.models.changes import change_attributes
 from cpprune.models.intercept import AlwaysDouble
 from cpprune.models.resize import LAYERS, fit
+from cpprune.pruning.attributes import with_attributes
 from cpprune.pruning.composite import COMPOSITE, why_uncut
 from cpprune.pruning.groups import (
     ChannelGroup,
@@ -197,6 +200,8 @@ class _TrialPruning:
         self.shape = logits.shape
         self.removed: dict[str, list[int]] = {}
         self.cut: set[str] = set()
+        self.attributes: dict[str, int] = {}
+        self.ways: dict[str, int] = {}  # which of `_others` it was, by the structure of the groups
         self.twin, self.rebuilt = copy.deepcopy(self.whole), copy.deepcopy(self.whole)
         with dependency_graph(self.twin, self.x) as own:
             self.graph = own
@@ -210,42 +215,66 @@ class _TrialPruning:
     ) -> dict[str, tuple[ChannelGroup, str | None]]:
         """Remove a unit of each group, together with those of the groups before.
 
-        All are tried at once, and each half by itself where that fails.
+        All are tried at once, in the way in which isomorphic ones before them could be cut; where that
+        fails, each half is tried by itself.
 
         Returns:
             by layer, the group with the units that can be removed, or the reason why none can.
         """
-        reason = self._remove(groups) if groups else None
+        alike = [self._like_those_before(group) for group in groups]
+        reason = self._remove(alike) if groups else None
         if reason is None:
-            return {group.layer: (group, None) for group in groups}
+            return {group.layer: (group, None) for group in alike}
         if len(groups) > 1:
             half = len(groups) // 2
             return self.remove_units(groups[:half]) | self.remove_units(groups[half:])
         (group,) = groups
-        if reason not in (OUTPUTS, CUT_ALREADY):
-            for other in regrouped(self.of, self.network, group):
+        if alike != [group]:
+            reason = self._remove([group])
+        if reason not in (None, OUTPUTS, CUT_ALREADY):
+            for number, other in enumerate(self._others(group)):
                 if self._remove([other]) is None:
+                    self.ways[group.structure] = number
                     return {group.layer: (other, None)}
         return {group.layer: (group, reason)}
 
+    def _like_those_before(self, group: ChannelGroup) -> ChannelGroup:
+        number = self.ways.get(group.structure)
+        if number is None:
+            return group
+        return next(islice(self._others(group), number, None), group)
+
+    def _others(self, group: ChannelGroup) -> Iterator[ChannelGroup]:
+        """Yield the group with attributes that follow a cut, then with other pruning units."""
+        yield from with_attributes(self.network, group)
+        for other in regrouped(self.of, self.network, group):
+            yield other
+            yield from with_attributes(self.network, other)
+
     def _remove(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove a unit of every group; return why one of them is not prunable, so that none is cut."""
-        removed, cut = dict(self.removed), set(self.cut)
+        removed, cut, attributes = dict(self.removed), set(self.cut), dict(self.attributes)
         try:
             for group in groups:
                 if group.layer in cut:
                     return CUT_ALREADY
                 if group.coupled and not in_equal_parts(self.graph, self.twin, group):
                     return "has channels that are coupled with each other, but not in equal parts"
+                if not attributes.keys().isdisjoint(dict(group.attributes)):
+                    return (
+                        "has an attribute of the code in common with another group"
+                    )
                 removed[group.layer] = group.channels([group.units // 2])
+                attributes |= group.attributes_of(group.units - 1)
                 cut.update(pruned_layers(self.of, self.network, group, all_channels=False))
-            with _restored(self.twin):
+            with _restored(self.twin), _restored(self.rebuilt):
                 remove_channels(self.graph, self.twin, removed)
+                change_attributes(self.rebuilt, attributes)
                 reason = self._fault()
         except Exception as error:  # the network may be anyone's, and fail in any way
             reason = f"cannot lose a channel ({one_line(error, 160)})"
         if reason is None:
-            self.removed, self.cut = removed, cut
+            self.removed, self.cut, self.attributes = removed, cut, attributes
         return reason
 
     def _fault(self) -> str | None:

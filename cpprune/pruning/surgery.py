@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from cpprune.models.changes import change_attributes, remove_blocks
 from cpprune.models.example import example_input
 from cpprune.models.fingerprint import structure
-from cpprune.models.removed_blocks import remove_blocks
 from cpprune.pruning.groups import dependency_graph, remove_channels
 from cpprune.pruning.plan import Plan
 from shards.errors import UserError
@@ -70,9 +70,16 @@ def apply_plan(network: nn.Module, input_shape: Sequence[int], plan: Plan) -> No
     try:
         remove_blocks(network, [block.name for block in plan.removed_blocks])
     except ValueError as error:
-        raise UserError(f"the pruning plan does not fit the network: {error}") from None
+        raise _unfit(error) from None
     removed = {group.layer: group.removed for group in plan.groups if group.removed}
-    if not removed:
-        return
-    with dependency_graph(network, example_input(network, input_shape)) as graph:
-        remove_channels(graph, network, removed)
+    if removed:
+        with dependency_graph(network, example_input(network, input_shape)) as graph:
+            remove_channels(graph, network, removed)
+    try:
+        change_attributes(network, plan.attributes)
+    except ValueError as error:
+        raise _unfit(error) from None
+
+
+def _unfit(error: ValueError) -> UserError:
+    return UserError(f"the pruning plan does not fit the network: {error}")

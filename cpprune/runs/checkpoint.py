@@ -19,7 +19,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors, tensor_bytes
-from cpprune.models.removed_blocks import remove_blocks, removed_blocks
+from cpprune.models.changes import change_attributes, remove_blocks, removed_blocks
 from cpprune.models.resize import fit
 from cpprune.runs.identity import RunIdentity
 from shards.errors import UserError
@@ -45,6 +45,7 @@ class Progress:
         widths: current output channels by layer.
         original_widths: output channels by layer at the start of the run.
         removed_blocks: names of the blocks that were removed, in this run or before it.
+        attributes: integers of modules that were changed, likewise.
         val_losses: validation log loss of each epoch so far; None where it was not finite.
         best: the best value of the monitored metric since the last pruning event, or None.
         best_step: the step at which it was measured.
@@ -62,6 +63,7 @@ class Progress:
     widths: dict[str, Count] = field(default_factory=dict)
     original_widths: dict[str, Count] = field(default_factory=dict)
     removed_blocks: list[str] = field(default_factory=list)
+    attributes: dict[str, Count] = field(default_factory=dict)
     val_losses: list[float | None] = field(default_factory=list)
     best: float | None = None
     best_step: Annotated[int, Meta(ge=-1)] = -1
@@ -172,6 +174,10 @@ class Saved:
     def restore(self, network: nn.Module) -> None:
         """Give a network of the same architecture the checkpoint's blocks, widths and weights."""
         self.remove_blocks(network)
+        try:
+            change_attributes(network, self.progress.attributes)
+        except ValueError as error:
+            raise _unusable(self.path / "state.json", f"progress.{error}") from None
         fit(network, self.tensors.network)
         network.load_state_dict(self.tensors.network)
 

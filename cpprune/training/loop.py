@@ -25,8 +25,8 @@ from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.evaluation.predict import predict_split
 from cpprune.models import artifact
+from cpprune.models.changes import changed_attributes, changes, removed_blocks
 from cpprune.models.finite import not_finite
-from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import blocks_removed, remarks
 from cpprune.pruning.pruner import Pruner
@@ -130,8 +130,8 @@ class Trainer:
         saved = self.run.find_checkpoint(self.identity)
         if saved is not None:
             quantization.restore(saved, self.model, config.quantize)
-        widths, gone = layer_widths(self.model.network), removed_blocks(self.model.network)
-        fresh = Progress(widths=widths, original_widths=widths, removed_blocks=gone)
+        widths = layer_widths(self.model.network)
+        fresh = Progress(widths=widths, original_widths=widths, **changes(self.model.network))
         self.progress = saved.progress if saved else fresh
         self.batches = TrainingLoader(
             self.dataset,
@@ -212,6 +212,7 @@ class Trainer:
         progress.events_done += 1
         progress.widths = layer_widths(self.model.network)
         progress.removed_blocks = removed_blocks(self.model.network)
+        progress.attributes = changed_attributes(self.model.network)
         progress.best, progress.best_step = None, -1  # only models of the final size count
         self.step.regularizer = pruner.regularizer(progress.events_done)
         after = count_parameters(self.model.network)

@@ -22,8 +22,8 @@ from cpprune.distributed import collectives
 from cpprune.evaluation.predict import CHUNK, evaluate_model
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
+from cpprune.models.changes import changed_attributes, removed_blocks
 from cpprune.models.quantized import is_quantized
-from cpprune.models.removed_blocks import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import Plan
 from shards.errors import UserError
@@ -122,6 +122,7 @@ def _traits(one: Ingredient) -> dict[str, object]:
         "architecture": model.family,
         "settings of the network": model.config,
         "blocks removed by pruning": removed_blocks(model.network),
+        "attributes changed by pruning": changed_attributes(model.network),
         "widths": layer_widths(model.network),
         "tensors": shapes,
         "classes": list(model.classes),

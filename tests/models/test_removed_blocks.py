@@ -14,8 +14,8 @@ from cpprune.audio.config import MelSpec
 from cpprune.audio.frontend import build_features
 from cpprune.models import artifact
 from cpprune.models.artifact import Model
+from cpprune.models.changes import remove_blocks, removed_blocks
 from cpprune.models.head import with_new_head
-from cpprune.models.removed_blocks import remove_blocks, removed_blocks
 from cpprune.models.resize import layer_widths
 from shards.errors import UserError
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import cpprune
+from cpprune.models.changes import removed_blocks
 from cpprune.models.factory import make
 from cpprune.models.fingerprint import fingerprint
-from cpprune.models.removed_blocks import removed_blocks
 from cpprune.pruning.blocks import (
     RemovedBlock,
     candidate_blocks,

@@ -12,8 +12,8 @@ import torch
 from networks import SHAPE, parameters, plan_for
 from torch import nn
 
+from cpprune.models.changes import remove_blocks, removed_blocks
 from cpprune.models.fingerprint import fingerprint, structure
-from cpprune.models.removed_blocks import remove_blocks, removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.blocks import RemovedBlock
 from cpprune.pruning.plan import Plan, read_plan, with_blocks, without_blocks, write_plan

@@ -12,7 +12,7 @@ from run_folder import assert_same_run, change_state, events_of, metrics, tensor
 
 import cpprune
 import shards
-from cpprune.models.removed_blocks import removed_blocks
+from cpprune.models.changes import removed_blocks
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.blocks import influence, removable_blocks
 from shards.order import permutation
