@@ -188,7 +188,9 @@ class FixedHeadsBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         size = 4 if self.size_in_code else self.head_dim
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).reshape(b, n, 3, self.num_heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         y = functional.scaled_dot_product_attention(q, k, v)
         return x + self.proj(y.transpose(1, 2).reshape(b, n, self.attn_dim))
 

@@ -21,6 +21,7 @@ NETWORKS = {
     "recurrent, two directions": "zoo:Recurrent",
     "attention": "attentions:AST",
     "attention by products": "attentions:NonLocal",
+    "attention of given sizes": "attentions:FixedHeads",
     "residual, depthwise, squeeze-excitation": "blocks:InvertedBottleneck",
     "BatchNorm1d": "zoo:OneRow",
     "gated, BatchNorm1d, recurrent": "attentions:Conformer",
@@ -67,7 +68,7 @@ def test_a_cut_and_a_step_are_the_same_on_two_processes(cli, two, command, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["attentions:AST", "zoo:Recurrent", "blocks:ShuffleNet"])
+@pytest.mark.parametrize("network", ["attentions:FixedHeads", "zoo:Recurrent", "blocks:ShuffleNet"])
 def test_a_run_is_resumed_through_a_cut_to_the_same_bits(two, command, tmp_path, network):
     # 20 clips: two steps, the cut, two steps.
     more = ["--data.train_fraction", 0.4, "--train.batch_size", 10, "--train.epochs", 2]
