@@ -51,7 +51,7 @@ def info(argv: list[str]) -> int:
     cost = complexity(model.network, model.input_shape)
     device = default_device()
     timed_ms = latency(model.network, model.input_shape, device) if timed else None
-    widths = layer_widths(model.network)
+    widths, changed = layer_widths(model.network), changes(model.network)
     quantization = quantization_of(model.network)
     shown = {
         **model.metadata,
@@ -62,7 +62,7 @@ def info(argv: list[str]) -> int:
         "classes": list(model.classes),
         "features": spec_to_json(model.features.spec),
         "widths": widths,
-        **changes(model.network),
+        **changed,
         **({"latency_ms": timed_ms} if timed else {}),
         **({"quantization": asdict(quantization)} if quantization else {}),
     }
@@ -73,9 +73,9 @@ def info(argv: list[str]) -> int:
     print(f"{model.family} for inputs of {' × '.join(map(str, model.input_shape))}{_how(model)}\n")
     print(table(["quantity", "value", ""], _rows(cost, where, timed_ms)))
     print("\nwidths: " + ", ".join(f"{name} {n}" for name, n in widths.items()))
-    if gone := shown.get("removed_blocks"):
+    if gone := changed.get("removed_blocks"):
         print(f"removed blocks: {', '.join(gone)}")
-    if attributes := shown.get("attributes"):
+    if attributes := changed.get("attributes"):
         print("attributes: " + ", ".join(f"{name} {n}" for name, n in attributes.items()))
     return 0
 
