@@ -136,7 +136,12 @@ def deployed(model: Model, weights: Mapping[str, Tensor] | None = None) -> Model
     family = network.family_when_fused()
     tensors = network.fused(weights or network.state_dict())
     network = rebuild_model(
-        family, len(model.classes), model.config, tensors, model.input_shape, **changes(model.network)
+        family,
+        len(model.classes),
+        model.config,
+        tensors,
+        model.input_shape,
+        **changes(model.network),
     )
     return Model(
         network,

@@ -261,9 +261,7 @@ class _TrialPruning:
                 if group.coupled and not in_equal_parts(self.graph, self.twin, group):
                     return "has channels that are coupled with each other, but not in equal parts"
                 if not attributes.keys().isdisjoint(dict(group.attributes)):
-                    return (
-                        "has an attribute of the code in common with another group"
-                    )
+                    return "has an attribute of the code in common with another group"
                 removed[group.layer] = group.channels([group.units // 2])
                 attributes |= group.attributes_of(group.units - 1)
                 cut.update(pruned_layers(self.of, self.network, group, all_channels=False))
