@@ -157,3 +157,20 @@ def test_an_older_import_names_no_widths(model: Model, tmp_path: Path) -> None:
     again = artifact.load(tmp_path / "model")
     x = torch.ones(1, *model.input_shape)
     assert torch.equal(again.network(x), own(x))
+
+
+def test_a_network_that_is_fused_without_a_block(tmp_path: Path) -> None:
+    own = randomised(cpprune.build_model("rep_cp_mobile", num_classes=3)).eval()
+    remove_blocks(own, ["stages.s1.b2"])
+    classes = ["bus", "park", "tram"]
+    features = build_features(SPEC)
+    model = Model(
+        own, features, family="rep_cp_mobile", config={}, classes=classes, clip_shape=(8000,)
+    )
+    artifact.save(model, tmp_path / "model")
+    again = artifact.load(tmp_path / "model").network
+    assert removed_blocks(again) == ["stages.s1.b2"]
+    x = torch.randn(3, *model.input_shape, generator=torch.Generator().manual_seed(1))
+    expected = own(x)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(again(x), expected, rtol=1e-3, atol=1e-4)
