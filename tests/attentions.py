@@ -201,10 +201,29 @@ class HeadsByNumberBlock(FixedHeadsBlock):
     size_in_code = True
 
 
+class ThreeLayersBlock(nn.Module):
+    """Transformers': queries, keys and values of a layer each, which share the size of the heads."""
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.attention_head_size, self.all_head_size = size, heads * size
+        self.query, self.key, self.value = (nn.Linear(width, heads * size) for _ in range(3))
+        self.dense = nn.Linear(heads * size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (
+            layer(x).view(b, n, -1, self.attention_head_size).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = (q @ k.transpose(-1, -2) / self.attention_head_size**0.5).softmax(-1)
+        return x + self.dense((weights @ v).transpose(1, 2).reshape(b, n, self.all_head_size))
+
+
 class FixedHeads(Zoo):
     """Three heads of timm's attention."""
 
-    block: type[FixedHeadsBlock] = FixedHeadsBlock
+    block: type[FixedHeadsBlock] | type[ThreeLayersBlock] = FixedHeadsBlock
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -218,6 +237,12 @@ class HeadsByNumber(FixedHeads):
     """Three heads, of which only whole ones can go."""
 
     block = HeadsByNumberBlock
+
+
+class ThreeLayers(FixedHeads):
+    """Three heads of attention with three layers."""
+
+    block = ThreeLayersBlock
 
 
 CUT = [name for name in networks_of(__name__) if not name.endswith("Block")]

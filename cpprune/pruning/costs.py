@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cpprune.evaluation.complexity import macs_per_parameter
 from cpprune.evaluation.operations import products
 from cpprune.export.sizes import exported_bytes, resized, stored_sizes
+from cpprune.models.changes import change_attributes
 from cpprune.models.example import example_input
 from cpprune.pruning.groups import ChannelGroup, dependency_graph, remove_channels
 from shards.errors import UserError
@@ -124,9 +125,7 @@ def cost_model(
             narrower_computed.append(computed)
             states.append(_shapes(network.state_dict()))
             continue
-        twin = copy.deepcopy(network)
-        with dependency_graph(twin, example_input(twin, input_shape)) as graph:
-            remove_channels(graph, twin, {group.layer: group.channels([0])})
+        twin = _narrower(network, input_shape, [group])
         states.append(_shapes(twin.state_dict()))
         narrower.append(_parameter_shapes(twin))
         if operations:
@@ -172,9 +171,7 @@ def _stored(
     after = [resized(stored, _shapes(network.state_dict()), shapes) for shapes in narrower]
     found = _linear(stored, after, [group.blocks for group in groups]).merged()
     lost = [group for group in groups if group.units > 1]
-    least = copy.deepcopy(network)
-    with dependency_graph(least, example_input(least, input_shape)) as graph:
-        remove_channels(graph, least, {group.layer: group.channels([0]) for group in lost})
+    least = _narrower(network, input_shape, lost)
     change = np.array([[-group.blocks * (group.units > 1) for group in groups]], np.float64)
     if found.at(change).sum() != exported_bytes(least, input_shape, precision):
         raise UserError(
@@ -182,6 +179,18 @@ def _stored(
             "a narrower network holds other tensors; set a limit on params or bytes"
         )
     return found
+
+
+def _narrower(
+    network: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]
+) -> nn.Module:
+    """Return a copy of a network that has lost the first pruning unit of each group."""
+    twin = copy.deepcopy(network)
+    with dependency_graph(twin, example_input(twin, input_shape)) as graph:
+        remove_channels(graph, twin, {group.layer: group.channels([0]) for group in groups})
+    for group in groups:
+        change_attributes(twin, group.attributes_of(group.units - 1))
+    return twin
 
 
 def _parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

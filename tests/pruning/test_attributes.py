@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from attentions import FixedHeads, HeadsByNumber, VisionTransformer
+from attentions import FixedHeads, HeadsByNumber, ThreeLayers, VisionTransformer
 from networks import plan_for, randomised
 from torch import Tensor, nn
 
 from cpprune.audio.frontend import ScaleImage
+from cpprune.evaluation.operations import count_operations
 from cpprune.models import artifact
 from cpprune.models.changes import change_attributes, changed_attributes
+from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.plan import Plan, plan_bytes, read_plan
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import UserError
@@ -63,6 +65,40 @@ def test_what_is_kept_attends_as_before(
     apply_plan(network, SHAPE, again)
     assert set(changed_attributes(network).values()) < {1, 2, 3, 4}
     assert network(x).isfinite().all()
+
+
+def test_layers_that_share_a_size_lose_the_same_heads() -> None:
+    network = randomised(ThreeLayers(10)).double().eval()
+    whole = copy.deepcopy(network)
+    plan = plan_for(network, SHAPE, ratio=0.3, ignore=["stem.*", "attention.dense"])
+    (entry,) = plan.groups
+    assert len(entry.removed) == 4
+    assert len({channel // 4 for channel in entry.removed}) == 1
+    apply_plan(network, SHAPE, plan)
+    assert changed_attributes(network) == {"attention.all_head_size": 8}
+    for name in ("query", "key", "value"):
+        linear = whole.attention.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        assert network.attention.get_submodule(name).out_features == 8
+        with torch.no_grad():
+            linear.weight[entry.removed], linear.bias[entry.removed] = 0, 0
+    x = torch.randn(2, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(network(x), whole(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [FixedHeads, HeadsByNumber, ThreeLayers])
+@pytest.mark.parametrize("budget", ["operations<=120000", "params<=800"])
+def test_budgets_are_met(make: type[FixedHeads], budget: str) -> None:
+    network = randomised(make(10))
+    plan = plan_for(network, SHAPE, budget=budget)
+    apply_plan(network, SHAPE, plan)
+    (limit,) = parse_budget(budget)
+    spent = {
+        "operations": count_operations(network, SHAPE),
+        "params": sum(p.numel() for p in network.parameters()),
+    }
+    assert 0.5 * limit.bound < spent[limit.kind] <= limit.bound
+    assert network.eval()(torch.zeros(2, *SHAPE)).shape == (2, 10)
 
 
 def test_a_width_that_the_network_remembers() -> None:
