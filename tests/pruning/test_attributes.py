@@ -17,6 +17,7 @@ from cpprune.models import artifact
 from cpprune.models.changes import change_attributes, changed_attributes
 from cpprune.pruning.budget import parse_budget
 from cpprune.pruning.plan import Plan, plan_bytes, read_plan
+from cpprune.pruning.preview import preview
 from cpprune.pruning.surgery import apply_plan
 from shards.errors import UserError
 
@@ -99,6 +100,37 @@ def test_budgets_are_met(make: type[FixedHeads], budget: str) -> None:
     }
     assert 0.5 * limit.bound < spent[limit.kind] <= limit.bound
     assert network.eval()(torch.zeros(2, *SHAPE)).shape == (2, 10)
+
+
+class AudioSpectrogramTransformer(nn.Module):
+    """Two blocks of Hugging Face's AST, for images [B, 1, 32, 32]."""
+
+    def __init__(self) -> None:
+        from transformers import ASTConfig, ASTForAudioClassification
+
+        super().__init__()
+        sizes = {"hidden_size": 12, "intermediate_size": 24, "num_attention_heads": 3}
+        sizes |= {"num_hidden_layers": 2, "max_length": 32, "num_mel_bins": 32, "patch_size": 8}
+        config = ASTConfig(**sizes, frequency_stride=8, time_stride=8, num_labels=10)
+        self.whole = ASTForAudioClassification(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.whole(x[:, 0]).logits
+        return logits
+
+
+@pytest.mark.slow
+def test_all_layers_of_hugging_faces_transformer_are_pruned() -> None:
+    network, shape = AudioSpectrogramTransformer().eval(), (1, 32, 32)
+    before = sum(p.numel() for p in network.parameters())
+    plan = plan_for(network, shape, ratio=0.5)
+    left = preview(network, shape, [plan])["left_alone"]
+    assert list(left) == ["whole.classifier.dense"]
+    sizes = [n for n in plan.attributes.items() if n[0].endswith("attention.head_dim")]
+    assert [size for _, size in sizes] == [2, 2]
+    apply_plan(network, shape, plan)
+    assert sum(p.numel() for p in network.parameters()) < 0.45 * before
+    assert network(torch.rand(2, *shape)).isfinite().all()
 
 
 def test_a_width_that_the_network_remembers() -> None:
