@@ -258,3 +258,21 @@ def test_a_wrong_configuration_file(asked, tmp_path, text, message):
     asked(CONFIG_FILE=file)
     with pytest.raises(UserError, match=message):
         deepspeed.make_plugin("no", 0)
+
+
+@pytest.mark.deepspeed
+@pytest.mark.slow
+def test_recurrent_layers_are_cut_like_on_two_plain_processes(two, digits, free_port, tmp_path):
+    # 10 clips: a step, the cut, a step.
+    words = ["--data.path", digits, "--features.preset", "image", "--data.train_fraction", 0.2]
+    words += ["--model.factory", "zoo:CRNN", "--train.batch_size", 10, "--train.epochs", 2]
+    words += ["--prune.ratio", 0.5, "--prune.start_epoch", 1, "--optim.schedule", "constant"]
+    words += ["--optim.lr", 1e-4, "--run"]
+    run, plain = tmp_path / "deepspeed", tmp_path / "plain"
+    path = os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = launch(2, free_port, *words, run, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    two.cpprune("prune", *words, plain)
+    assert events_of(run)[0]["widths"] == events_of(plain)[0]["widths"]
+    for one, other in zip(epochs_of(run), epochs_of(plain), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
