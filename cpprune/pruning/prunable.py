@@ -201,7 +201,9 @@ class _TrialPruning:
         self.removed: dict[str, list[int]] = {}
         self.cut: set[str] = set()
         self.attributes: dict[str, int] = {}
-        self.ways: dict[str, int] = {}  # which of `_others` it was, by the structure of the groups
+        # By the structure of groups: which of `_others` can be cut, or that none can.
+        self.ways: dict[str, int] = {}
+        self.stuck: set[str] = set()
         self.twin, self.rebuilt = copy.deepcopy(self.whole), copy.deepcopy(self.whole)
         with dependency_graph(self.twin, self.x) as own:
             self.graph = own
@@ -236,6 +238,8 @@ class _TrialPruning:
                 if self._remove([other]) is None:
                     self.ways[group.structure] = number
                     return {group.layer: (other, None)}
+            if group.structure not in self.ways:
+                self.stuck.add(group.structure)
         return {group.layer: (group, reason)}
 
     def _like_those_before(self, group: ChannelGroup) -> ChannelGroup:
@@ -245,11 +249,15 @@ class _TrialPruning:
         return next(islice(self._others(group), number, None), group)
 
     def _others(self, group: ChannelGroup) -> Iterator[ChannelGroup]:
-        """Yield the group with attributes that follow a cut, then with other pruning units."""
-        yield from with_attributes(self.network, group)
+        """Yield the group with attributes that follow a cut, then with other pruning units.
+
+        No attributes are tried again that were of no use to an isomorphic group.
+        """
+        stuck = group.structure in self.stuck
+        yield from () if stuck else with_attributes(self.network, group)
         for other in regrouped(self.of, self.network, group):
             yield other
-            yield from with_attributes(self.network, other)
+            yield from () if stuck else with_attributes(self.network, other)
 
     def _remove(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove a unit of every group; return why one of them is not prunable, so that none is cut."""
