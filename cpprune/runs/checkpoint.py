@@ -19,8 +19,13 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from cpprune.models.artifact import MOST_WEIGHTS, parse_tensors, tensor_bytes
-from cpprune.models.changes import change_attributes, remove_blocks, removed_blocks
-from cpprune.models.resize import fit
+from cpprune.models.changes import (
+    change_attributes,
+    changed_attributes,
+    remove_blocks,
+    removed_blocks,
+)
+from cpprune.models.resize import fit, layer_widths
 from cpprune.runs.identity import RunIdentity
 from shards.errors import UserError
 from shards.files.atomic import write_bytes
@@ -72,6 +77,19 @@ class Progress:
     seconds: Annotated[float, Meta(ge=0)] = 0.0
     skipped: Count = 0
     metrics_bytes: Count = 0
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Progress:
+        """Return the progress of a run that begins with a network."""
+        begun = cls(original_widths=layer_widths(network))
+        begun.note(network)
+        return begun
+
+    def note(self, network: nn.Module) -> None:
+        """Note what a network is like after it was cut."""
+        self.widths = layer_widths(network)
+        self.removed_blocks = removed_blocks(network)
+        self.attributes = changed_attributes(network)
 
 
 @dataclass(frozen=True)

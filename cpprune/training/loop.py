@@ -25,9 +25,7 @@ from cpprune.evaluation import metrics
 from cpprune.evaluation.complexity import count_parameters
 from cpprune.evaluation.predict import predict_split
 from cpprune.models import artifact
-from cpprune.models.changes import changed_attributes, changes, removed_blocks
 from cpprune.models.finite import not_finite
-from cpprune.models.resize import layer_widths
 from cpprune.pruning.plan import blocks_removed, remarks
 from cpprune.pruning.pruner import Pruner
 from cpprune.pruning.schedule import lr_span
@@ -130,9 +128,7 @@ class Trainer:
         saved = self.run.find_checkpoint(self.identity)
         if saved is not None:
             quantization.restore(saved, self.model, config.quantize)
-        widths = layer_widths(self.model.network)
-        fresh = Progress(widths=widths, original_widths=widths, **changes(self.model.network))
-        self.progress = saved.progress if saved else fresh
+        self.progress = saved.progress if saved else Progress.of(self.model.network)
         self.batches = TrainingLoader(
             self.dataset,
             data,
@@ -210,9 +206,7 @@ class Trainer:
         cut = pruner.prune(event, progress.original_widths, state)
         self.engine.adopt(cut)
         progress.events_done += 1
-        progress.widths = layer_widths(self.model.network)
-        progress.removed_blocks = removed_blocks(self.model.network)
-        progress.attributes = changed_attributes(self.model.network)
+        progress.note(self.model.network)
         progress.best, progress.best_step = None, -1  # only models of the final size count
         self.step.regularizer = pruner.regularizer(progress.events_done)
         after = count_parameters(self.model.network)
