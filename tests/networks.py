@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpprune.audio.frontend import ScaleImage
+from cpprune.models import artifact
 from cpprune.models.fingerprint import structure
 from cpprune.models.resize import layer_widths
 from cpprune.pruning.config import PruneConfig
@@ -177,3 +180,21 @@ class AlikeNames(nn.Module):
         x = torch.relu(self.A_b(torch.relu(self.a_b(x))))
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
+
+
+def save_attentive(folder: Path) -> nn.Module:
+    """Write a model whose heads have lost half of their positions; return its network."""
+    from attentions import FixedHeads
+
+    network, shape = FixedHeads(10), (1, 28, 28)
+    apply_plan(network, shape, plan_for(network, shape, ratio=0.5))
+    model = artifact.Model(
+        network,
+        ScaleImage(),
+        family="attentions:FixedHeads",
+        config={},
+        classes=[str(number) for number in range(10)],
+        clip_shape=shape,
+    )
+    artifact.save(model, folder)
+    return network.eval()

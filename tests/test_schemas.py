@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from networks import save_attentive
 
 from cpprune.models.routed import save_routed
 
@@ -85,6 +86,8 @@ def documents(runs, scenes, call):
     models = read(
         [*(run / "model/model.json" for run in (*finished, runs[3])), soup / "model.json"]
     )
+    save_attentive(runs[1].parent / "attentive")
+    models += read([runs[1].parent / "attentive/model.json"])
     routed = runs[1].parent / "routed"
     save_routed(routed, "device", runs[0] / "model", {"a": runs[1] / "model"})
     return {

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from attentions import FixedHeads, HeadsByNumber, ThreeLayers, VisionTransformer
-from networks import plan_for, randomised
+from networks import plan_for, randomised, save_attentive
 from torch import Tensor, nn
 
-from cpprune.audio.frontend import ScaleImage
 from cpprune.evaluation.operations import count_operations
 from cpprune.models import artifact
 from cpprune.models.changes import change_attributes, changed_attributes
@@ -139,22 +138,8 @@ def test_a_width_that_the_network_remembers() -> None:
     assert network.hidden_dim == network.patches.out_channels == 6
 
 
-def saved(folder: Path) -> nn.Module:
-    network = FixedHeads(10)
-    apply_plan(network, SHAPE, plan_for(network, SHAPE, ratio=0.5))
-    classes = [str(number) for number in range(10)]
-    family = "attentions:FixedHeads"
-    artifact.save(
-        artifact.Model(
-            network, ScaleImage(), family=family, config={}, classes=classes, clip_shape=SHAPE
-        ),
-        folder,
-    )
-    return network.eval()
-
-
 def test_a_model_folder_knows_them(tmp_path: Path) -> None:
-    network = saved(tmp_path / "model")
+    network = save_attentive(tmp_path / "model")
     again = artifact.load(tmp_path / "model", trust=["attentions"]).network
     assert changed_attributes(again) == changed_attributes(network)
     x = torch.rand(2, *SHAPE)
@@ -179,7 +164,7 @@ def test_a_model_folder_knows_them(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_that_was_edited_is_one_line(tmp_path: Path, attributes: object) -> None:
-    saved(tmp_path / "model")
+    save_attentive(tmp_path / "model")
     file = tmp_path / "model/model.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "attributes": attributes}))
     with pytest.raises(UserError, match=r"model\.json") as found:
