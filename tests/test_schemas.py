@@ -98,7 +98,7 @@ def documents(runs, scenes, call):
         "result.json": read(run / "result.json" for run in runs),
         "environment.json": read(run / "environment.json" for run in runs),
         "model.json": models,
-        "model.json 1": [model["features"] for model in models],
+        "model.json 1": [model["features"] for model in models if model["features"]],
         "routes.json": read([routed / "routes.json"]),
         "plans/*.json and --prune.save_plan": read(runs[1].glob("plans/*.json")),
         "checkpoints/step-N/state.json": read(states),
