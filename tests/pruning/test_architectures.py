@@ -19,10 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks/architectures.py"
 
 # What cannot lose channels besides the classifier, by what it is called in the network.
 LEFT_ALONE = {
-    "vit of 2 blocks": "attn.qkv",
-    "vit_tiny_patch16_224": "attn.qkv",
     "xcit_nano_12_p16_224": "attn",
-    "mobilevit_xxs": "attn.qkv",
     "efficientvit_b0": "context_module",
     # Torch-Pruning does not know a GroupNorm without a bias.
     "poolformerv2_s12": "mlp.fc2",
