@@ -11,7 +11,7 @@ from torch import nn
 from cpprune.models.changes import integers
 from cpprune.pruning.groups import ChannelGroup
 
-MOST = 4
+MOST = 4  # integers of which every choice is tried
 
 
 def with_attributes(network: nn.Module, group: ChannelGroup) -> Iterator[ChannelGroup]:
