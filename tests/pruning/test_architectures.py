@@ -119,7 +119,7 @@ def test_the_page_has_all_networks() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("NonLocal", "FixedSplit", "Tied"),
+        *("NonLocal", "FixedSplit", "Tied", "Multiplied"),
         *map(slow, list(ARCHITECTURES.small_networks())[::6]),
     ],
 )
