@@ -90,12 +90,13 @@ def classify_groups(graph: Graph, network: nn.Module) -> tuple[list[ChannelGroup
     Groups that are already as narrow as possible count as prunable. Every convolution and linear layer
     is pruned with one of the groups, or has a reason.
     """
+    # First, since it refuses what cannot be copied before anything takes long.
+    trial = _TrialPruning(graph, network)
     names = {module: name for name, module in network.named_modules()}
     candidates = coupled_groups(graph, network)
     refused = _refused_untried(graph, network, candidates)
     narrowest = {one.layer for one in candidates if one.coupled is not None and one.units == 1}
     wide = [one for one in candidates if one.layer not in refused.keys() | narrowest]
-    trial = _TrialPruning(graph, network)
     # The last one makes the outputs, most often.
     tried = trial.remove_units(wide[:-1]) | trial.remove_units(wide[-1:])
     groups: list[ChannelGroup] = []
