@@ -33,9 +33,8 @@ FINE_TUNE = ["--optim.lr", 2e-3, "--optim.warmup_epochs", 0]
 SMALL = ["--model.channels_multiplier", 1]
 TEACHER = "big, as a teacher"
 INT8 = ", int8"
-MOST = (
-    47_028  # parameters of small with the ten classes of TAU; fewer than its own with more voices
-)
+# Parameters of small with the ten classes of TAU; it has more with more voices.
+MOST = 47_028
 SNR_DB = 5.0
 # What begins with a big network, or has teachers, comes after them.
 STAGES = (

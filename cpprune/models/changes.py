@@ -80,17 +80,15 @@ def change_attributes(network: nn.Module, values: Mapping[str, int]) -> None:
     Raises:
         ValueError: the network has no such integer, or the value is not within these bounds.
     """
+    modules = dict(network.named_modules())
     for name, value in values.items():
         path, _, key = name.rpartition(".")
-        try:
-            module = network.get_submodule(path)
-        except AttributeError:
-            module = network
-        before = integers(module).get(key)
-        if before is None or not 1 <= value <= before:
+        module = modules.get(path)
+        before = None if module is None else integers(module).get(key)
+        if module is None or before is None or not 1 <= value <= before:
             raise ValueError(f"attributes: the network has no {name} that can become {value}")
         setattr(module, key, value)
-        vars(module)[CHANGED] = {key, *vars(module).get(CHANGED, ())}
+        setattr(module, CHANGED, {key, *vars(module).get(CHANGED, ())})
 
 
 class Changes(TypedDict, total=False):

@@ -192,3 +192,10 @@ def test_others_stay_as_they_are() -> None:
         with pytest.raises(ValueError, match="the network has no attention"):
             change_attributes(network, values)
     assert changed_attributes(network) == {}
+
+
+def test_no_other_module_takes_the_place_of_one_that_is_not_there() -> None:
+    network = VisionTransformer(10)
+    with pytest.raises(ValueError, match=r"the network has no somewhere\.hidden_dim"):
+        change_attributes(network, {"somewhere.hidden_dim": 6})
+    assert network.hidden_dim == 12
