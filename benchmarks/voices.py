@@ -4,10 +4,11 @@
 
 The recordings are spoken words of three Debian packages, which apt downloads (250 MB; nothing is
 installed). No word is in two splits. Clips are heard through the devices of `cpprune shards synth`, with
-noise in the background; s4 to s6 are in the test split alone. Pruned networks begin with the big one of
-their seed, so that the controls, and the teachers, are trained for twice the epochs. Everything is
-trained, exported and measured by cpprune's commands. Finished results are kept in --out, so a stopped
-benchmark, or one of more seeds, goes on where it was. Needs `pip install 'cpprune[report,onnx]'`.
+noise in the background; s4 to s6 are in the test split alone. VARIANTS says what is trained, and for how
+long: networks that are pruned after training begin with the big one of their seed, so that what they are
+compared with is trained for twice the epochs. Everything is trained, exported and measured by cpprune's
+commands. Finished results are kept in --out, so a stopped benchmark, or one of more seeds, goes on where
+it was. Needs `pip install 'cpprune[report,onnx]'`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import voice_clips
@@ -29,19 +31,53 @@ from methods import cpprune
 
 from cpprune.evaluation.statistics import holm, paired_test, spread
 
-FINE_TUNE = ["--optim.lr", 2e-3, "--optim.warmup_epochs", 0]
-SMALL = ["--model.channels_multiplier", 1]
-TEACHER = "big, as a teacher"
 INT8 = ", int8"
 # Parameters of small with the ten classes of TAU; it has more with more voices.
 MOST = 47_028
 SNR_DB = 5.0
-# What begins with a big network, or has teachers, comes after them.
-STAGES = (
-    (TEACHER, "big", "small", "control"),
-    ("pruned", "pruned + impulse responses", "pruned + teacher", "control + teacher"),
-)
-SMALL_ENOUGH = ("small", "control", *STAGES[1])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to a network.
+
+    Attributes:
+        small: whether it begins with small, or with big.
+        times: how many times --epochs it is trained.
+        pruned: after it was trained as big (and then for --epochs), or early: in three steps from a
+            quarter of its one training on.
+        taught: variant of big whose networks teach it.
+        mode: what those see: the clips as they are, or as they are augmented.
+        responses: whether impulse responses are an augmentation.
+    """
+
+    small: bool = False
+    times: int = 1
+    pruned: Literal["", "after", "early"] = ""
+    taught: str = ""
+    mode: Literal["clean", "on_the_fly"] = "clean"
+    responses: bool = False
+
+
+TEACHER, ROBUST = "big, as a teacher", "big, as a teacher + impulse responses"
+VARIANTS = {
+    "big": Variant(),
+    TEACHER: Variant(times=2),
+    ROBUST: Variant(times=4, responses=True),
+    "small": Variant(small=True),
+    "control": Variant(small=True, times=2),
+    "control + impulse responses": Variant(small=True, times=2, responses=True),
+    "control + teacher": Variant(small=True, times=2, taught=TEACHER),
+    "pruned": Variant(pruned="after"),
+    "pruned + impulse responses": Variant(pruned="after", responses=True),
+    "pruned + teacher": Variant(pruned="after", taught=TEACHER),
+    "pruned early": Variant(times=2, pruned="early"),
+    "pruned early + impulse responses": Variant(times=2, pruned="early", responses=True),
+    "pruned early + both": Variant(
+        times=2, pruned="early", taught=ROBUST, mode="on_the_fly", responses=True
+    ),
+}
+TEACHERS = {one.taught for one in VARIANTS.values() if one.taught}
 PAIRS = [
     ("big", "small"),
     ("control", "small"),
@@ -51,6 +87,14 @@ PAIRS = [
     ("control + teacher", "control"),
     ("pruned + teacher", "control + teacher"),
     ("pruned + impulse responses", "pruned"),
+    ("control + impulse responses", "control"),
+    ("pruned early", "pruned"),
+    ("pruned early", "control"),
+    ("pruned early + impulse responses", "pruned early"),
+    ("pruned early + both", "small"),
+    ("pruned early + both", "control"),
+    ("pruned early + both", "pruned early + impulse responses"),
+    ("pruned early + both", "control + impulse responses"),
 ]
 FIGURES = {"seen": "seen devices", "unseen": "unseen devices", "log_loss": "log loss"}
 
@@ -102,23 +146,26 @@ class Bench:
         """The folder of a trained model."""
         return self.run(variant, seed) / "model"
 
-    def settings(self, variant: str, seed: int) -> list[object]:
+    def settings(self, name: str, seed: int) -> list[object]:
         """Return what is said to `cpprune train` beside the common settings."""
-        long: list[object] = ["--train.epochs", 2 * self.epochs]
-        words: list[object] = ["--train.epochs", self.epochs]
-        if variant == "small":
-            words += SMALL
-        elif variant == TEACHER:
-            words = long
-        elif variant.startswith("control"):
-            words = [*long, *SMALL]
-        elif variant.startswith("pruned"):
-            words += ["--init", self.model("big", seed), "--prune.budget", f"params<={MOST}"]
-            words += FINE_TUNE
-        if variant.endswith("+ teacher"):
-            teachers = [str(self.model(TEACHER, other)) for other in range(self.teachers)]
-            words += ["--distill.teachers", json.dumps(teachers)]
-        if variant.endswith("impulse responses"):
+        variant = VARIANTS[name]
+        words: list[object] = ["--train.epochs", variant.times * self.epochs]
+        if variant.small:
+            words += ["--model.channels_multiplier", 1]
+        if variant.pruned:
+            words += ["--prune.budget", f"params<={MOST}"]
+        if variant.pruned == "after":
+            words += ["--init", self.model("big", seed), "--optim.lr", 2e-3]
+            words += ["--optim.warmup_epochs", 0]
+        elif variant.pruned == "early":
+            words += ["--prune.start_epoch", self.epochs // 2, "--prune.steps", 3]
+            words += ["--prune.every_epochs", max(self.epochs // 6, 1)]
+        if variant.taught:
+            teachers = [str(self.model(variant.taught, other)) for other in range(self.teachers)]
+            words += ["--distill.teachers", json.dumps(teachers), "--distill.mode", variant.mode]
+        if variant.mode == "on_the_fly":
+            words += ["--distill.label_weight", 0.3, "--distill.temperature", 1]
+        if variant.responses:
             words += ["--augment.impulse_responses", self.out / "responses"]
             words += ["--augment.impulse_response_devices", '["a"]']
         return words
@@ -211,7 +258,8 @@ def export_int8(bench: Bench, trained: Result) -> Result:
 
 def best_small(results: Sequence[Result]) -> str:
     """Return the variant with the best mean on the validation split, of those as small as small."""
-    means = {name: np.mean([one.val for one in of(results, name)]) for name in SMALL_ENOUGH}
+    small = [name for name, variant in VARIANTS.items() if variant.small or variant.pruned]
+    means = {name: np.mean([one.val for one in of(results, name)]) for name in small}
     return max(means, key=lambda name: float(means[name]))
 
 
@@ -242,14 +290,15 @@ def main() -> None:
     names = ("out", "epochs", "teachers", "mels", "batch", "precision")
     bench = Bench(**{name: getattr(arguments, name) for name in names})
     results: list[Result] = []
+    chosen = [name for name in VARIANTS if arguments.only is None or name in arguments.only]
+    later = [name for name in chosen if VARIANTS[name].pruned == "after" or VARIANTS[name].taught]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for stage in STAGES:
-            only = [name for name in stage if arguments.only is None or name in arguments.only]
+        for stage in ([name for name in chosen if name not in later], later):
             jobs = [
                 (name, seed)
                 for seed in range(max(arguments.seeds, arguments.teachers))
-                for name in only
-                if seed < (arguments.teachers if name == TEACHER else arguments.seeds)
+                for name in stage
+                if seed < (arguments.teachers if name in TEACHERS else arguments.seeds)
             ]
             results += pool.map(lambda job: train(bench, *job), jobs)
         if arguments.only is None:
@@ -257,13 +306,13 @@ def main() -> None:
             results += pool.map(lambda one: export_int8(bench, one), best)
     print(f"{platform.machine()}, {os.cpu_count()} cores; {arguments.seeds} seeds, ", end="")
     print(
-        f"{arguments.voices} voices, {arguments.epochs} epochs (controls and teachers: twice as many), ",
+        f"{arguments.voices} voices, {arguments.epochs} epochs (times: see VARIANTS), ",
         end="",
     )
     print(f"{arguments.teachers} teachers, noise at {arguments.snr:g} dB\n")
     print_table(results)
-    if arguments.only is None:
-        print_ensemble(bench)
+    for name in sorted(TEACHERS.intersection(chosen)):
+        print_ensemble(bench, name)
     if arguments.seeds > 1:
         print_pairs(results)
 
@@ -282,13 +331,13 @@ def print_table(results: Sequence[Result]) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def print_ensemble(bench: Bench) -> None:
+def print_ensemble(bench: Bench, teacher: str) -> None:
     """Print what the students' teachers are worth together."""
-    models = [bench.model(TEACHER, seed) for seed in range(bench.teachers)]
+    models = [bench.model(teacher, seed) for seed in range(bench.teachers)]
     report = cpprune("ensemble", *models, "--data", bench.dataset)
     group = {name: values["macro_accuracy"] for name, values in report["per_group"].items()}
     seen = (group["real"] + group["seen"]) / 2
-    print(f"\nthe teachers together: macro accuracy {report['macro_accuracy']:.4f}, ", end="")
+    print(f"\n{teacher}, together: macro accuracy {report['macro_accuracy']:.4f}, ", end="")
     print(f"seen {seen:.4f}, unseen {group['unseen']:.4f}, log loss {report['log_loss']:.4f}")
 
 

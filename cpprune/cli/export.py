@@ -238,7 +238,7 @@ def _check_arguments(arguments: argparse.Namespace, target: Target) -> None:
     for option, given in _of_calibration(arguments).items():
         if given and arguments.precision != "int8":
             raise UserError(f"{option} is for --precision int8")
-    if arguments.keep_float and not target.as_trained:
+    if arguments.keep_float and not target.keeps_float:
         raise UserError(f"--keep-float is not for --to {target.name}: all layers become int8")
     for option, given in (
         ("--sensitivity", arguments.sensitivity),

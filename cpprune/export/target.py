@@ -145,8 +145,8 @@ class Target:
         needs: packages, by the names that are imported.
         extra: of this project, that installs them.
         int8: which graph of `quantize_int8` its int8 is; None if it quantises otherwise.
-        as_trained: whether it rounds as fake-quantised networks do, so that those can be exported, and
-            layers can stay in float32.
+        as_trained: whether it can round as fake-quantised networks do, so that those can be exported.
+        keeps_float: whether layers can stay in float32 when it quantises after training.
         load: reads an exported model back; None if that cannot be.
     """
 
@@ -160,6 +160,7 @@ class Target:
     extra: str = "export"
     int8: Literal["qdq", "integer"] | None = None
     as_trained: bool = False
+    keeps_float: bool = False
     load: Load | None = None
 
     def require(self, what: str) -> None:

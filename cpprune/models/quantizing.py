@@ -167,21 +167,17 @@ class Quantizing(Intercept):
         return y
 
     def _replaced(self, args: Sequence[object], every: bool) -> list[object]:
-        """Return arguments with activations quantised: every one, or those that layers put out."""
+        """Return arguments with activations quantised: every one, or those that are quantised anyway."""
         return [
             self._replaced(value, every)
             if isinstance(value, list | tuple)
             else self._quantised(value)[0]
             if isinstance(value, Tensor)
             and value.is_floating_point()
-            and (every or self._is_output(value))
+            and (every or id(value) in self._values)
             else value
             for value in args
         ]
-
-    def _is_output(self, x: Tensor) -> bool:
-        value = self._values.get(id(x))
-        return value is not None and value.number is None
 
     def _quantised(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value = self._values.setdefault(id(x), _Value(x))

@@ -12,6 +12,7 @@ import soundfile
 
 import shards
 from cpprune.cli.main import main
+from cpprune.config import build_parser, parse
 
 REPOSITORY = Path(__file__).parents[2]
 RATE = 44100
@@ -199,8 +200,7 @@ def test_differences_are_paired_by_seed_and_corrected_in_their_column(scripts, c
 
 def test_the_best_is_chosen_by_validation_among_the_small(scripts):
     _, voices = scripts
-    names = ("big", *voices.SMALL_ENOUGH)
-    results = [result(voices, name, seed, val=0.5) for name in names for seed in range(2)]
+    results = [result(voices, name, seed, val=0.5) for name in voices.VARIANTS for seed in range(2)]
     results += [result(voices, "big", 2, val=0.99, parameters=9000)]
     results += [result(voices, "pruned", 2, val=0.6), result(voices, "control", 2, accuracy=0.99)]
     assert voices.best_small(results) == "pruned"
@@ -217,3 +217,17 @@ def test_kept_results_are_not_measured_again(scripts, tmp_path, monkeypatch):
     assert words[words.index("--train.epochs") + 1] == 6
     teachers = json.loads(words[words.index("--distill.teachers") + 1])
     assert teachers == [str(tmp_path / f"big-as-a-teacher-{seed}/model") for seed in range(2)]
+
+
+def test_the_settings_of_every_variant_are_those_of_cpprune_train(scripts, tmp_path):
+    _, voices = scripts
+    bench = voices.Bench(out=tmp_path, epochs=12, teachers=2, mels=64, batch=8, precision="no")
+    for name, variant in voices.VARIANTS.items():
+        words = ["--run", "r", "--data.path", "d", *map(str, bench.settings(name, 1))]
+        config = parse(build_parser("cpprune train", "", {}), words, []).config
+        assert config.train.epochs == 12 * variant.times
+        assert (config.model.channels_multiplier == 1) == variant.small
+        assert config.prune.prunes == bool(variant.pruned)
+        assert (config.prune.start_epoch > 0) == (variant.pruned == "early")
+        assert len(config.distill.teachers) == 2 * bool(variant.taught)
+        assert (config.augment.impulse_responses is not None) == variant.responses

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from cpprune.evaluation.complexity import count_macs
+from cpprune.models.fake_quantize import activation_scale
 from cpprune.models.quantized import Quantization as Described
 from cpprune.models.quantized import dequantize, is_quantized, quantize, restore_quantized
 from cpprune.models.registry import build_model
@@ -131,6 +132,27 @@ def test_a_sum_in_place_is_a_sum():
         trained(network)
         outputs.append(network(torch.ones(1, *SHAPE)))
     assert torch.equal(*outputs)
+
+
+def test_a_layer_and_a_pool_read_the_same_integers():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = functional.relu(self.first(x))
+            y = self.second(x)
+            self.read = functional.avg_pool2d(x, 1)
+            return y.mean((2, 3))
+
+    network = randomised(Shared())
+    fake = quantize(network, SHAPE, ["first"])
+    trained(network)
+    network(torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(5)))
+    steps = network.read / activation_scale(fake.ranges[0])[0]
+    assert steps.amax() > 20
+    torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
 
 
 def test_outputs_are_on_the_grid_of_the_integers():

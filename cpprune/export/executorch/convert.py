@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from cpprune.evaluation import dcase
 from cpprune.evaluation.operations import count_operations
 from cpprune.export.buffer_name import buffer_name
-from cpprune.export.executorch.lowered import SCALE, ZERO_POINT, Integers, Lowered
 from cpprune.export.executorch.model import Costs, Sizes
 from cpprune.export.executorch.runtime import Program
 from cpprune.export.file_model import first_line
 from cpprune.export.inputs import model_input
+from cpprune.export.lowered import OPERATORS, SCALE, ZERO_POINT, Integers, Lowered, round_for
 from cpprune.export.quiet import quiet
 from cpprune.export.real_frontend import real_front_end
 from cpprune.export.target import Job
@@ -33,6 +33,10 @@ BATCH = 16
 # How the names of tensors begin.
 FRONT_END, NETWORK, INTEGERS = "front_end.", "network.", "network.integers."
 ACTIVATIONS = (torch.ops.aten.relu.default, torch.ops.aten.hardtanh.default)
+IN_PLACE = {
+    torch.ops.aten.relu_.default: torch.ops.aten.relu.default,
+    torch.ops.aten.hardtanh_.default: torch.ops.aten.hardtanh.default,
+}
 # Of logits, as a part of the largest: an activation that is rounded otherwise, at a tie, changes others.
 TOLERANCE = {"fp32": 1e-4, "int8": 0.1}
 
@@ -74,10 +78,12 @@ def convert(job: Job) -> tuple[bytes, Costs]:
         integers = whole.network.integers
         if integers and (alone := _linear_layers_alone(exported, integers)):
             for layer in alone:
-                integers.store_floats(layer)
+                integers.keep_float(layer)
             exported = torch.export.export(whole, example)
         tensors = _used(exported)
+        _without_views(exported.graph)
         _without_copies(exported.graph)
+        _one_scale_for_concatenation(exported.graph)
         _duplicate_dequantisation(exported.graph)
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program: bytes = edge.to_executorch().buffer
@@ -139,16 +145,32 @@ def _linear_layers_alone(program: ExportedProgram, integers: Integers) -> list[s
         for node in program.graph.nodes
         if node.target is torch.ops.aten.linear.default
         for weight in node.args[1:2]
-        if weight.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
-        and not any(map(_is_quantised, node.users))
+        if weight.target is OPERATORS.dequantize_per_channel.default
+        and not any(_quantisations(node))
     ]
 
 
-def _is_quantised(node: Node) -> bool:
-    """Return whether a node quantises, or is an activation that XNNPACK computes with what does."""
-    if node.target in ACTIVATIONS:
-        return any(map(_is_quantised, node.users))
-    return node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default
+def _quantisations(node: Node) -> Iterator[Node]:
+    """Yield what quantises a node's output, or that of an activation which XNNPACK computes with it."""
+    for user in node.users:
+        if user.target is OPERATORS.quantize_per_tensor.default:
+            yield user
+        elif user.target in ACTIVATIONS:
+            yield from _quantisations(user)
+
+
+def _without_views(graph: Graph) -> None:
+    """Compute activations out of place, and leave out views of whole tensors.
+
+    XNNPACK computes a layer with integers only if its activation is next to it.
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.view_as.default and node.args[0] is node.args[1]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.target in IN_PLACE and _is_last_use(node, node.args[0]):
+            node.target = IN_PLACE[node.target]
 
 
 def _without_copies(graph: Graph) -> None:
@@ -156,20 +178,33 @@ def _without_copies(graph: Graph) -> None:
 
     XNNPACK computes a layer with integers only if its output has a single use.
     """
-    order = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.copy_.default:
             target, made = node.args[:2]
             same = target.meta["val"].shape == made.meta["val"].shape
-            if same and all(order[user] <= order[node] for user in target.users):
+            if same and _is_last_use(node, target):
                 node.replace_all_uses_with(made)
                 graph.erase_node(node)
+
+
+def _is_last_use(node: Node, value: Node) -> bool:
+    """Return whether no node behind this one uses a value."""
+    return all(user is node or user < node for user in value.users)
+
+
+def _one_scale_for_concatenation(graph: Graph) -> None:
+    """Quantise parts as their concatenation will be: XNNPACK runs no other in integers."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.cat.default:
+            for quantisation in list(_quantisations(node)):
+                for part in node.args[0]:
+                    round_for([node], part, quantisation.args[1:])
 
 
 def _duplicate_dequantisation(graph: Graph) -> None:
     """Give each operator its own conversion of what it takes, as XNNPACK looks for them beside it."""
     for node in list(graph.nodes):
-        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+        if node.target is OPERATORS.dequantize_per_tensor.default:
             for user in list(node.users)[1:]:
                 with graph.inserting_before(user):
                     user.replace_input_with(node, graph.node_copy(node))

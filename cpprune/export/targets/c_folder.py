@@ -35,6 +35,7 @@ def _is_ours(folder: Path) -> bool:
     extra="export-c",
     int8="integer",
     as_trained=True,
+    keeps_float=True,
 )
 def _to_c(job: Job) -> Product:
     from cpprune.evaluation import dcase

@@ -26,6 +26,7 @@ def _load(path: Path, threads: int | None = None) -> ExecutorchModel:
     needs=("executorch",),
     extra="executorch",
     as_trained=True,
+    keeps_float=True,
     load=_load,
 )
 def _to_executorch(job: Job) -> Product:

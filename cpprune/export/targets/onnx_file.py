@@ -32,6 +32,7 @@ def _load(path: Path, threads: int | None = None) -> OnnxModel:
     needs=("onnx", "onnxscript", "onnxruntime"),
     int8="qdq",
     as_trained=True,
+    keeps_float=True,
     load=_load,
 )
 def _to_onnx(job: Job) -> Product:

@@ -24,6 +24,7 @@ def _load(path: Path, threads: int | None = None) -> TfliteModel:
     suffix=".tflite",
     needs=("onnx", "onnxruntime", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
     extra="tflite",
+    as_trained=True,
     load=_load,
 )
 def _to_tflite(job: Job) -> Product:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +12,21 @@ from torch import Tensor, nn
 
 from cpprune.export.file_model import first_line
 from cpprune.export.inputs import model_input
+from cpprune.export.lowered import OPERATORS, Lowered, round_for
 from cpprune.export.quiet import quiet
 from cpprune.export.real_frontend import real_front_end
 from cpprune.export.target import Job
 from cpprune.export.tflite.graph import NETWORK, OUTPUT, renamed
 from cpprune.export.tflite.runtime import Runtime
+from cpprune.models.quantized import is_quantized
 from shards.errors import UserError
 
 SIGNATURE = "serving_default"
-TOLERANCE = 1e-3  # of the converted network's logits up to 1, and in proportion beyond
+# Of the converted network's logits up to 1, and in proportion beyond. Among integers, an activation that
+# is rounded otherwise, at a tie, changes others.
+TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.1
+# TensorFlow Lite gives their input the scale of their output.
+POOLS = torch.ops.aten.avg_pool1d.default, torch.ops.aten.avg_pool2d.default
 
 
 class WholeModel(nn.Module):
@@ -34,7 +40,7 @@ class WholeModel(nn.Module):
         super().__init__()
         # litert-torch writes the names of these two into those of their values.
         self.front_end = real_front_end(job.model, job.input)
-        self.network = copy.deepcopy(job.model.network).float().eval()
+        self.network = Lowered(job.model.network, job.model.input_shape, int8_weights=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """One clip, in the form that the file takes → logits [1, K]."""
@@ -49,12 +55,17 @@ def convert(job: Job) -> bytes:
         UserError: the network cannot be converted, or the converted one gives other logits.
     """
     clips = model_input(job.clips, job.input, job.model.features)
+    as_trained = is_quantized(job.model.network)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         import litert_torch
 
         target = Path(folder) / "model.tflite"
+        whole, example = WholeModel(job).eval(), (torch.from_numpy(clips[:1]),)
         try:
-            converted = litert_torch.convert(WholeModel(job).eval(), (torch.from_numpy(clips[:1]),))
+            if as_trained:
+                converted = _with_own_scales(whole, example)
+            else:
+                converted = litert_torch.convert(whole, example)
             converted.export(str(target))
         except Exception as error:  # it documents no common class
             raise UserError(
@@ -62,14 +73,35 @@ def convert(job: Job) -> bytes:
             ) from error
         graph = target.read_bytes()
     graph = renamed(graph, job.input, "_front_end", "_network")
-    expected = job.model.logits(job.clips).numpy()
+    with torch.no_grad():
+        expected = job.model.logits(job.clips).numpy()
     found = Runtime(graph)(clips)
     scale = max(float(np.abs(expected).max()), 1.0)
-    if found.shape != expected.shape or not np.abs(found - expected).max() < TOLERANCE * scale:
+    tolerance = scale * (INTEGER_TOLERANCE if as_trained else TOLERANCE)
+    if found.shape != expected.shape or not np.abs(found - expected).max() < tolerance:
         raise UserError(
             "the network cannot be exported to TensorFlow Lite: the exported one gives other logits"
         )
-    return _quantized(graph, job) if job.precision == "int8" else graph
+    return graph if as_trained or job.precision != "int8" else _quantized(graph, job)
+
+
+def _with_own_scales(whole: WholeModel, example: tuple[Tensor]) -> Any:
+    """Return a fake-quantised model as litert-torch converts it, with its own scales."""
+    import litert_torch
+    from litert_torch.quantize import pt2e_quantizer, quant_config
+
+    program = torch.export.export(whole, example)
+    program.graph.eliminate_dead_code()
+    for node in list(program.graph.nodes):
+        dequantize = OPERATORS.dequantize_per_tensor.default
+        if node.target in POOLS and node.args[0].target is dequantize:
+            round_for(list(node.users), node, node.args[0].args[1:])
+    # Which quantizer it is makes no difference: the program says what is quantised.
+    static = pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    quantizer = pt2e_quantizer.PT2EQuantizer().set_global(static)
+    return litert_torch.convert(
+        program.module(), example, quant_config=quant_config.QuantConfig(quantizer)
+    )
 
 
 def _quantized(graph: bytes, job: Job) -> bytes:

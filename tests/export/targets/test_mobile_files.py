@@ -1,5 +1,6 @@
 """Files for phones, of TensorFlow Lite and ExecuTorch: torch's logits in their runtimes."""
 
+import copy
 import hashlib
 import io
 import json
@@ -10,12 +11,14 @@ from functools import partial
 import pytest
 import soundfile
 import torch
-from export_jobs import SHA, clips_of
-from export_models import KALDI
+from export_jobs import SHA, clips_of, job_of
+from export_models import KALDI, make_model
 from marks import has_wheels
+from torch import nn
 
 from cpprune.export.complexity import onnx_complexity
 from cpprune.export.target import targets
+from cpprune.models.quantized import calibrate, quantize
 
 # What translates a network, by target.
 TRANSLATORS = {
@@ -95,6 +98,75 @@ def test_metadata(exported, make):
     assert hashlib.sha256(sealed).hexdigest() == about["sha256"]
     for text in (b"/home", b"/tmp", b"site-packages", b"stack_trace", b"WholeModel", b"torch."):
         assert text not in data
+
+
+# --- files of networks that were trained to be quantised -------------------------------------------
+
+
+class Parts(nn.Module):
+    """Parts that are concatenated, and pooled; a sum that is read by a layer and by a pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.down, self.last = nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.cat([torch.relu(self.left(x)), self.right(x)], 1)
+        x = torch.relu(x + x)
+        x = self.down(x) + nn.functional.avg_pool2d(x, 3, 2, 1)
+        return self.last(torch.relu(x)).mean((2, 3))
+
+
+class TwoLinear(nn.Module):
+    """Linear layers whose outputs are not quantised: one before an activation, one at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x)).mean((2, 3))
+        return self.head(nn.functional.gelu(self.hidden(x)))
+
+
+def trained_so(network, spec=None):
+    """Return a model that rounds as a network does that was trained to be quantised."""
+    model = make_model(copy.deepcopy(network), spec)
+    quantize(model.network, model.input_shape)
+    calibrate(model.network, [model.features(clips_of(model, 64, seed=1))])
+    return model
+
+
+@pytest.mark.slow
+@has_wheels
+def test_a_model_trained_to_be_quantised(exported, target):
+    """The file rounds to the same numbers as the network that was trained: no data is needed."""
+    model = exported("small").model
+    fake = trained_so(model.network, KALDI)
+    program = target.make(job_of(fake, None, "int8", calibration=None, run=True)).exported
+    clips = clips_of(model, 1000, seed=7)
+    expected = fake.logits(clips)
+    found = program.logits(clips)
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
+    assert (found - model.logits(clips)).abs().max() > (found - expected).abs().max()
+
+
+@pytest.mark.slow
+@has_wheels
+@pytest.mark.parametrize(("network", "tolerance"), [(Parts, 0.03), (TwoLinear, 1e-3)])
+def test_whatever_it_computes(target, network, tolerance):
+    torch.manual_seed(0)
+    model = trained_so(network())
+    made = target.make(job_of(model, None, "int8", calibration=None, run=True))
+    clips = clips_of(model, 64, seed=1)
+    expected = model.logits(clips)
+    torch.testing.assert_close(
+        made.exported.logits(clips), expected, atol=tolerance * float(expected.std()), rtol=0
+    )
 
 
 # --- commands ---------------------------------------------------------------------------------------

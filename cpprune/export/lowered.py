@@ -1,10 +1,11 @@
-"""A network in the form that XNNPACK computes: batch normalisation folded, integers where it rounds."""
+"""A network as converters for phones need it: batch normalisation folded, integers where it rounds."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,11 @@ from cpprune.models.fake_quantize import (
 from cpprune.models.quantized import dequantize, is_quantized, traced
 from cpprune.models.quantizing import Quantizing
 
+if TYPE_CHECKING:
+    from torch.fx import Node
+
 SCALE, ZERO_POINT = "scale", "zero_point"
+OPERATORS = torch.ops.quantized_decomposed
 
 
 class Folding(nn.Module):
@@ -70,57 +75,60 @@ class Folding(nn.Module):
 
 
 class Integers(Folding):
-    """Arithmetic of a fake-quantised network, in the operators for which XNNPACK computes with integers.
+    """Arithmetic of a fake-quantised network, in the operators that converters make integers of.
 
     Args:
         fake: of a trained or calibrated network.
+        int8_weights: whether weights are stored as integers, as XNNPACK takes them, or as the float32
+            numbers that these stand for, which LiteRT's converter quantises itself.
     """
 
-    def __init__(self, fake: FakeQuantizer) -> None:
+    def __init__(self, fake: FakeQuantizer, int8_weights: bool = True) -> None:
         super().__init__(fake.layers)
         found = [activation_scale(of_one) for of_one in fake.ranges]
         self.scales = [(float(scale), int(zero_point)) for scale, zero_point in found]
+        self.int8_weights = int8_weights
+        self.in_float: set[str] = set()  # layers that the converter does not quantise
 
     def activation(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Return x as it is quantised, and its scale."""
         scale, zero_point = self.scales[number]
         how = (scale, zero_point, LOWEST, HIGHEST, torch.int8)
-        operators = torch.ops.quantized_decomposed
-        q = operators.quantize_per_tensor.default(x, *how)
-        return operators.dequantize_per_tensor.default(q, *how), x.new_tensor(scale)
+        q = OPERATORS.quantize_per_tensor.default(x, *how)
+        return OPERATORS.dequantize_per_tensor.default(q, *how), x.new_tensor(scale)
 
     def weights(
         self, layer: str, weight: Tensor, bias: Tensor | None, input_scale: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return weights and bias of a layer as they are quantised; XNNPACK holds the bias as int32."""
+        """Return weights and bias of a layer as they are quantised; converters make the bias int32."""
         if not self.stored:
             made = integers(weight, bias, input_scale)
+            zeros = torch.zeros_like(made.scale, dtype=torch.int64)
             self.store(
                 layer,
                 weight=made.weight,
                 bias=None if made.bias is None else made.bias * made.unit,
-                **{
-                    SCALE: made.scale,
-                    ZERO_POINT: torch.zeros_like(made.scale, dtype=torch.int64),
-                },
+                **{SCALE: made.scale, ZERO_POINT: zeros},
             )
+            if not self.int8_weights:
+                self.store(layer, weight=self._weight(layer))
         return self._weight(layer), None if bias is None else self.tensor(layer, "bias")
 
-    def store_floats(self, layer: str) -> None:
-        """Store the weights of a layer as the float32 numbers that its integers stand for."""
+    def keep_float(self, layer: str) -> None:
+        """Let the converter see the float32 numbers alone that the weights of a layer stand for."""
         self.store(layer, weight=self._weight(layer))
+        self.in_float.add(layer)
 
     def _weight(self, layer: str) -> Tensor:
-        stored = self.tensor(layer, "weight")
-        if stored.is_floating_point():
-            return stored
-        weight: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel.default(
-            stored,
-            self.tensor(layer, SCALE),
-            self.tensor(layer, ZERO_POINT),
-            *(0, -HIGHEST, HIGHEST, torch.int8),
-        )
-        return weight
+        weight = self.tensor(layer, "weight")
+        if layer in self.in_float:
+            return weight
+        grid = self.tensor(layer, SCALE), self.tensor(layer, ZERO_POINT)
+        how = (*grid, 0, -HIGHEST, HIGHEST, torch.int8)
+        if weight.is_floating_point():
+            weight = OPERATORS.quantize_per_channel.default(weight, *how)
+        found: Tensor = OPERATORS.dequantize_per_channel.default(weight, *how)
+        return found
 
 
 class Lowered(nn.Module):
@@ -129,15 +137,18 @@ class Lowered(nn.Module):
     Args:
         network: in float32 or fake-quantised; it is not changed.
         input_shape: shape of one input, without the batch.
+        int8_weights: see `Integers`.
     """
 
-    def __init__(self, network: nn.Module, input_shape: Sequence[int]) -> None:
+    def __init__(
+        self, network: nn.Module, input_shape: Sequence[int], int8_weights: bool = True
+    ) -> None:
         super().__init__()
         twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         self.network = twin.float().cpu().eval()
         self.integers: Integers | None = None
         if is_quantized(twin):
-            self.integers = Integers(twin.fake_quantize)
+            self.integers = Integers(twin.fake_quantize, int8_weights)
             dequantize(twin)
         quantized = self.integers.layers if self.integers else {}
         found = traced(twin, input_shape)
@@ -159,3 +170,21 @@ class Lowered(nn.Module):
                     stack.enter_context(Quantizing(self.network, arithmetic))
             logits: Tensor = self.network(x_BCFT)
         return logits
+
+
+def round_for(users: Iterable[Node], node: Node, scale: tuple[Any, ...]) -> None:
+    """Let users of a node of a program use its values as they are quantised by this scale.
+
+    Args:
+        users: of the node.
+        node: of the graph of a program of torch.export.
+        scale: what quantize_per_tensor takes beside the values.
+    """
+    with node.graph.inserting_after(node):
+        q = node.graph.call_function(OPERATORS.quantize_per_tensor.default, (node, *scale))
+    with node.graph.inserting_after(q):
+        x = node.graph.call_function(OPERATORS.dequantize_per_tensor.default, (q, *scale))
+    for made in (q, x):
+        made.meta.update(node.meta)
+    for user in users:
+        user.replace_input_with(node, x)
