@@ -214,3 +214,8 @@ def write_hparams(writer: Any, values: Mapping[str, object], metrics: Iterable[s
     }
     for summary in hparams(shown, dict.fromkeys(metrics)):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)
+
+
+def is_part(x: Tensor) -> bool:
+    """Return whether a tensor is a view of one of another shape, which holds what is written into it."""
+    return x._is_view() and x._base is not None and x._base.shape != x.shape

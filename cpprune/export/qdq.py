@@ -15,6 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from cpprune.export.agreement import INTEGERS
 from cpprune.export.buffer_name import buffer_name
 from cpprune.export.network import OPSET, check_outputs, trace
 from cpprune.models.example import example_input
@@ -27,8 +28,6 @@ from cpprune.models.fake_quantize import (
 )
 from cpprune.models.quantized import QUANTIZER, is_quantized
 
-# Of logits, as a part of the largest: an activation that is rounded otherwise, at a tie, changes others.
-TOLERANCE = 0.1
 QUANTIZE, DEQUANTIZE = "::QuantizeLinear", "::DequantizeLinear"
 
 
@@ -54,7 +53,7 @@ def export_quantized(network: nn.Module, input_shape: Sequence[int]) -> onnx.Mod
     _rename(model, integers.initializers)
     _unshare_zero_points(model)
     _drop_relu(model)
-    check_outputs(model, fake, input_shape, TOLERANCE)
+    check_outputs(model, fake, input_shape, INTEGERS)
     return model
 
 

@@ -87,6 +87,7 @@ def quantize_int8(
     kept = layers_kept(network, keep_float)
     twin = onnx.ModelProto()
     twin.CopyFrom(network)
+    _unshare(twin, 2 if integer else 1)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         target = Path(folder) / "quantized.onnx"
         quantize_static(
@@ -107,6 +108,26 @@ def quantize_int8(
     del quantized.metadata_props[:]
     del quantized.graph.value_info[:]
     return quantized
+
+
+def _unshare(network: onnx.ModelProto, first: int) -> None:
+    """Give every layer weights of its own: biases are quantised by the scale of the layer's input.
+
+    Args:
+        network: which is changed.
+        first: of each layer's inputs that have to be its own.
+    """
+    constants = {constant.name: constant for constant in network.graph.initializer}
+    taken: set[str] = set()
+    for number, node in enumerate(network.graph.node):
+        names = node.input[first:] if node.op_type in LAYERS else ()
+        for place, name in enumerate(names, first):
+            if name in taken:
+                own = network.graph.initializer.add()
+                own.CopyFrom(constants[name])
+                own.name = node.input[place] = f"{name}_{number}"
+            elif name in constants:
+                taken.add(name)
 
 
 def layers_kept(network: onnx.ModelProto, keep_float: Sequence[str]) -> list[str]:

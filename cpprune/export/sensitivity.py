@@ -271,7 +271,7 @@ def _right(network: onnx.ModelProto, model: Model, split: Split) -> int:
 def _runner(network: onnx.ModelProto) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """Return features → logits, computed by onnxruntime on one thread."""
     # onnxruntime cannot rewrite operators that take integers so that their products do not saturate.
-    integer = any(node.op_type == "QLinearConv" for node in network.graph.node)
+    integer = any(node.op_type.startswith(("QLinear", "QGemm")) for node in network.graph.node)
     session = open_session(network, threads=1, as_written=integer)
 
     def run(x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpprune.deps.torch import is_part
 from cpprune.models.fake_quantize import Folded, fold
 from cpprune.models.intercept import Function, Intercept
 
 # Functions of torch by their names.
 LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-IN_PLACE = frozenset({"add_", "__iadd__"})
-SUMS = frozenset({"add", "__add__", "__radd__", "cat", "concat"}) | IN_PLACE
-RELU = frozenset({"relu", "relu_", "relu6", "hardtanh"})
+SUMS = frozenset({"add", "__add__", "__radd__", "cat", "concat"})
+RELU = frozenset({"relu", "relu6", "hardtanh"})
 # Their results are among the numbers that they are given.
 MOVES = frozenset(
     {
@@ -45,6 +45,12 @@ FOLLOWERS = frozenset(
         *("softmax", "mul", "__mul__", "__rmul__", "sub", "div"),
     }
 )
+OPERATORS_IN_PLACE = {
+    "__iadd__": "add",
+    "__imul__": "mul",
+    "__isub__": "sub",
+    "__itruediv__": "div",
+}
 
 
 class Arithmetic(Protocol):
@@ -86,6 +92,9 @@ class _Value:
 class Quantizing(Intercept):
     """Context in which a network's forward pass is quantised.
 
+    What a network computes in place is computed out of place: a value that is quantised has readers that
+    need it as it was. Whoever reads the tensor from then on reads the result.
+
     Args:
         network: whose forward pass it is.
         arithmetic: what is done to activations and weights.
@@ -100,9 +109,19 @@ class Quantizing(Intercept):
         self.tensors, self.names = _tensors(network)
         self.activations = 0
         self._values: dict[int, _Value] = {}
+        self._replacements: dict[int, tuple[Tensor, Tensor]] = {}
 
     def call(self, func: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         """Call the function on quantised tensors, where its kind is quantised."""
+        args = [self._latest(value) for value in args]
+        other, options = _out_of_place(func, kwargs)
+        result = self._call(other, args, options)
+        in_place = other is not func or options is not kwargs
+        if in_place and isinstance(result, Tensor) and isinstance(args[0], Tensor):
+            self._replace(args[0], result)
+        return result
+
+    def _call(self, func: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         name = getattr(func, "__name__", "")
         first = self._values.get(id(args[0])) if args else None
         if name in LAYERS:
@@ -113,13 +132,12 @@ class Quantizing(Intercept):
             first.norm = False
             return first.tensor
         elif name in RELU and first is not None and first.number is None:
-            return self._output(cast("Tensor", func(*args, **kwargs)))
+            return self._output(func(*args, **kwargs))
         elif name in SUMS:
             all_activations = not any(id(x) in self.names for x in _floats(args))
             if all_activations and len(list(_floats(args))) > 1:
-                return self._sum(func, name, args, kwargs)
-            if name not in IN_PLACE:
-                return func(*self._replaced(args, False), **kwargs)
+                return self._output(func(*self._replaced(args, True), **kwargs))
+            return func(*self._replaced(args, False), **kwargs)
         elif name in FOLLOWERS:
             return func(*self._replaced(args, False), **kwargs)
         elif name in MOVES and first is not None:
@@ -134,6 +152,20 @@ class Quantizing(Intercept):
                 self._values.pop(id(result), None)
             return result.view_as(result)  # dropout gives another tensor in training
         return result
+
+    def _replace(self, x: Tensor, result: Tensor) -> None:
+        """Let the result take the place of a tensor, or of the part of a larger one that it is."""
+        self._replacements[id(x)] = x, result
+        if is_part(x):
+            x.copy_(result)
+
+    def _latest(self, value: object) -> object:
+        """Return an argument with tensors that were changed in place as they are now."""
+        if isinstance(value, list):
+            return [self._latest(one) for one in value]
+        if type(value) is tuple:
+            return tuple(self._latest(one) for one in value)
+        return self._replacements.get(id(value), (value, value))[1]
 
     def _layer(
         self,
@@ -150,19 +182,10 @@ class Quantizing(Intercept):
             weight, bias = fold(weight, bias, norm, self.tensors)
         x, scale = self._quantised(input)
         own = self.arithmetic.weights(layer, weight, bias, scale)
-        return self._output(cast("Tensor", func(x, *own, *rest, **options)), norm is not None)
+        return self._output(func(x, *own, *rest, **options), norm is not None)
 
-    def _sum(
-        self, func: Function, name: str, args: Sequence[object], kwargs: Mapping[str, object]
-    ) -> Tensor:
-        values = self._replaced(args, True)
-        if name not in IN_PLACE:
-            return self._output(cast("Tensor", func(*values, **kwargs)))
-        target = cast("Tensor", args[0])
-        summed: Tensor = Tensor.add(*values, **kwargs)  # type: ignore[arg-type]
-        return self._output(target.copy_(summed))
-
-    def _output(self, y: Tensor, norm: bool = False) -> Tensor:
+    def _output(self, y: object, norm: bool = False) -> Tensor:
+        assert isinstance(y, Tensor)
         self._values[id(y)] = _Value(y, norm=norm)
         return y
 
@@ -191,6 +214,19 @@ class Quantizing(Intercept):
             value.quantised = self.arithmetic.activation(x, value.number)
         self._values[id(value.quantised[0])] = value
         return value.quantised
+
+
+def _out_of_place(
+    func: Function, kwargs: Mapping[str, object]
+) -> tuple[Function, Mapping[str, object]]:
+    """Return a function and its options, or for one that works in place those that do not."""
+    if kwargs.get("inplace"):
+        return func, {**kwargs, "inplace": False}
+    name = getattr(func, "__name__", "")
+    base = OPERATORS_IN_PLACE.get(name, name.removesuffix("_"))
+    if base != name and base in SUMS | RELU | FOLLOWERS:
+        return getattr(Tensor, base), kwargs
+    return func, kwargs
 
 
 def _floats(args: Sequence[object]) -> Iterator[Tensor]:
@@ -239,7 +275,7 @@ class Tracing(Intercept):
     def call(self, func: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         """Call the function, and note it if it is a layer or a batch normalisation."""
         result = func(*args, **kwargs)
-        if not isinstance(result, Tensor):
+        if not isinstance(result, Tensor | list | tuple):
             return result
         for x in _floats([*args, *kwargs.values()]):
             _, layer = self._outputs.get(id(x), (x, ""))
@@ -249,7 +285,7 @@ class Tracing(Intercept):
                 self._used.add(layer)
                 if func is functional.batch_norm:
                     self.layers[layer] = _folded(self.names, *args, **kwargs)  # type: ignore[arg-type]
-        if getattr(func, "__name__", "") in LAYERS:
+        if getattr(func, "__name__", "") in LAYERS and isinstance(result, Tensor):
             layer = _layer_of(self.names, *args, **kwargs)  # type: ignore[arg-type]
             if layer in self.layers:
                 self.repeated.add(layer)

@@ -134,6 +134,81 @@ def test_a_sum_in_place_is_a_sum():
     assert torch.equal(*outputs)
 
 
+class Activated(nn.Module):
+    """An activation, perhaps in place, of a value that was read before and is read again after it."""
+
+    def __init__(self, activation, in_place: bool) -> None:
+        super().__init__()
+        self.activation, self.in_place = activation, in_place
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.third, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x))
+        before = self.third(x)
+        y = self.activation(x, inplace=self.in_place)
+        after = x if self.in_place else y
+        logits: torch.Tensor = self.last(before + y + after).mean((2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "silu", "hardswish"])
+def test_an_activation_in_place_is_that_activation(name):
+    outputs, ranges = [], []
+    for in_place in (False, True):
+        network = randomised(Activated(getattr(functional, name), in_place))
+        fake = quantize(network, SHAPE, [])
+        network.train()
+        x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(3))
+        network(x).square().sum().backward()
+        outputs.append(network.eval()(x))
+        ranges.append(fake.ranges)
+    assert torch.equal(*ranges)
+    assert torch.equal(*outputs)
+
+
+class InPart(nn.Module):
+    """Writes into some channels of a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        functional.relu(x[:, :2], inplace=True)
+        logits: torch.Tensor = self.last(x).mean((2, 3))
+        return logits
+
+
+def test_a_part_that_is_changed_in_place_is_changed_in_the_whole():
+    network = randomised(InPart()).eval()
+    before = copy.deepcopy(network)
+    quantize(network, SHAPE, [])
+    trained(network)
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(3))
+    expected = before(x)
+    assert (network(x) - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_what_is_split_is_read_before_its_normalisation():
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.last = (
+                nn.Conv2d(1, 4, 1),
+                nn.BatchNorm2d(4),
+                nn.Conv2d(4, 3, 1),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            left, right = x.chunk(2, 1)
+            return self.last(self.norm(x) + torch.cat([right, left], 1)).mean((2, 3))
+
+    assert quantize(randomised(Split()), SHAPE, []).layers["conv"] is None
+
+
 def test_a_layer_and_a_pool_read_the_same_integers():
     class Shared(nn.Module):
         def __init__(self) -> None:

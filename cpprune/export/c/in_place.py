@@ -25,14 +25,17 @@ def homes_of(
             continue
         later = set(re.findall(r"\w+", " ".join(statements[number + 1 :])))
         kind = call.function.by_name[OUTPUT].kind
+        readers: dict[str, list[str]] = {}
+        for name, given in call.arguments.items():
+            readers.setdefault(given, []).append(name)
         over = [
             given
-            for name, given in call.arguments.items()
-            if name != OUTPUT
-            and given in found
+            for given, names in readers.items()
+            if given in found
             and given not in later
-            and call.function.by_name[name].kind == kind
-            and call.function.is_pointwise(name)
+            and OUTPUT not in names
+            and all(call.function.by_name[name].kind == kind for name in names)
+            and all(call.function.is_pointwise(name) for name in names)
         ]
         if over:
             found[call.arguments[OUTPUT]] = found[over[0]]

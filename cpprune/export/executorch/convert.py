@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cpprune.evaluation import dcase
 from cpprune.evaluation.operations import count_operations
+from cpprune.export.agreement import FLOATS, INTEGERS, agree
 from cpprune.export.buffer_name import buffer_name
 from cpprune.export.executorch.model import Costs, Sizes
 from cpprune.export.executorch.runtime import Program
@@ -31,14 +32,13 @@ if TYPE_CHECKING:
 
 BATCH = 16
 # How the names of tensors begin.
-FRONT_END, NETWORK, INTEGERS = "front_end.", "network.", "network.integers."
+FRONT_END, NETWORK, QUANTIZED = "front_end.", "network.", "network.integers."
+WITH_WEIGHTS = (
+    torch.ops.aten.linear.default,
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+)
 ACTIVATIONS = (torch.ops.aten.relu.default, torch.ops.aten.hardtanh.default)
-IN_PLACE = {
-    torch.ops.aten.relu_.default: torch.ops.aten.relu.default,
-    torch.ops.aten.hardtanh_.default: torch.ops.aten.hardtanh.default,
-}
-# Of logits, as a part of the largest: an activation that is rounded otherwise, at a tie, changes others.
-TOLERANCE = {"fp32": 1e-4, "int8": 0.1}
 
 
 class WholeModel(nn.Module):
@@ -76,22 +76,19 @@ def convert(job: Job) -> tuple[bytes, Costs]:
         whole = WholeModel(job, network).eval()
         exported = torch.export.export(whole, example)
         integers = whole.network.integers
-        if integers and (alone := _linear_layers_alone(exported, integers)):
+        if integers and (alone := _layers_alone(exported, integers)):
             for layer in alone:
                 integers.keep_float(layer)
             exported = torch.export.export(whole, example)
         tensors = _used(exported)
         _without_views(exported.graph)
-        _without_copies(exported.graph)
         _one_scale_for_concatenation(exported.graph)
         _duplicate_dequantisation(exported.graph)
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program: bytes = edge.to_executorch().buffer
-        found = torch.from_numpy(Program(program)(clips))
-        expected = network(job.model.features(job.clips))
-    scale = max(float(expected.abs().max()), 1.0)
-    tolerance = TOLERANCE[job.precision] * scale
-    if found.shape != expected.shape or not (found - expected).abs().max() < tolerance:
+        found = Program(program)(clips)
+        expected = network(job.model.features(job.clips)).numpy()
+    if not agree(found, expected, INTEGERS if job.precision == "int8" else FLOATS):
         raise UserError(
             "the network cannot be exported to ExecuTorch: the exported one gives other logits"
         )
@@ -133,17 +130,18 @@ def _used(program: ExportedProgram) -> dict[str, Tensor]:
     return {target: program.state_dict[target] for name, target in names.items() if name in used}
 
 
-def _linear_layers_alone(program: ExportedProgram, integers: Integers) -> list[str]:
-    """Return the linear layers with integer weights whose output is not quantised, such as logits.
+def _layers_alone(program: ExportedProgram, integers: Integers) -> list[str]:
+    """Return the layers with integer weights whose output is not quantised, such as logits.
 
-    XNNPACK takes them for layers that quantise their input anew for each clip, and gives other logits.
+    XNNPACK runs no such convolution, and takes linear layers for some that quantise their input anew for
+    each clip, which gives other logits.
     """
     layers = {buffer_name(layer, "weight"): layer for layer in integers.layers}
     buffers = program.graph_signature.inputs_to_buffers
     return [
-        layers[buffers[weight.args[0].name].removeprefix(INTEGERS)]
+        layers[buffers[weight.args[0].name].removeprefix(QUANTIZED)]
         for node in program.graph.nodes
-        if node.target is torch.ops.aten.linear.default
+        if node.target in WITH_WEIGHTS
         for weight in node.args[1:2]
         if weight.target is OPERATORS.dequantize_per_channel.default
         and not any(_quantisations(node))
@@ -160,45 +158,20 @@ def _quantisations(node: Node) -> Iterator[Node]:
 
 
 def _without_views(graph: Graph) -> None:
-    """Compute activations out of place, and leave out views of whole tensors.
-
-    XNNPACK computes a layer with integers only if its activation is next to it.
-    """
+    """Leave out views of whole tensors: XNNPACK computes a layer with the activation next to it."""
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.view_as.default and node.args[0] is node.args[1]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    for node in list(graph.nodes):
-        if node.target in IN_PLACE and _is_last_use(node, node.args[0]):
-            node.target = IN_PLACE[node.target]
-
-
-def _without_copies(graph: Graph) -> None:
-    """Read sums where they are made, rather than where a sum in place copies them to.
-
-    XNNPACK computes a layer with integers only if its output has a single use.
-    """
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.copy_.default:
-            target, made = node.args[:2]
-            same = target.meta["val"].shape == made.meta["val"].shape
-            if same and _is_last_use(node, target):
-                node.replace_all_uses_with(made)
-                graph.erase_node(node)
-
-
-def _is_last_use(node: Node, value: Node) -> bool:
-    """Return whether no node behind this one uses a value."""
-    return all(user is node or user < node for user in value.users)
 
 
 def _one_scale_for_concatenation(graph: Graph) -> None:
     """Quantise parts as their concatenation will be: XNNPACK runs no other in integers."""
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.cat.default:
-            for quantisation in list(_quantisations(node)):
-                for part in node.args[0]:
-                    round_for([node], part, quantisation.args[1:])
+            quantisations = list(_quantisations(node))
+            for part in node.args[0] if len(quantisations) == 1 else ():
+                round_for([node], part, quantisations[0].args[1:])
 
 
 def _duplicate_dequantisation(graph: Graph) -> None:
@@ -221,7 +194,7 @@ def _bytes(tensors: Mapping[str, Tensor], start: str) -> int:
 
 def _holds(name: str, *keys: str) -> bool:
     """Return whether a tensor of `WholeModel` is one of these of a quantised layer."""
-    return name.startswith(INTEGERS) and name.endswith(keys)
+    return name.startswith(QUANTIZED) and name.endswith(keys)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpprune.export.agreement import FLOATS, INTEGERS, agree
 from cpprune.export.file_model import first_line
 from cpprune.export.inputs import model_input
 from cpprune.export.lowered import OPERATORS, Lowered, round_for
@@ -22,9 +22,6 @@ from cpprune.models.quantized import is_quantized
 from shards.errors import UserError
 
 SIGNATURE = "serving_default"
-# Of the converted network's logits up to 1, and in proportion beyond. Among integers, an activation that
-# is rounded otherwise, at a tie, changes others.
-TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.1
 # TensorFlow Lite gives their input the scale of their output.
 POOLS = torch.ops.aten.avg_pool1d.default, torch.ops.aten.avg_pool2d.default
 
@@ -75,10 +72,7 @@ def convert(job: Job) -> bytes:
     graph = renamed(graph, job.input, "_front_end", "_network")
     with torch.no_grad():
         expected = job.model.logits(job.clips).numpy()
-    found = Runtime(graph)(clips)
-    scale = max(float(np.abs(expected).max()), 1.0)
-    tolerance = scale * (INTEGER_TOLERANCE if as_trained else TOLERANCE)
-    if found.shape != expected.shape or not np.abs(found - expected).max() < tolerance:
+    if not agree(Runtime(graph)(clips), expected, INTEGERS if as_trained else FLOATS):
         raise UserError(
             "the network cannot be exported to TensorFlow Lite: the exported one gives other logits"
         )

@@ -18,6 +18,9 @@ FUNCTIONS = functions_of(
     elementwise("relu", "float")
     + elementwise("tanh", "float")
     + elementwise("q", "float", "int8_t")
+    + elementwise("mirror_sum", "float")
+    .replace("(const float input0[8],", "(const float input0[8], const float input1[8],")
+    .replace("input0[i];", "input0[i] + input1[7 - i];")
 )
 
 
@@ -34,3 +37,10 @@ def test_what_is_read_later_is_kept():
 def test_another_type_lies_elsewhere():
     statements = ["    relu(features, a);", "    q(a, b);"]
     assert homes_of(["a", "b"], statements, FUNCTIONS) == {"a": "a", "b": "b"}
+
+
+def test_what_is_also_read_elsewhere_than_it_is_written_is_kept():
+    statements = ["    relu(features, a);", "    relu(features, b);", "    mirror_sum(a, b, c);"]
+    assert homes_of(["a", "b", "c"], statements, FUNCTIONS) == {"a": "a", "b": "b", "c": "a"}
+    statements = ["    relu(features, a);", "    mirror_sum(a, a, c);"]
+    assert homes_of(["a", "c"], statements, FUNCTIONS) == {"a": "a", "c": "c"}
