@@ -190,6 +190,39 @@ def test_file_names_of_2024_have_no_folder(cli, tiny_run, scenes, evaluation, tm
     ]
 
 
+@pytest.fixture
+def hums(call, noise_folder, tmp_path):
+    """A dataset that knows no devices, and a model trained on it."""
+    audio, data = noise_folder(tmp_path / "audio"), tmp_path / "data"
+    build = ["--seconds", 1, "--sample-rate", 32_000]
+    assert call("shards", "build", "folder", "--source", audio, "--out", data, *build) == 0
+    train = ["--model.widths", "[6, 8, 10]", "--train.epochs", 1, "--train.batch_size", 4]
+    train += ["--optim.schedule", "constant", "--data.path", data]
+    assert call("train", *train, "--run", tmp_path / "run") == 0
+    return data, tmp_path / "run/model"
+
+
+def test_one_model_needs_no_devices(cli, refused, hums, tmp_path):
+    data, model = hums
+    save_routed(tmp_path / "none", "device", model, {})
+    save_routed(tmp_path / "some", "device", model, {"a": model})
+    command = ["--label", "Doe_LAB", "--data", data, "--out", tmp_path / "out"]
+    refused("submit", tmp_path / "some", *command, names=["no column 'device'"])
+    outcome = cli("submit", model, tmp_path / "none", *command, "--json")
+    assert outcome.status == 0, outcome.err
+    one, other = outcome.json["systems"]
+    assert one["accuracy"] == other["accuracy"]
+
+
+def test_models_of_another_column_than_the_device(refused, tiny_run, scenes, tmp_path):
+    """The organisers tell a system the device of a clip and nothing else."""
+    save_routed(tmp_path / "cities", "city", tiny_run / "model", {"lyon": tiny_run / "model"})
+    command = ["submit", tmp_path / "cities", "--label", "Doe_LAB", "--data", scenes]
+    names = [tmp_path / "cities", "by city", "--per device"]
+    refused(*command, "--out", tmp_path / "out", names=names)
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes(refused, models, big_model, scenes, evaluation, tmp_path):
     out = tmp_path / "out"
     command = ["submit", models, "--data", scenes, "--out", out]
