@@ -86,6 +86,7 @@ def _check_system(path: Path, model: Model | ExportedFile | RoutedModel, dataset
     from cpprune.data.compatibility import check_fits
     from cpprune.export.classifier import precision
     from cpprune.models.artifact import Model
+    from cpprune.models.factory import is_factory
     from cpprune.models.routed import GENERAL, RoutedModel
 
     if not isinstance(model, Model | RoutedModel):
@@ -103,3 +104,10 @@ def _check_system(path: Path, model: Model | ExportedFile | RoutedModel, dataset
             f"{path}: is quantised (int8), but the networks of a submission are counted as "
             "float32 or float16: submit the model that it was trained from"
         )
+    parts = (model.general, *model.models.values()) if isinstance(model, RoutedModel) else (model,)
+    for family in (part.family for part in parts):
+        if is_factory(family):
+            raise UserError(
+                f"{path}: its network is made by {family}, which the package of a submission does not "
+                "hold: submit a network of cpprune's own (model.name)"
+            )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import cpprune
 import shards
 from cpprune.cli.main import main
 from cpprune.evaluation.predict import predict_model
@@ -39,6 +40,15 @@ for x, device in zip(api.load_inputs(files[:2], ["a", "s9"], model), ["a", "s9"]
 tensors = model.model.state_dict()
 print(json.dumps({"logits": [row.tolist() for row in logits], "classes": classes, "costs": costs,
                   "cpprune": cpprune.__file__, "tensors": len(tensors)}))
+"""
+
+
+OWN_NETWORK = """
+from torch import nn
+
+
+def small(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, num_classes))
 """
 
 
@@ -220,6 +230,24 @@ def test_models_of_another_column_than_the_device(refused, tiny_run, scenes, tmp
     command = ["submit", tmp_path / "cities", "--label", "Doe_LAB", "--data", scenes]
     names = [tmp_path / "cities", "by city", "--per device"]
     refused(*command, "--out", tmp_path / "out", names=names)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_the_users_own_code(refused, tiny_run, scenes, tmp_path, monkeypatch):
+    """The package holds no module but cpprune's, and nobody could load it there."""
+    (tmp_path / "submitted_nets.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = artifact.load(tiny_run / "model")
+    model.network = cpprune.build_model("submitted_nets:small", num_classes=len(model.classes))
+    model.family, model.config = "submitted_nets:small", {}
+    artifact.save(model, tmp_path / "own")
+    save_routed(tmp_path / "routed", "device", tiny_run / "model", {"a": tmp_path / "own"})
+    trusted = ["--label", "Doe_LAB", "--data", scenes, "--trust", "submitted_nets"]
+    for name in ("own", "routed"):
+        command = ["submit", tmp_path / name, *trusted, "--out", tmp_path / "out"]
+        refused(*command, names=[tmp_path / name, "made by submitted_nets:small", "model.name"])
+    sys.modules.pop("submitted_nets")
     assert not (tmp_path / "out").exists()
 
 
