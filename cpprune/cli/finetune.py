@@ -74,22 +74,24 @@ def finetune(argv: list[str]) -> int:
     quantised = "quantization" in artifact.read_description(Path(config.init))
     _check_precision(config, quantised)
     dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
-    results, chosen = {}, {}
-    for value, (clips, val_clips) in _counts(dataset, config, column).items():
-        if clips < least or not val_clips:
-            results[value] = FineTuned(clips, val_clips, None, None, kept=False)
-            continue
+    results = {
+        value: FineTuned(clips, val_clips, None, None, kept=False)
+        for value, (clips, val_clips) in _counts(dataset, config, column).items()
+    }
+    large = [value for value, own in results.items() if own.clips >= least and own.val_clips]
+    if not large:
+        raise UserError(
+            f"no value of {column} has {least} training clips and a validation clip; lower --min-clips"
+        )
+    chosen = {}
+    for value in large:
         model = _train(parsed, column, value)
         if model is None:
             return 0  # stopped; the same command goes on
         before, after, better = _compare(config, dataset, model, f"{column}={value}")
-        results[value] = FineTuned(clips, val_clips, before, after, kept=better)
+        results[value] = replace(results[value], before=before, after=after, kept=better)
         if better:
             chosen[value] = model
-    if not any(result.after for result in results.values()):
-        raise UserError(
-            f"no value of {column} has {least} training clips and a validation clip; lower --min-clips"
-        )
     if process_rank():
         return 0
     save_routed(models, column, Path(config.init), chosen)

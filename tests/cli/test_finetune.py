@@ -113,6 +113,17 @@ def test_the_same_call_ends_at_once_and_others_join(cli, command, folder, tmp_pa
     assert weights[0] == weights[1]
 
 
+def test_models_that_are_never_right(cli, command, tmp_path, monkeypatch):
+    """An accuracy of 0 is an accuracy."""
+    none = {"log_loss": 0.0}, None
+    monkeypatch.setattr("cpprune.evaluation.predict.evaluate_model", lambda *_: none)
+    outcome = cli(*command, "--min-clips", 30, "--run", tmp_path / "fine", "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.json["models"]["a"]["after"] == 0
+    assert outcome.json["models"]["a"]["kept"] is False
+    assert load_routed(tmp_path / "fine/model").models == {}
+
+
 def test_mistakes(refused, command, folder, tiny_run, scenes, tmp_path):
     out = tmp_path / "out"
     refused(*command, "--min-clips", 1000, "--run", out, names=["device", "1000", "--min-clips"])
