@@ -61,6 +61,10 @@ def finetune(argv: list[str]) -> int:
         raise UserError("--init is missing: name the model to fine-tune, such as runs/NAME/model")
     if config.data.only is not None:
         raise UserError("data.only: leave it out, the command sets it for each model")
+    if "=" in column:
+        raise UserError(
+            f"--per {column}: data.only could not name this column: rename it, without ="
+        )
     least = _whole_number(parsed.options["min-clips"] or "100")
 
     import shards
@@ -78,7 +82,8 @@ def finetune(argv: list[str]) -> int:
         value: FineTuned(clips, val_clips, None, None, kept=False)
         for value, (clips, val_clips) in _counts(dataset, config, column).items()
     }
-    large = [value for value, own in results.items() if own.clips >= least and own.val_clips]
+    # An empty cell tells nothing: its clips go to the general model, as those of unknown values do.
+    large = [v for v, own in results.items() if v and own.clips >= least and own.val_clips]
     if not large:
         raise UserError(
             f"no value of {column} has {least} training clips and a validation clip; lower --min-clips"
@@ -177,7 +182,7 @@ def _text(column: str, monitor: str, results: Mapping[str, FineTuned]) -> str:
     head = [column, "clips", "val clips", f"{monitor} of --init", "fine-tuned", "serves it"]
     rows = [
         [
-            value,
+            value or f"(no {column})",
             f"{result.clips:,}",
             f"{result.val_clips:,}",
             *("–" if v is None else f"{v:.4f}" for v in (result.before, result.after)),

@@ -14,6 +14,9 @@ from cpprune.models import artifact
 from cpprune.models.routed import load_routed
 
 
+SHORT = ["--train.epochs", 1, "--train.batch_size", 4, "--optim.schedule", "constant"]
+
+
 @pytest.fixture(scope="module")
 def general(tiny_run, tmp_path_factory):
     """The folder of a model that is far too sure of itself, which any training mends."""
@@ -124,11 +127,44 @@ def test_models_that_are_never_right(cli, command, tmp_path, monkeypatch):
     assert load_routed(tmp_path / "fine/model").models == {}
 
 
+@pytest.fixture
+def sites(call, noise_folder, tmp_path):
+    """A dataset whose clips are of the site north, or of none, and a model trained on it."""
+    audio = noise_folder(tmp_path / "audio")
+    rows = ["filename,label,split,site"]
+    for path in sorted(audio.glob("*/*.wav")):
+        number, label = int(path.stem), path.parent.name
+        split = "val" if number < 4 else "train"
+        rows.append(f"{label}/{path.name},{label},{split},{'' if number % 2 else 'north'}")
+    (audio / "table.csv").write_text("\n".join([*rows, ""]))
+    build = ["shards", "build", "table", "--source", audio / "table.csv", "--group-columns", "site"]
+    assert call(*build, "--out", tmp_path / "data") == 0
+    train = [*SHORT, "--model.widths", "[6, 8, 10]", "--data.path", tmp_path / "data"]
+    assert call("train", *train, "--run", tmp_path / "run") == 0
+    return tmp_path / "data", tmp_path / "run/model"
+
+
+def test_clips_of_empty_cells_keep_the_general_model(cli, sites, tmp_path):
+    data, model = sites
+    command = ["finetune", "--per", "site", "--min-clips", 2, "--init", model, *SHORT]
+    out = tmp_path / "fine"
+    outcome = cli(*command, "--data.path", data, "--run", out, "--json")
+    assert outcome.status == 0, outcome.err
+    found = outcome.json["models"]
+    assert {value: own["clips"] for value, own in found.items()} == {"": 6, "north": 6}
+    assert found["north"]["after"] is not None
+    assert found[""] == {**found[""], "before": None, "after": None, "kept": False}
+    assert sorted(path.name for path in out.iterdir()) == ["model", "site-north"]
+    again = cli(*command, "--data.path", data, "--run", out)
+    assert "no site" in again.out
+
+
 def test_mistakes(refused, command, folder, tiny_run, scenes, tmp_path):
     out = tmp_path / "out"
     refused(*command, "--min-clips", 1000, "--run", out, names=["device", "1000", "--min-clips"])
     refused(*command, "--min-clips", "few", "--run", out, names=["--min-clips few"])
     refused(*command, "--per", "devise", "--run", out, names=["devise", "did you mean"])
+    refused(*command, "--per", "a=b", "--run", out, names=["--per a=b", "rename"])
     refused(*command, "--data.only", "device=a", "--run", out, names=["data.only"])
     refused(
         "train",
