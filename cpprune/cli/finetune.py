@@ -61,6 +61,11 @@ def finetune(argv: list[str]) -> int:
         raise UserError("--init is missing: name the model to fine-tune, such as runs/NAME/model")
     if config.data.only is not None:
         raise UserError("data.only: leave it out, the command sets it for each model")
+    if config.init_head == "new":
+        raise UserError(
+            f"init_head=new: {config.init} has to know the dataset's classes already, as it serves all "
+            "other clips: train such a model first (cpprune train with init_head=new)"
+        )
     if "=" in column:
         raise UserError(
             f"--per {column}: data.only could not name this column: rename it, without ="

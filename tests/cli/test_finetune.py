@@ -13,7 +13,6 @@ from cpprune.export.classifier import load_classifier
 from cpprune.models import artifact
 from cpprune.models.routed import load_routed
 
-
 SHORT = ["--train.epochs", 1, "--train.batch_size", 4, "--optim.schedule", "constant"]
 
 
@@ -159,11 +158,13 @@ def test_clips_of_empty_cells_keep_the_general_model(cli, sites, tmp_path):
     assert "no site" in again.out
 
 
-def test_mistakes(refused, command, folder, tiny_run, scenes, tmp_path):
+def test_mistakes(refused, command, general, folder, tiny_run, scenes, tmp_path):
     out = tmp_path / "out"
     refused(*command, "--min-clips", 1000, "--run", out, names=["device", "1000", "--min-clips"])
     refused(*command, "--min-clips", "few", "--run", out, names=["--min-clips few"])
     refused(*command, "--per", "devise", "--run", out, names=["devise", "did you mean"])
+    refused(*command, "--init_head", "new", "--run", out, names=["init_head=new", general, "first"])
+    assert not out.exists()
     refused(*command, "--per", "a=b", "--run", out, names=["--per a=b", "rename"])
     refused(*command, "--data.only", "device=a", "--run", out, names=["data.only"])
     refused(
