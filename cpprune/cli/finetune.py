@@ -144,10 +144,13 @@ def _train(parsed: ParsedRun, column: str, value: str) -> Path | None:
     from cpprune.runs.records import StoppedRun
     from cpprune.training.loop import train
 
+    given, name = parsed.config, folder_name(column, value)
+    cache = given.distill.cache
     config = replace(
-        parsed.config,
-        run=str(Path(parsed.config.run) / folder_name(column, value)),
-        data=replace(parsed.config.data, only=f"{column}={value}"),
+        given,
+        run=str(Path(given.run) / name),
+        data=replace(given.data, only=f"{column}={value}"),
+        distill=replace(given.distill, cache=None if cache is None else str(Path(cache) / name)),
     )
     if process_rank() == 0:
         message(f"\n{column} {value}")

@@ -115,6 +115,17 @@ def test_the_same_call_ends_at_once_and_others_join(cli, command, folder, tmp_pa
     assert weights[0] == weights[1]
 
 
+def test_teachers_logits_are_kept_for_each_device(cli, command, general, tmp_path):
+    """Devices have other clips, so each has a folder of its own below the given one."""
+    taught = ["--distill.teachers", f"[{general}]", "--distill.mode", "on_the_fly"]
+    cache = ["--distill.cache", tmp_path / "logits"]
+    outcome = cli(*command, *taught, *cache, "--min-clips", 4, "--run", tmp_path / "fine")
+    assert outcome.status == 0, outcome.err
+    kept = sorted(path.relative_to(tmp_path / "logits") for path in tmp_path.glob("logits/*/*"))
+    files = ("epoch-0000.npz", "logits.json")
+    assert [str(path) for path in kept] == [f"device-{d}/{name}" for d in "ab" for name in files]
+
+
 def test_models_that_are_never_right(cli, command, tmp_path, monkeypatch):
     """An accuracy of 0 is an accuracy."""
     none = {"log_loss": 0.0}, None
