@@ -15,6 +15,7 @@ from shards.files.documents import to_json
 from shards.launcher import process_rank
 
 if TYPE_CHECKING:
+    from cpprune.distributed.preemption import Preemption
     from shards.reader import Dataset
 
 FLAGS = {
@@ -73,8 +74,12 @@ def finetune(argv: list[str]) -> int:
     least = _whole_number(parsed.options["min-clips"] or "100")
 
     import shards
+    from cpprune.distributed.preemption import Preemption
     from cpprune.models import artifact
     from cpprune.models.routed import ROUTED, save_routed
+    from cpprune.runs.divergence import is_better
+    from cpprune.runs.records import StoppedRun
+    from cpprune.training.loop import train
     from shards.files.ownership import claim
 
     folder = Path(config.run)
@@ -93,15 +98,32 @@ def finetune(argv: list[str]) -> int:
         raise UserError(
             f"no value of {column} has {least} training clips and a validation clip; lower --min-clips"
         )
-    chosen = {}
-    for value in large:
-        model = _train(parsed, column, value)
-        if model is None:
-            return 0  # stopped; the same command goes on
-        before, after, better = _compare(config, dataset, model, f"{column}={value}")
-        results[value] = replace(results[value], before=before, after=after, kept=better)
-        if better:
-            chosen[value] = model
+    chosen: dict[str, Path] = {}
+    with Preemption(folder, config.train.time_limit_minutes, signals=True) as stopping:
+        if process_rank() == 0:
+            stopping.remove_stop_file()
+        for value in large:
+            run = _configuration(config, column, value)
+            finished = (Path(run.run) / "result.json").is_file()
+            if process_rank() == 0:
+                message(f"\n{column} {value}")
+            trained = train(run, parsed.explicit, as_command=True, stopping=stopping)
+            if isinstance(trained, StoppedRun):
+                return _stopped(parsed, trained.stopped)
+            model = Path(trained.model)
+            before, after, asked = _compare(run, dataset, model, stopping)
+            kept = is_better(after, before, config.train.monitor)
+            results[value] = replace(results[value], before=before, after=after, kept=kept)
+            if kept:
+                chosen[value] = model
+            # A call trains at least for a step, however short its time limit.
+            if asked and not finished and value != large[-1]:
+                if process_rank() == 0:
+                    message(
+                        f"stopped by {asked} after {column} {value}; everything is saved in {folder}: "
+                        "the same command goes on from there"
+                    )
+                return _stopped(parsed, asked)
     if process_rank():
         return 0
     save_routed(models, column, Path(config.init), chosen)
@@ -138,46 +160,44 @@ def _counts(dataset: Dataset, config: RunConfig, column: str) -> Mapping[str, tu
     return {value: (clips[value], val_clips[value]) for value in sorted(clips)}
 
 
-def _train(parsed: ParsedRun, column: str, value: str) -> Path | None:
-    """Fine-tune the model of one value; return its folder, or None if the run was stopped."""
+def _configuration(config: RunConfig, column: str, value: str) -> RunConfig:
+    """Return the configuration of the run of one value."""
     from cpprune.models.routed import folder_name
-    from cpprune.runs.records import StoppedRun
-    from cpprune.training.loop import train
 
-    given, name = parsed.config, folder_name(column, value)
-    cache = given.distill.cache
-    config = replace(
-        given,
-        run=str(Path(given.run) / name),
-        data=replace(given.data, only=f"{column}={value}"),
-        distill=replace(given.distill, cache=None if cache is None else str(Path(cache) / name)),
+    name, cache = folder_name(column, value), config.distill.cache
+    return replace(
+        config,
+        run=str(Path(config.run) / name),
+        data=replace(config.data, only=f"{column}={value}"),
+        distill=replace(config.distill, cache=None if cache is None else str(Path(cache) / name)),
     )
-    if process_rank() == 0:
-        message(f"\n{column} {value}")
-    result = train(config, parsed.explicit, as_command=True)
-    return None if isinstance(result, StoppedRun) else Path(result.model)
 
 
 def _compare(
-    config: RunConfig, dataset: Dataset, tuned: Path, only: str
-) -> tuple[float, float, bool]:
-    """Return train.monitor of --init and of a fine-tuned model, and whether the latter is better."""
+    run: RunConfig, dataset: Dataset, tuned: Path, stopping: Preemption
+) -> tuple[float, float, str]:
+    """Return train.monitor of --init and of a fine-tuned model, and why to stop if that was asked."""
     from cpprune.data.loader import selected_split
     from cpprune.distributed import process_group
     from cpprune.evaluation.predict import evaluate_model
     from cpprune.models import artifact
-    from cpprune.runs.divergence import is_better
 
-    monitor = config.train.monitor
     with process_group.joined("no") as accelerator:
         device = accelerator.device
-        split = selected_split(dataset, "val", only)
-        assert config.init is not None
+        split = selected_split(dataset, "val", run.data.only)
+        assert run.init is not None
         before, after = (
-            float(evaluate_model(artifact.load(path, device), split, device)[0][monitor])
-            for path in (config.init, tuned)
+            float(evaluate_model(artifact.load(path, device), split, device)[0][run.train.monitor])
+            for path in (run.init, tuned)
         )
-    return before, after, is_better(after, before, monitor)
+        return before, after, stopping.stop_reason(0, device)
+
+
+def _stopped(parsed: ParsedRun, why: str) -> int:
+    """Print that the command was asked to stop; return its exit status, as that of a stopped run."""
+    if parsed.switches["json"] and process_rank() == 0:
+        print(to_json({"run": parsed.config.run, "stopped": why}))
+    return 0
 
 
 def _whole_number(text: str) -> int:

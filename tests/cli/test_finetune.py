@@ -1,10 +1,14 @@
 """`cpprune finetune`: a model for each device, and clips that go to the model of theirs."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
+from marks import slow
 from torch import nn
 
 import shards
@@ -12,6 +16,7 @@ from cpprune.evaluation.predict import predict_model
 from cpprune.export.classifier import load_classifier
 from cpprune.models import artifact
 from cpprune.models.routed import load_routed
+from cpprune.training.loop import Trainer
 
 SHORT = ["--train.epochs", 1, "--train.batch_size", 4, "--optim.schedule", "constant"]
 
@@ -124,6 +129,84 @@ def test_teachers_logits_are_kept_for_each_device(cli, command, general, tmp_pat
     kept = sorted(path.relative_to(tmp_path / "logits") for path in tmp_path.glob("logits/*/*"))
     files = ("epoch-0000.npz", "logits.json")
     assert [str(path) for path in kept] == [f"device-{d}/{name}" for d in "ab" for name in files]
+
+
+class Later:
+    """A clock that can be put forward."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.seconds
+
+    def forward(self):
+        self.seconds += 3600
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "STOP", slow("the time limit")])
+def test_a_stop_between_two_devices(cli, command, folder, tmp_path, monkeypatch, by):
+    """Asked when nothing of the first device's run is left to do: the second is not begun."""
+    out, clock = tmp_path / "fine", Later()
+    command = [*command, "--min-clips", 4, "--run", out]
+    ask = {
+        "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+        "STOP": (out / "STOP").touch,
+        "the time limit": clock.forward,
+    }[by]
+
+    def result(trainer):
+        found = Trainer.result(trainer)
+        ask()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cpprune.training.loop.Trainer", type("T", (Trainer,), {"result": result}))
+        patch.setattr("cpprune.distributed.preemption.time", clock)
+        outcome = cli(*command, "--train.time_limit_minutes", 30, "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.json["run"] == str(out)
+    assert outcome.json["stopped"].endswith(by)
+    last = outcome.err.splitlines()[-1]
+    assert "after device a" in last
+    assert "the same command goes on" in last
+    assert (out / "device-a/result.json").exists()
+    assert not (out / "device-b").exists()
+    assert not (out / "model").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert cli(*command).status == 0
+    assert sorted(path.name for path in out.iterdir()) == ["device-a", "device-b", "model"]
+    again, whole = (place / "device-a/model/model.safetensors" for place in (out, folder))
+    assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_in_its_folder_stops_a_run(cli, command, folder, tmp_path, at_read):
+    out = tmp_path / "fine"
+    command = [*command, "--min-clips", 30, "--run", out]
+
+    def ask():
+        (out / "STOP").touch()
+
+    with at_read(2, ask):
+        outcome = cli(*command, "--json")
+    assert outcome.json == {"run": str(out), "stopped": str(out / "STOP")}
+    assert f"stopped by {out / 'STOP'} at epoch 1, batch" in outcome.err
+    assert not (out / "model").exists()
+    assert cli(*command).status == 0
+    assert not (out / "STOP").exists()
+    again, whole = (place / "device-a/model/model.safetensors" for place in (out, folder))
+    assert again.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_time_limit_lets_every_call_go_on(cli, command, tmp_path):
+    out, rounds = tmp_path / "fine", 0
+    short = ["--min-clips", 4, "--run", out, "--train.time_limit_minutes", 1e-9]
+    while not (out / "model").exists():
+        assert cli(*command, *short).status == 0
+        rounds += 1
+        assert rounds < 20
+    assert rounds > 2
 
 
 def test_models_that_are_never_right(cli, command, tmp_path, monkeypatch):
