@@ -268,4 +268,7 @@ def test_mistakes(refused, models, big_model, scenes, evaluation, tmp_path):
     listed.write_text("filename\tdevice_id\naudio/gone.wav\ta\n")
     gone = tmp_path / "evaluation/audio/gone.wav"
     refused(*command, "--label", "Doe_LAB", "--evaluation", tmp_path / "evaluation", names=[gone])
+    gone.parent.mkdir()
+    gone.write_bytes(b"RIFF")
+    refused(*command, "--label", "Doe_LAB", "--evaluation", tmp_path / "evaluation", names=[gone])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation", "taken"]
