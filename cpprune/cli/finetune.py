@@ -152,10 +152,9 @@ def _check_precision(config: RunConfig, quantised: bool) -> None:
 
 def _counts(dataset: Dataset, config: RunConfig, column: str) -> Mapping[str, tuple[int, int]]:
     """Return the numbers of training and validation clips of each value that is trained on."""
-    from cpprune.data.loader import training_positions
+    from cpprune.data.loader import training_split
 
-    train, val = dataset.split("train"), dataset.split("val")
-    own = train.take(training_positions(train, config.data.train_fraction))
+    own, val = training_split(dataset, config.data), dataset.split("val")
     clips, val_clips = Counter(own.column(column).tolist()), Counter(val.column(column).tolist())
     return {value: (clips[value], val_clips[value]) for value in sorted(clips)}
 
