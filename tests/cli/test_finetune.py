@@ -269,6 +269,9 @@ def test_mistakes(refused, command, general, folder, tiny_run, scenes, tmp_path)
         "device=x",
         names=["data.only=device=x", "a, b"],
     )
+    words = ["--dry-run", "--prune.criterion", "taylor", "--prune.ratio", 0.5, "--init", general]
+    words += ["--data.path", scenes, "--data.only", "device=x"]
+    refused("prune", *words, names=["data.only=device=x", "a, b"])
     refused("train", "--data.path", scenes, "--data.only", "device", names=["data.only=device"])
     refused("finetune", "--data.path", scenes, "--run", out, names=["--init"])
     refused("predict", tiny_run / "model", "x.wav", "--value", "a", names=["--value a"])
