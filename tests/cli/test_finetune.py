@@ -282,6 +282,17 @@ def test_mistakes(refused, command, general, folder, tiny_run, scenes, tmp_path)
     refused(*command, "--run", tmp_path / "taken", names=[tmp_path / "taken/model", "notes.txt"])
 
 
+@pytest.mark.parametrize("name", ["ensemble", "logits"])
+def test_models_that_are_averaged_are_one_each(cli, refused, folder, scenes, tmp_path, name):
+    """Their help offers what they take."""
+    shown = " ".join(cli(name, "--help").out.split())
+    assert "(of `cpprune finetune`, its folder general)" in shown
+    assert "one of `cpprune finetune`" not in shown
+    command = [name, folder / "model", "--data", scenes]
+    command += ["--out", tmp_path / "logits.npz"] if name == "logits" else []
+    refused(*command, names=["a model for each device", folder / "model/general"])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
