@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -249,6 +250,23 @@ def test_a_network_of_the_users_own_code(refused, tiny_run, scenes, tmp_path, mo
         refused(*command, names=[tmp_path / name, "made by submitted_nets:small", "model.name"])
     sys.modules.pop("submitted_nets")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_leaves_nothing_behind(cli, tiny_run, scenes, tmp_path, monkeypatch):
+    def measure(*_):
+        assert len(list(tmp_path.iterdir())) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # so that it cannot end the tests
+    try:
+        monkeypatch.setattr("cpprune.submission.package._measure", measure)
+        command = ["submit", tiny_run / "model", "--label", "Doe_LAB", "--data", scenes]
+        outcome = cli(*command, "--out", tmp_path / "out")
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.status == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mistakes(refused, models, big_model, scenes, evaluation, tmp_path):
