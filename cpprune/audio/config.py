@@ -189,6 +189,11 @@ class AugmentConfig:
             raise ValueError(
                 f"augment.impulse_response_p={self.impulse_response_p}: must be from 0 to 1"
             )
+        if self.impulse_response_devices is not None and self.impulse_responses is None:
+            raise ValueError(
+                f"augment.impulse_response_devices={self.impulse_response_devices}: there are no "
+                "impulse responses to convolve with; set augment.impulse_responses, or leave it out"
+            )
         if self.mixstyle_p and self.mixstyle_alpha <= 0:
             raise ValueError(f"augment.mixstyle_alpha={self.mixstyle_alpha}: must be above 0")
         for name in ("mixup_alpha", "roll", "freq_mask", "time_mask"):

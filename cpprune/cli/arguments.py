@@ -10,10 +10,8 @@ from cpprune.distill.config import EXPORTED_SUFFIXES, Average
 from shards.cli import arguments
 from shards.errors import UserError
 
-MODEL_HELP = (
-    "model folder, such as runs/NAME/model, one of `cpprune finetune`, or file of `cpprune export` "
-    f"({', '.join(EXPORTED_SUFFIXES)})"
-)
+_FILE = f"or file of `cpprune export` ({', '.join(EXPORTED_SUFFIXES)})"
+MODEL_HELP = f"model folder, such as runs/NAME/model, one of `cpprune finetune`, {_FILE}"
 PREDICTIONS_HELP = (
     "also write the predictions to this file, in DCASE's format: filename, scene_label, one "
     "probability per class"
@@ -35,7 +33,8 @@ class OneLineParser(arguments.OneLineParser):
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Add the models that a command takes the average of, and how."""
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    one = f"model folder, such as runs/NAME/model (of `cpprune finetune`, its folder general), {_FILE}"
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=one)
     parser.add_argument("--weights", help="weight of each model, such as 2,1 (default: equal)")
     parser.add_argument(
         "--average",

@@ -15,6 +15,7 @@ from shards.files.documents import to_json
 from shards.launcher import process_rank
 
 if TYPE_CHECKING:
+    from cpprune.distributed.preemption import Preemption
     from shards.reader import Dataset
 
 FLAGS = {
@@ -61,11 +62,24 @@ def finetune(argv: list[str]) -> int:
         raise UserError("--init is missing: name the model to fine-tune, such as runs/NAME/model")
     if config.data.only is not None:
         raise UserError("data.only: leave it out, the command sets it for each model")
+    if config.init_head == "new":
+        raise UserError(
+            f"init_head=new: {config.init} has to know the dataset's classes already, as it serves all "
+            "other clips: train such a model first (cpprune train with init_head=new)"
+        )
+    if "=" in column:
+        raise UserError(
+            f"--per {column}: data.only could not name this column: rename it, without ="
+        )
     least = _whole_number(parsed.options["min-clips"] or "100")
 
     import shards
+    from cpprune.distributed.preemption import Preemption
     from cpprune.models import artifact
     from cpprune.models.routed import ROUTED, save_routed
+    from cpprune.runs.divergence import is_better
+    from cpprune.runs.records import StoppedRun
+    from cpprune.training.loop import train
     from shards.files.ownership import claim
 
     folder = Path(config.run)
@@ -74,22 +88,42 @@ def finetune(argv: list[str]) -> int:
     quantised = "quantization" in artifact.read_description(Path(config.init))
     _check_precision(config, quantised)
     dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
-    results, chosen = {}, {}
-    for value, (clips, val_clips) in _counts(dataset, config, column).items():
-        if clips < least or not val_clips:
-            results[value] = FineTuned(clips, val_clips, None, None, kept=False)
-            continue
-        model = _train(parsed, column, value)
-        if model is None:
-            return 0  # stopped; the same command goes on
-        before, after, better = _compare(config, dataset, model, f"{column}={value}")
-        results[value] = FineTuned(clips, val_clips, before, after, kept=better)
-        if better:
-            chosen[value] = model
-    if not any(result.after for result in results.values()):
+    results = {
+        value: FineTuned(clips, val_clips, None, None, kept=False)
+        for value, (clips, val_clips) in _counts(dataset, config, column).items()
+    }
+    # An empty cell tells nothing: its clips go to the general model, as those of unknown values do.
+    large = [v for v, own in results.items() if v and own.clips >= least and own.val_clips]
+    if not large:
         raise UserError(
             f"no value of {column} has {least} training clips and a validation clip; lower --min-clips"
         )
+    chosen: dict[str, Path] = {}
+    with Preemption(folder, config.train.time_limit_minutes, signals=True) as stopping:
+        if process_rank() == 0:
+            stopping.remove_stop_file()
+        for value in large:
+            run = _configuration(config, column, value)
+            finished = (Path(run.run) / "result.json").is_file()
+            if process_rank() == 0:
+                message(f"\n{column} {value}")
+            trained = train(run, parsed.explicit, as_command=True, stopping=stopping)
+            if isinstance(trained, StoppedRun):
+                return _stopped(parsed, trained.stopped)
+            model = Path(trained.model)
+            before, after, asked = _compare(run, dataset, model, stopping)
+            kept = is_better(after, before, config.train.monitor)
+            results[value] = replace(results[value], before=before, after=after, kept=kept)
+            if kept:
+                chosen[value] = model
+            # A call trains at least for a step, however short its time limit.
+            if asked and not finished and value != large[-1]:
+                if process_rank() == 0:
+                    message(
+                        f"stopped by {asked} after {column} {value}; everything is saved in {folder}: "
+                        "the same command goes on from there"
+                    )
+                return _stopped(parsed, asked)
     if process_rank():
         return 0
     save_routed(models, column, Path(config.init), chosen)
@@ -118,51 +152,51 @@ def _check_precision(config: RunConfig, quantised: bool) -> None:
 
 def _counts(dataset: Dataset, config: RunConfig, column: str) -> Mapping[str, tuple[int, int]]:
     """Return the numbers of training and validation clips of each value that is trained on."""
-    from cpprune.data.loader import training_positions
+    from cpprune.data.loader import training_split
 
-    train, val = dataset.split("train"), dataset.split("val")
-    own = train.take(training_positions(train, config.data.train_fraction))
+    own, val = training_split(dataset, config.data), dataset.split("val")
     clips, val_clips = Counter(own.column(column).tolist()), Counter(val.column(column).tolist())
     return {value: (clips[value], val_clips[value]) for value in sorted(clips)}
 
 
-def _train(parsed: ParsedRun, column: str, value: str) -> Path | None:
-    """Fine-tune the model of one value; return its folder, or None if the run was stopped."""
+def _configuration(config: RunConfig, column: str, value: str) -> RunConfig:
+    """Return the configuration of the run of one value."""
     from cpprune.models.routed import folder_name
-    from cpprune.runs.records import StoppedRun
-    from cpprune.training.loop import train
 
-    config = replace(
-        parsed.config,
-        run=str(Path(parsed.config.run) / folder_name(column, value)),
-        data=replace(parsed.config.data, only=f"{column}={value}"),
+    name, cache = folder_name(column, value), config.distill.cache
+    return replace(
+        config,
+        run=str(Path(config.run) / name),
+        data=replace(config.data, only=f"{column}={value}"),
+        distill=replace(config.distill, cache=None if cache is None else str(Path(cache) / name)),
     )
-    if process_rank() == 0:
-        message(f"\n{column} {value}")
-    result = train(config, parsed.explicit, as_command=True)
-    return None if isinstance(result, StoppedRun) else Path(result.model)
 
 
 def _compare(
-    config: RunConfig, dataset: Dataset, tuned: Path, only: str
-) -> tuple[float, float, bool]:
-    """Return train.monitor of --init and of a fine-tuned model, and whether the latter is better."""
+    run: RunConfig, dataset: Dataset, tuned: Path, stopping: Preemption
+) -> tuple[float, float, str]:
+    """Return train.monitor of --init and of a fine-tuned model, and why to stop if that was asked."""
     from cpprune.data.loader import selected_split
     from cpprune.distributed import process_group
     from cpprune.evaluation.predict import evaluate_model
     from cpprune.models import artifact
-    from cpprune.runs.divergence import is_better
 
-    monitor = config.train.monitor
     with process_group.joined("no") as accelerator:
         device = accelerator.device
-        split = selected_split(dataset, "val", only)
-        assert config.init is not None
+        split = selected_split(dataset, "val", run.data.only)
+        assert run.init is not None
         before, after = (
-            float(evaluate_model(artifact.load(path, device), split, device)[0][monitor])
-            for path in (config.init, tuned)
+            float(evaluate_model(artifact.load(path, device), split, device)[0][run.train.monitor])
+            for path in (run.init, tuned)
         )
-    return before, after, is_better(after, before, monitor)
+        return before, after, stopping.stop_reason(0, device)
+
+
+def _stopped(parsed: ParsedRun, why: str) -> int:
+    """Print that the command was asked to stop; return its exit status, as that of a stopped run."""
+    if parsed.switches["json"] and process_rank() == 0:
+        print(to_json({"run": parsed.config.run, "stopped": why}))
+    return 0
 
 
 def _whole_number(text: str) -> int:
@@ -175,7 +209,7 @@ def _text(column: str, monitor: str, results: Mapping[str, FineTuned]) -> str:
     head = [column, "clips", "val clips", f"{monitor} of --init", "fine-tuned", "serves it"]
     rows = [
         [
-            value,
+            value or f"(no {column})",
             f"{result.clips:,}",
             f"{result.val_clips:,}",
             *("–" if v is None else f"{v:.4f}" for v in (result.before, result.after)),

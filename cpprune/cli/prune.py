@@ -77,6 +77,7 @@ def _needs_data(settings: PruneConfig) -> bool:
 def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
     """Return the plan of every pruning step, each made for what the one before has left."""
     from cpprune.data.compatibility import open_for_model
+    from cpprune.data.loader import selected_split
     from cpprune.models.resize import layer_widths
     from cpprune.pruning.pruner import Pruner
     from cpprune.pruning.surgery import apply_plan
@@ -84,7 +85,8 @@ def _plans(parsed: ParsedRun, model: Model, device: torch.device) -> list[Plan]:
     settings, data = parsed.config.prune, parsed.config.data
     train = None
     if _needs_data(settings):
-        train = open_for_model(data.path, model, data.cache, data.cache_bytes).split("train")
+        dataset = open_for_model(data.path, model, data.cache, data.cache_bytes)
+        train = selected_split(dataset, "train", data.only)
     pruned = copy.deepcopy(model)
     pruner = Pruner(settings, pruned, train, parsed.config.seed, device)
     original = layer_widths(pruned.network)

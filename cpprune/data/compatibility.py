@@ -27,11 +27,17 @@ def open_for_model(
         UserError: there is no such dataset, or its rate, shape or classes are not the model's.
     """
     dataset = shards.open_dataset(path, cache, cache_bytes)
+    check_fits(dataset, model)
+    return dataset
+
+
+def check_fits(dataset: Dataset, model: Classifier | RoutedModel) -> None:
+    """Raise UserError unless a dataset fits a model, and has the column by which clips are routed."""
     if isinstance(model, RoutedModel):
-        dataset.texts(model.column, 0, 0)
+        if model.models:
+            dataset.texts(model.column, 0, 0)
         model = model.general
     check_compatible(dataset, model)
-    return dataset
 
 
 def check_compatible(dataset: Dataset, model: Classifier) -> None:

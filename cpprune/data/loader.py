@@ -95,6 +95,26 @@ def training_positions(split: Split, fraction: float) -> Positions:
     return np.flatnonzero(clips_before[place[which]] < fraction * len(split))
 
 
+def training_split(dataset: Dataset, config: DataConfig) -> Split:
+    """Return the clips that are trained on: those that `data.train_fraction` and `data.only` select.
+
+    Raises:
+        UserError: see `selected_split`; or no clip is left.
+    """
+    split = dataset.split("train")
+    split = split.take(training_positions(split, config.train_fraction))
+    if config.only is None:
+        return split
+    selected = selected_split(dataset, "train", config.only)
+    split = split.take(np.flatnonzero(np.isin(split.ids, selected.ids)))
+    if not len(split):
+        raise UserError(
+            f"data.only={config.only} with data.train_fraction={config.train_fraction}: no training "
+            "clip is left"
+        )
+    return split
+
+
 class TrainingLoader:
     """Iterates over the training split in global batches, epoch by epoch.
 
@@ -135,17 +155,8 @@ class TrainingLoader:
             raise UserError(
                 f"train.batch_size={batch_size}: must be at least the number of processes, {world}"
             )
-        split = dataset.split("train")
         self.dataset, self.config = dataset, config
-        self.rows = split.ids[training_positions(split, config.train_fraction)]
-        if config.only is not None:
-            selected = selected_split(dataset, "train", config.only)
-            self.rows = self.rows[np.isin(self.rows, selected.ids)]
-            if not len(self.rows):
-                raise UserError(
-                    f"data.only={config.only} with data.train_fraction={config.train_fraction}: no "
-                    "training clip is left"
-                )
+        self.rows = training_split(dataset, config).ids
         self.val = selected_split(dataset, "val", config.only)
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world, self.device = rank, world, device

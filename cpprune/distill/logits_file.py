@@ -75,6 +75,13 @@ def read_logits(path: Path, dataset: Dataset, rows: NDArray[np.int64]) -> NDArra
             f"{path}: keys must be text [N] and logits floats [N, K], but they are {keys.dtype} "
             f"{list(keys.shape)} and {logits.dtype} {list(logits.shape)}; {REMEDY}"
         )
+    for name, axes in (("classes", 1), ("dataset", 0)):
+        own = arrays.get(name)
+        if own is not None and (own.dtype.kind != "U" or own.ndim != axes):
+            raise UserError(
+                f"{path}: {name} must be text{' [K]' * axes}, but is {own.dtype} {list(own.shape)}; "
+                f"{REMEDY}, or leave it out"
+            )
     if logits.ndim != 2 or logits.shape[1] != len(dataset.classes):
         raise UserError(
             f"{path}: logits of shape {list(logits.shape)}, but {dataset.path} has "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ class Teacher:
     name: str
     model: Model | ExportedFile
     order: list[int]
+    _layout: torch.memory_format | None = field(default=None, init=False)
 
     def logits(self, clips: Tensor) -> Tensor:
         """Return the logits [B, K] of clips as shards hold them."""
@@ -48,8 +49,6 @@ class Teacher:
             self._layout = memory_format(self.model.network, x_bCFN)
         found: Tensor = self.model.network(x_bCFN.contiguous(memory_format=self._layout))
         return self._ordered(found.float())
-
-    _layout: torch.memory_format | None = None
 
     def _ordered(self, logits: Tensor) -> Tensor:
         if self.order == sorted(self.order):

@@ -29,15 +29,17 @@ class Preemption:
     Args:
         folder: folder of the run, in which the file STOP may appear.
         minutes: time limit; 0 is none.
-        device: device of this rank's tensors in collective operations.
         signals: whether to handle SIGTERM and SIGINT; only the main thread can.
+        outer: request to stop several runs, of which this is one; it handles the signals.
     """
 
-    def __init__(self, folder: Path, minutes: float, device: torch.device, signals: bool) -> None:
+    def __init__(
+        self, folder: Path, minutes: float, signals: bool, outer: Preemption | None = None
+    ) -> None:
         self.file = folder / "STOP"
         self.deadline = time.monotonic() + 60 * minutes if minutes else None
-        self.device = device
-        self.signals = signals
+        self.signals = signals and outer is None
+        self.outer = outer
         self.reason = ""
         # The answer to the question before, on its way from the GPU, and when it has arrived.
         self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None
@@ -63,23 +65,24 @@ class Preemption:
         """Remove the STOP file that an earlier stop has left; called on rank 0."""
         self.file.unlink(missing_ok=True)
 
-    def stop_reason(self, step: int) -> str:
+    def stop_reason(self, step: int, device: torch.device) -> str:
         """Return why all ranks stop after this step; empty to continue. A collective operation.
 
         Between steps, ranks on GPUs learn only what the question before has found; at step 0, which
         stands for the end of an epoch, all learn at once.
+
+        Args:
+            step: of the run, from 1.
+            device: of this rank's tensors.
         """
         if world_size() > 1 and step % EVERY_STEPS:
             return ""
-        if not self.reason and rank() == 0 and self.file.exists():
-            self.reason = str(self.file)
-        if not self.reason and self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = "the time limit"
+        self.look()
         if world_size() == 1:
             return self.reason
-        requested = all_reduce_max(torch.full((1,), int(bool(self.reason)), device=self.device))
+        requested = all_reduce_max(torch.full((1,), int(bool(self.reason)), device=device))
         before, self._asked = self._asked, None
-        if step == 0 or self.device.type != "cuda":
+        if step == 0 or device.type != "cuda":
             stops = bool(requested.item())
         else:
             answer = torch.empty(1, dtype=requested.dtype, pin_memory=True)
@@ -90,3 +93,13 @@ class Preemption:
                 before[1].synchronize()
             stops = before is not None and bool(before[0].item())
         return (self.reason or "another process") if stops else ""
+
+    def look(self) -> None:
+        """Take note of the first request that this rank sees."""
+        if self.outer is not None:
+            self.outer.look()
+            self.reason = self.reason or self.outer.reason
+        if not self.reason and rank() == 0 and self.file.exists():
+            self.reason = str(self.file)
+        if not self.reason and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "the time limit"

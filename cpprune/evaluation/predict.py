@@ -113,8 +113,10 @@ def predict_model(
         device: of this process, on which ranks exchange results.
 
     Raises:
-        UserError: the dataset lacks the column by which clips are routed.
+        UserError: the dataset lacks the column by which clips are routed, if any are.
     """
+    if isinstance(model, RoutedModel) and not model.models:
+        model = model.general  # nothing is routed, by whatever column
     if not isinstance(model, RoutedModel):
         return predict_clips(lambda clips: model.logits(clips).to(device), split)
     logits = np.empty((len(split), len(model.classes)), np.float32)

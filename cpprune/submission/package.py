@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -126,9 +131,7 @@ def write_package(
     files, devices = _evaluation_list(evaluation) if evaluation else ([], [])
     claim(out, SUBMISSION, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.parent / temporary_name(out.name)
-    new.mkdir()
-    try:
+    with _new_folder(out) as new:
         resources = new / package / "resources"
         for folder in (new / package, new / package / "ckpts", resources):
             folder.mkdir()
@@ -160,12 +163,31 @@ def write_package(
         write_bytes(new / "pyproject.toml", project.encode())
         about = README.format(package=package, version=cpprune.__version__)
         write_bytes(new / "README.md", about.encode())
+    return done
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `out` if the block succeeds; at a failure or SIGTERM it is removed."""
+    new = out.parent / temporary_name(out.name)
+    new.mkdir()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, _end) if in_main_thread else None
+    try:
+        yield new
         sync(new)
         new.rename(out)
     except BaseException:
-        shutil.rmtree(new)
+        shutil.rmtree(new, ignore_errors=True)
         raise
-    return done
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # until the folder is removed
+    raise SystemExit(128 + number)
 
 
 def _needs_half(path: Path) -> bool:

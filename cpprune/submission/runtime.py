@@ -19,7 +19,7 @@ from cpprune.models import artifact
 from cpprune.models.artifact import Model
 from cpprune.models.routed import RoutedModel, is_routed, load_routed
 from shards.audio.clips import cut
-from shards.audio.load import load
+from shards.audio.load import BadFile, load
 from shards.errors import UserError
 
 # Clips per forward pass.
@@ -124,5 +124,8 @@ class System:
 
 def _clip(path: str, model: Model) -> Tensor:
     assert model.sample_rate is not None
-    samples = load(Path(path), model.sample_rate).samples
+    try:
+        samples = load(Path(path), model.sample_rate).samples
+    except BadFile as reason:
+        raise UserError(f"{path}: {reason}; copy the recording again") from None
     return torch.from_numpy(np.ascontiguousarray(cut(samples, 0, model.clip_shape[0])))

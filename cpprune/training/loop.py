@@ -50,7 +50,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: RunConfig, explicit: frozenset[str] = frozenset(), *, as_command: bool = False
+    config: RunConfig,
+    explicit: frozenset[str] = frozenset(),
+    *,
+    as_command: bool = False,
+    stopping: Preemption | None = None,
 ) -> RunResult | StoppedRun:
     """Train as the configuration says, or resume the run in its folder.
 
@@ -59,6 +63,7 @@ def train(
         explicit: keys that were set explicitly, which must not contradict the model of `config.init`.
         as_command: the process is this run's own: SIGTERM and SIGINT stop it with a checkpoint, and
             ranks that hang end it.
+        stopping: request to stop several runs, of which this is one.
 
     Returns:
         What `result.json` then holds; for a run that was asked to stop, where it goes on.
@@ -69,7 +74,7 @@ def train(
     """
     precision, clip_norm = config.train.precision, config.train.clip_norm
     with process_group.joined(precision, clip_norm) as accelerator, ExitStack() as resources:
-        trainer = Trainer(config, explicit, accelerator, resources, as_command)
+        trainer = Trainer(config, explicit, accelerator, resources, as_command, stopping)
         for epoch in range(trainer.progress.epoch, config.train.epochs):
             trainer.prune_if_due(epoch)
             trainer.quantize_if_due(epoch)
@@ -77,7 +82,7 @@ def train(
             if not stopped_by:
                 trainer.validate(epoch)
             trainer.save()
-            stopped_by = stopped_by or trainer.stopping.stop_reason(0)
+            stopped_by = stopped_by or trainer.stopping.stop_reason(0, trainer.device)
             if stopped_by and trainer.progress.epoch < config.train.epochs:
                 return trainer.stopped(stopped_by)
         return trainer.result()
@@ -91,7 +96,7 @@ class Trainer:
         explicit: keys that were set explicitly.
         accelerator: from `process_group.joined`.
         resources: closes what the run holds, such as its folder.
-        as_command: see `train`.
+        as_command, outer: see `train`; outer is its `stopping`.
 
     Attributes:
         model: front end and network, unwrapped.
@@ -105,6 +110,7 @@ class Trainer:
         accelerator: Accelerator,
         resources: ExitStack,
         as_command: bool = False,
+        outer: Preemption | None = None,
     ) -> None:
         tracking.require(config.track)
         self.config = config
@@ -121,8 +127,7 @@ class Trainer:
         )
         self.identity = identity(config, self.dataset, self.model)
         limit, patience = config.train.time_limit_minutes, 0.9 * process_group.timeout_seconds()
-        stopping = Preemption(self.run.path, limit, self.device, signals=as_command)
-        self.stopping = resources.enter_context(stopping)
+        self.stopping = resources.enter_context(Preemption(self.run.path, limit, as_command, outer))
         self.watchdog = resources.enter_context(Watchdog(patience, ends_process=as_command))
         resources.enter_context(self.run)
         saved = self.run.find_checkpoint(self.identity)
@@ -288,7 +293,7 @@ class Trainer:
                 every = config.train.checkpoint_steps
                 if every and progress.step % every == 0:
                     self.save()
-                if why := self.stopping.stop_reason(progress.step):
+                if why := self.stopping.stop_reason(progress.step, self.device):
                     return why
                 self.skipped.settle(progress, now=False)
         self.skipped.settle(progress)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import shards
 from cpprune.config import RunConfig
+from cpprune.data.loader import training_split
 from cpprune.distill.config import UNCUT
 from cpprune.distill.teaching import Teaching
 from cpprune.distributed.device import default_device
@@ -27,7 +28,7 @@ NEAR_ZERO = 0.05
 
 
 def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
-    """Overfit one small batch, without augmentation, and say how it went.
+    """Overfit a few of the clips that are trained on, without augmentation, and say how it went.
 
     One process, no workers, anomaly detection, the shapes of all layers once. Teachers are asked about
     the clips but not learned from: a loss with them does not end at zero. Writes nothing.
@@ -39,7 +40,7 @@ def overfit(config: RunConfig, explicit: frozenset[str]) -> int:
     device = default_device()
     dataset = shards.open_dataset(config.data.path, config.data.cache, config.data.cache_bytes)
     model = create_model(config, dataset, explicit).to(device)
-    split = dataset.split("train")
+    split = training_split(dataset, config.data)
     positions = np.linspace(0, len(split) - 1, min(CLIPS, len(split))).round().astype(np.int64)
     clips = torch.from_numpy(split.fetch(positions)).to(device)
     labels = torch.from_numpy(split.labels[positions]).to(device)

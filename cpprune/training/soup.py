@@ -32,6 +32,7 @@ from shards.order import permutation
 from shards.reader import Dataset
 
 CHANNELS = "channels left by pruning"
+ABSENT = "absent"  # in messages
 METRICS = ("macro_accuracy", "accuracy", "log_loss", "clips")
 
 
@@ -102,8 +103,9 @@ def _check_fit(first: Ingredient, other: Ingredient) -> None:
             continue  # `doubts` says where channels cannot be compared
         text = ""
         if isinstance(value, dict) and isinstance(given, dict):
-            key = next(key for key in {**value, **given} if value.get(key) != given.get(key))
-            text = f" ({key}: {given.get(key)}, not {value.get(key)})"
+            pairs = {key: (given.get(key, ABSENT), value.get(key, ABSENT)) for key in value | given}
+            key = next(key for key, (its, wants) in pairs.items() if its != wants)
+            text = f" ({key}: {pairs[key][0]}, not {pairs[key][1]})"
         elif isinstance(value, str | list):
             text = f" ({given}, not {value})"
         raise UserError(
@@ -150,7 +152,8 @@ def doubts(ingredients: Sequence[Ingredient]) -> list[str]:
 
     first, lines = ingredients[0], []
     for one in ingredients[1:]:
-        if start(one) != start(first):
+        tuned = first.weights == start(one) or one.weights == start(first)
+        if start(one) != start(first) and not tuned:
             lines.append(
                 f"{one.path} and {first.path} did not start from the same weights: the average of "
                 "networks that were trained apart is rarely of use"

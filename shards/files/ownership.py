@@ -55,6 +55,11 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
     """
     check_name(folder, option)
     shown = f"{option} {folder}".strip()
+    if kind.replaced and folder.name in ("", ".."):
+        raise UserError(
+            f"{shown} would be replaced as a whole by {kind.name}: give the name of the folder, or of "
+            "one in it"
+        )
     try:
         if not os.path.lexists(folder):
             folder.lstat()  # raises the reason if it is another than a missing file

@@ -194,6 +194,12 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_is_written(
     )
 
 
+def test_devices_without_responses_are_refused(refused, scenes):
+    devices = ["--augment.impulse_response_devices", "[a]"]
+    names = ["augment.impulse_response_devices=['a']", "set augment.impulse_responses"]
+    refused("train", "--data.path", scenes, *devices, names=names)
+
+
 def test_images_cannot_be_convolved(folder):
     with pytest.raises(cpprune.UserError, match=r"augment\.impulse_responses=.*images"):
         load_responses(AugmentConfig(impulse_responses=str(folder)), None, [1, 28, 28], None)

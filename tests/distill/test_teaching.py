@@ -146,6 +146,22 @@ def of_other_classes(made):
     made["classes"][0] = "moon"
 
 
+def classes_in_one_text(made):
+    made["classes"] = np.array(", ".join(made["classes"]))
+
+
+def classes_by_number(made):
+    made["classes"] = np.arange(len(made["classes"]))
+
+
+def bytes_of_the_dataset(made):
+    made["dataset"] = made["dataset"].astype(np.bytes_)
+
+
+def keys_in_one_text(made):
+    made["keys"] = np.array(made["keys"][0])
+
+
 def infinite(made):
     made["logits"][:] = np.inf
 
@@ -164,6 +180,10 @@ def pickled(made):
         (lacking, "lacks 1 of 128"),
         (of_other_data, "another dataset"),
         (of_other_classes, "moon"),
+        (classes_in_one_text, "classes must be text [K]"),
+        (classes_by_number, "classes must be text [K]"),
+        (bytes_of_the_dataset, "dataset must be text, but is"),
+        (keys_in_one_text, "keys must be text [N]"),
         (infinite, "not finite"),
         (twice, "twice"),
         (pickled, "not a .npz file"),

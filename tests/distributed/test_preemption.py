@@ -80,9 +80,9 @@ def test_a_second_interrupt_kills(tmp_path):
 import os, signal, sys, torch
 from pathlib import Path
 from cpprune.distributed.preemption import Preemption
-with Preemption(Path(sys.argv[1]), 0, torch.device("cpu"), signals=True) as preemption:
+with Preemption(Path(sys.argv[1]), 0, signals=True) as preemption:
     os.kill(os.getpid(), signal.SIGINT)
-    print(preemption.stop_reason(1), flush=True)
+    print(preemption.stop_reason(1, torch.device("cpu")), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("still here", flush=True)
 """

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import cpprune
 import shards
 from cpprune.cli.main import main
 from cpprune.evaluation.predict import predict_model
@@ -39,6 +41,15 @@ for x, device in zip(api.load_inputs(files[:2], ["a", "s9"], model), ["a", "s9"]
 tensors = model.model.state_dict()
 print(json.dumps({"logits": [row.tolist() for row in logits], "classes": classes, "costs": costs,
                   "cpprune": cpprune.__file__, "tensors": len(tensors)}))
+"""
+
+
+OWN_NETWORK = """
+from torch import nn
+
+
+def small(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, num_classes))
 """
 
 
@@ -190,6 +201,74 @@ def test_file_names_of_2024_have_no_folder(cli, tiny_run, scenes, evaluation, tm
     ]
 
 
+@pytest.fixture
+def hums(call, noise_folder, tmp_path):
+    """A dataset that knows no devices, and a model trained on it."""
+    audio, data = noise_folder(tmp_path / "audio"), tmp_path / "data"
+    build = ["--seconds", 1, "--sample-rate", 32_000]
+    assert call("shards", "build", "folder", "--source", audio, "--out", data, *build) == 0
+    train = ["--model.widths", "[6, 8, 10]", "--train.epochs", 1, "--train.batch_size", 4]
+    train += ["--optim.schedule", "constant", "--data.path", data]
+    assert call("train", *train, "--run", tmp_path / "run") == 0
+    return data, tmp_path / "run/model"
+
+
+def test_one_model_needs_no_devices(cli, refused, hums, tmp_path):
+    data, model = hums
+    save_routed(tmp_path / "none", "device", model, {})
+    save_routed(tmp_path / "some", "device", model, {"a": model})
+    command = ["--label", "Doe_LAB", "--data", data, "--out", tmp_path / "out"]
+    refused("submit", tmp_path / "some", *command, names=["no column 'device'"])
+    outcome = cli("submit", model, tmp_path / "none", *command, "--json")
+    assert outcome.status == 0, outcome.err
+    one, other = outcome.json["systems"]
+    assert one["accuracy"] == other["accuracy"]
+
+
+def test_models_of_another_column_than_the_device(refused, tiny_run, scenes, tmp_path):
+    """The organisers tell a system the device of a clip and nothing else."""
+    save_routed(tmp_path / "cities", "city", tiny_run / "model", {"lyon": tiny_run / "model"})
+    command = ["submit", tmp_path / "cities", "--label", "Doe_LAB", "--data", scenes]
+    names = [tmp_path / "cities", "by city", "--per device"]
+    refused(*command, "--out", tmp_path / "out", names=names)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_the_users_own_code(refused, tiny_run, scenes, tmp_path, monkeypatch):
+    """The package holds no module but cpprune's, and nobody could load it there."""
+    (tmp_path / "submitted_nets.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = artifact.load(tiny_run / "model")
+    model.network = cpprune.build_model("submitted_nets:small", num_classes=len(model.classes))
+    model.family, model.config = "submitted_nets:small", {}
+    artifact.save(model, tmp_path / "own")
+    save_routed(tmp_path / "routed", "device", tiny_run / "model", {"a": tmp_path / "own"})
+    trusted = ["--label", "Doe_LAB", "--data", scenes, "--trust", "submitted_nets"]
+    for name in ("own", "routed"):
+        command = ["submit", tmp_path / name, *trusted, "--out", tmp_path / "out"]
+        refused(*command, names=[tmp_path / name, "made by submitted_nets:small", "model.name"])
+    sys.modules.pop("submitted_nets")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_leaves_nothing_behind(cli, tiny_run, scenes, tmp_path, monkeypatch):
+    def measure(*_):
+        assert len(list(tmp_path.iterdir())) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # so that it cannot end the tests
+    try:
+        monkeypatch.setattr("cpprune.submission.package._measure", measure)
+        command = ["submit", tiny_run / "model", "--label", "Doe_LAB", "--data", scenes]
+        outcome = cli(*command, "--out", tmp_path / "out")
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.status == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mistakes(refused, models, big_model, scenes, evaluation, tmp_path):
     out = tmp_path / "out"
     command = ["submit", models, "--data", scenes, "--out", out]
@@ -206,5 +285,8 @@ def test_mistakes(refused, models, big_model, scenes, evaluation, tmp_path):
     listed.parent.mkdir(parents=True)
     listed.write_text("filename\tdevice_id\naudio/gone.wav\ta\n")
     gone = tmp_path / "evaluation/audio/gone.wav"
+    refused(*command, "--label", "Doe_LAB", "--evaluation", tmp_path / "evaluation", names=[gone])
+    gone.parent.mkdir()
+    gone.write_bytes(b"RIFF")
     refused(*command, "--label", "Doe_LAB", "--evaluation", tmp_path / "evaluation", names=[gone])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation", "taken"]

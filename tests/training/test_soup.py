@@ -11,7 +11,7 @@ from run_folder import tensors, weights_of
 
 import shards
 from cpprune.models import artifact
-from cpprune.training.soup import recompute_statistics
+from cpprune.training.soup import _check_fit, load_ingredients, recompute_statistics
 from shards.errors import UserError
 from shards.order import permutation
 
@@ -179,9 +179,24 @@ def test_what_does_not_fit_is_named(refused, cli, call, tuned, pruned, scenes, t
     check(*tuned, names=["--out", "not a model"], to=theirs)
 
 
-def test_doubts_are_said(soup, tuned, pruned, tiny_run, tmp_path):
-    _, outcome = soup(tuned[0], tiny_run / "model")
-    assert "did not start from the same weights" in outcome.err
+def test_a_setting_that_only_one_names(tuned):
+    """Even if it names nothing."""
+    first, other = load_ingredients(tuned, torch.device("cpu"))
+    other.model.config = {**other.model.config, "depth": None}
+    for pair, text in (((first, other), "None, not absent"), ((other, first), "absent, not None")):
+        with pytest.raises(UserError, match=rf"settings of the network .*\(depth: {text}\)"):
+            _check_fit(*pair)
+
+
+def test_doubts_are_said(soup, call, tuned, pruned, scenes, tiny_run, tmp_path):
+    # What was fine-tuned may be averaged with what it was fine-tuned from.
+    for words in ((tuned[0], tiny_run / "model"), (tiny_run / "model", *tuned)):
+        assert "warning" not in soup(*words)[1].err
+    words = [*SHORT, "--model.widths", "[6, 8, 10]", "--data.path", scenes, "--seed", 7]
+    assert call("train", *words, "--run", tmp_path / "apart") == 0
+    for other in (tuned[0], tiny_run / "model"):
+        _, outcome = soup(other, tmp_path / "apart/model")
+        assert "did not start from the same weights" in outcome.err
     moved = shutil.copytree(pruned / "random/model", tmp_path / "moved")
     _, outcome = soup(moved, pruned / "magnitude/model")
     assert "nobody knows whether the same channels are left" in outcome.err

@@ -16,7 +16,7 @@ from shards.build.dataset import build_dataset
 from shards.build.plan import BuildOptions, Plan
 from shards.cli.main import main
 from shards.errors import UserError
-from shards.files.ownership import remove, replaced_folder
+from shards.files.ownership import Kind, claim, remove, replaced_folder
 from shards.manifest import read_manifest
 from shards.remote.cache import Cache
 from shards.remote.download import DATASETS, download
@@ -285,3 +285,14 @@ def test_only_names_of_ours_are_taken_for_what_a_killed_process_left(tmp_path: P
         (new / "model.json").write_text("{}")
     assert snapshot(hers) == before
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.json"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "sub/..", "/"])
+def test_a_folder_that_is_replaced_has_a_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind = Kind(name="a submission", parts=(), made=lambda folder: False, replaced=True)
+    with pytest.raises(UserError, match=f"^--out {Path(name)} would be replaced as a whole"):
+        claim(Path(name), kind, "--out")
+    claim(Path(), replace(kind, replaced=False), "--out")
