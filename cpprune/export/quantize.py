@@ -22,6 +22,7 @@ from onnxruntime.quantization import (
 )
 
 from cpprune.export.complexity import LAYERS
+from cpprune.export.file_model import first_line
 from shards.errors import UserError
 from shards.suggest import did_you_mean
 
@@ -82,7 +83,7 @@ def quantize_int8(
             is missing.
 
     Raises:
-        UserError: there is no layer of such a name.
+        UserError: there is no layer of such a name, or the network cannot be quantised.
     """
     kept = layers_kept(network, keep_float)
     twin = onnx.ModelProto()
@@ -134,9 +135,14 @@ def layers_kept(network: onnx.ModelProto, keep_float: Sequence[str]) -> list[str
     """Return the names of layers that stay in float32; `first` and `last` become those of the layers.
 
     Raises:
-        UserError: there is no layer of such a name.
+        UserError: there is no layer of such a name, or none at all that int8 takes.
     """
     layers = [node.name for node in network.graph.node if node.op_type in LAYERS]
+    if not layers:
+        raise UserError(
+            "the network has no convolution, linear layer or product of matrices, which int8 is for: "
+            "export it in fp32"
+        )
     names = {name: name for name in layers} | {FIRST: layers[0], LAST: layers[-1]}
     for name in keep_float:
         if name not in names:
@@ -161,11 +167,17 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Context in which the quantiser neither prints nor logs warnings about steps already done here."""
+    """Context in which the quantiser neither prints nor warns of steps that were done here before.
+
+    What it raises is a UserError.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
+    except Exception as error:  # it documents no common class
+        reason = first_line(error)
+        raise UserError(f"the network cannot be quantised: {reason}; export it in fp32") from error
     finally:
         logging.disable(before)

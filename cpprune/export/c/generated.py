@@ -23,7 +23,7 @@ CALL = re.compile(r"\s*(\w+)\((.*)\);")
 LOOP = re.compile(r" *for \(idx_t (\w+) = 0; \w+ < \d+; \+\+\w+\) \{")
 OUTPUT = "output"
 WRITE = re.compile(rf"^( *){OUTPUT}((?:\[[^\[\]]+\])+) = ([^;]+);$", re.MULTILINE)
-BYTES = {"float": 4, "int8_t": 1, "uint8_t": 1, "int32_t": 4, "int64_t": 8, "_Bool": 1}
+BYTES = {"float": 4, "int8_t": 1, "uint8_t": 1, "int32_t": 4, "int64_t": 8, "bool": 1}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cpprune.export.c.fusion import fuse
 from cpprune.export.c.generated import BYTES, functions_of
 from cpprune.export.c.in_place import homes_of
 from cpprune.export.c.memory import Buffer, plan
+from cpprune.export.file_model import first_line
 from cpprune.export.onnx_session import open_session
 from shards.errors import UserError
 
@@ -65,6 +66,9 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: with one input and one output, whose first dimension is the batch; it is not changed.
+
+    Raises:
+        UserError: onnxruntime does not compute the graph, or it has values that C cannot hold.
     """
     one = onnx.ModelProto()
     one.CopyFrom(model)
@@ -77,9 +81,12 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
-        onnxruntime.InferenceSession(
-            one.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            onnxruntime.InferenceSession(
+                one.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # it documents no common class
+            raise UserError(f"the network cannot be exported to C: {first_line(error)}") from error
         simple = onnx.load(target)
     _fuse_hard_swish(simple.graph)
     _pool_integers(simple.graph)
@@ -91,8 +98,13 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     everything.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name)
     del simple.graph.value_info[:]
     for value in open_session(everything, as_written=True).get_outputs():
+        kind = ELEMENTS.get(value.type)
+        if kind is None:
+            raise UserError(
+                f"the network cannot be exported to C: it computes {value.name} as {value.type}; "
+                "compute it in float32"
+            )
         if value.name not in outputs:
-            kind = ELEMENTS[value.type]
             simple.graph.value_info.append(
                 helper.make_tensor_value_info(value.name, kind, value.shape)
             )
