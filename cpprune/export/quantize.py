@@ -21,12 +21,13 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from cpprune.export.complexity import LAYERS
+from cpprune.export.complexity import weights
 from cpprune.export.file_model import first_line
 from shards.errors import UserError
 from shards.suggest import did_you_mean
 
 BATCH = 16
+INT8_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that int8 takes
 FIRST, LAST = "first", "last"  # layers by their place
 
 
@@ -41,10 +42,9 @@ def store_fp16(network: onnx.ModelProto) -> onnx.ModelProto:
     """
     stored = onnx.ModelProto()
     stored.CopyFrom(network)
-    weights = {name for node in stored.graph.node if node.op_type in LAYERS for name in node.input}
-    casts = []
+    halved, casts = weights(network), []
     for constant in stored.graph.initializer:
-        if constant.name not in weights or constant.data_type != onnx.TensorProto.FLOAT:
+        if constant.name not in halved or constant.data_type != onnx.TensorProto.FLOAT:
             continue
         name, half = constant.name, f"{constant.name}.fp16"
         most = np.finfo(np.float16).max
@@ -121,7 +121,7 @@ def _unshare(network: onnx.ModelProto, first: int) -> None:
     constants = {constant.name: constant for constant in network.graph.initializer}
     taken: set[str] = set()
     for number, node in enumerate(network.graph.node):
-        names = node.input[first:] if node.op_type in LAYERS else ()
+        names = node.input[first:] if node.op_type in INT8_LAYERS else ()
         for place, name in enumerate(names, first):
             if name in taken:
                 own = network.graph.initializer.add()
@@ -131,13 +131,18 @@ def _unshare(network: onnx.ModelProto, first: int) -> None:
                 taken.add(name)
 
 
+def int8_layers(network: onnx.ModelProto) -> list[str]:
+    """Return the names of the layers that int8 takes, in the network's order."""
+    return [node.name for node in network.graph.node if node.op_type in INT8_LAYERS]
+
+
 def layers_kept(network: onnx.ModelProto, keep_float: Sequence[str]) -> list[str]:
     """Return the names of layers that stay in float32; `first` and `last` become those of the layers.
 
     Raises:
         UserError: there is no layer of such a name, or none at all that int8 takes.
     """
-    layers = [node.name for node in network.graph.node if node.op_type in LAYERS]
+    layers = int8_layers(network)
     if not layers:
         raise UserError(
             "the network has no convolution, linear layer or product of matrices, which int8 is for: "

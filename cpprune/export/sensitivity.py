@@ -21,9 +21,8 @@ from torch import Tensor
 from cpprune.evaluation import metrics
 from cpprune.evaluation.metrics import Floats
 from cpprune.evaluation.predict import CHUNK, DIVERGED, predict_clips
-from cpprune.export.complexity import LAYERS
 from cpprune.export.onnx_session import open_session
-from cpprune.export.quantize import layers_kept, quantize_int8
+from cpprune.export.quantize import int8_layers, layers_kept, quantize_int8
 from cpprune.models.artifact import Model
 from shards.errors import UserError
 from shards.order import permutation
@@ -128,8 +127,7 @@ class Quantiser(AbstractContextManager["Quantiser"]):
     def layers(self, keep_float: Sequence[str]) -> list[str]:
         """Return the names of the layers that are quantised, in the network's order."""
         kept = layers_kept(self.network, keep_float)
-        names = [node.name for node in self.network.graph.node if node.op_type in LAYERS]
-        return [name for name in names if name not in kept]
+        return [name for name in int8_layers(self.network) if name not in kept]
 
 
 def measure_sensitivity(

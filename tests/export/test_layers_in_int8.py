@@ -9,9 +9,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 import shards
 from cpprune.export import sensitivity
-from cpprune.export.complexity import LAYERS
 from cpprune.export.network import export_network
-from cpprune.export.quantize import quantize_int8
+from cpprune.export.quantize import int8_layers, quantize_int8
 from cpprune.export.sensitivity import (
     LayerCost,
     Quantiser,
@@ -104,7 +103,7 @@ def test_each_layer_alone(spoilt, model, inputs, val, tmp_path):
     with Quantiser(spoilt, inputs) as quantiser:
         found = measure_sensitivity(quantiser, ("first",), model, val)
         assert measure_sensitivity(quantiser, ("first",), model, val) == found
-    layers = {node.name for node in spoilt.graph.node if node.op_type in LAYERS} - {"in_c.0"}
+    layers = set(int8_layers(spoilt)) - {"in_c.0"}
     costs = {cost.layer: cost for cost in found.layers}
     assert costs.keys() == layers
     assert found.layers[0].layer == SPOILT

@@ -10,11 +10,12 @@ from ai_edge_litert import schema_py_generated as schema
 from cpprune.evaluation import dcase
 from cpprune.export.tflite.graph import FRONT_END, read
 
-# Operators with weights → the dimensions of these that one output value takes.
+# Layers → dimensions of their weights that one output value takes; of TRANSPOSE_CONV, an input value.
 LAYERS = {
     schema.BuiltinOperator.CONV_2D: (1, 2, 3),
     schema.BuiltinOperator.DEPTHWISE_CONV_2D: (1, 2),
     schema.BuiltinOperator.FULLY_CONNECTED: (1,),
+    schema.BuiltinOperator.TRANSPOSE_CONV: (0, 1, 2),
 }
 
 
@@ -27,19 +28,24 @@ def tflite_complexity(graph: bytes, size: int) -> dcase.Complexity:
     """
     model = read(graph)
     (subgraph,) = model.subgraphs
-    parameters = macs = 0
+    macs = 0
+    weights: dict[int, int] = {}  # sizes by buffer
     used: dict[bool, set[int]] = {True: set(), False: set()}  # tensors, by whether of the front end
     for operator in subgraph.operators:
         output = subgraph.tensors[operator.outputs[0]]
         of_front_end = output.name.startswith(FRONT_END.encode())
         inputs = [number for number in operator.inputs if number >= 0]
         used[of_front_end].update((*inputs, *operator.outputs))
-        layer = LAYERS.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
-        if of_front_end or layer is None:
+        kind = model.operatorCodes[operator.opcodeIndex].builtinCode
+        if of_front_end or kind not in LAYERS:
             continue
-        shapes = [[int(n) for n in subgraph.tensors[number].shape] for number in inputs[1:]]
-        parameters += sum(map(math.prod, shapes))
-        macs += math.prod(map(int, output.shape)) * math.prod(shapes[0][axis] for axis in layer)
+        _, weight, *others = (subgraph.tensors[number] for number in inputs)
+        for tensor in (weight, *others):
+            if model.buffers[tensor.buffer].data is not None:
+                weights[tensor.buffer] = _size(tensor)
+        transposed = kind == schema.BuiltinOperator.TRANSPOSE_CONV
+        values = _size(others[0] if transposed else output)
+        macs += values * math.prod(int(weight.shape[axis]) for axis in LAYERS[kind])
     network = _bytes(model, used[False])
     sizes = {
         "network": network,
@@ -47,12 +53,16 @@ def tflite_complexity(graph: bytes, size: int) -> dcase.Complexity:
         "file": size,
     }
     return {
-        "parameters": parameters,
+        "parameters": sum(weights.values()),
         "macs": macs,
         "operations": macs,  # as in ONNX
         "bytes": sizes,
         "limits": dcase.limits(macs, {"network": network}),
     }
+
+
+def _size(tensor: Any) -> int:
+    return math.prod(map(int, tensor.shape))
 
 
 def _bytes(model: Any, numbers: set[int]) -> int:
