@@ -165,6 +165,12 @@ def test_the_program_that_listens_hears_what_the_model_does(make, tmp_path, kind
     assert found.stdout.decode().splitlines() == expected
 
 
+def test_the_program_that_listens_by_default_has_no_gaps_between_short_clips(small, tmp_path):
+    header = small["model.h"].replace(b"MODEL_INPUT 4000 ", b"MODEL_INPUT 3999 ")
+    assert header != small["model.h"]
+    cc(write({**small, "model.h": header}, tmp_path), "-c", "listen.c")
+
+
 def test_memory_and_symbols(small, tmp_path):
     folder = write(small, tmp_path)
     cc(folder, "-c", *SOURCES)

@@ -10,8 +10,9 @@
 
 #include "model.h"
 
-#ifndef HOP
-#define HOP ((MODEL_SAMPLE_RATE + 1) / 2) /* samples from one window to the next */
+#ifndef HOP /* samples from one window to the next */
+#define HALF_SECOND ((MODEL_SAMPLE_RATE + 1) / 2)
+#define HOP (HALF_SECOND < MODEL_INPUT ? HALF_SECOND : MODEL_INPUT)
 #endif
 #ifndef SMOOTHING
 #define SMOOTHING 1.0f /* time constant of the moving average of the probabilities, in seconds */
