@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_CLIPS = 256
 CLIPS_TO_TRY = 3
+SPLIT = "test"
 
 
 def export(argv: list[str]) -> int:
@@ -75,7 +76,9 @@ def write_export(arguments: argparse.Namespace) -> Done:
     kind = choose_input(model, arguments.input)
     dataset = open_for_model(arguments.data, model) if arguments.data else None
     split = (
-        _part(dataset.split(arguments.split), arguments) if dataset and arguments.check else None
+        _part(dataset.split(arguments.split or SPLIT), arguments)
+        if dataset and arguments.check
+        else None
     )
     job = Job(
         model=model,
@@ -207,9 +210,7 @@ def _parser() -> OneLineParser:
         action="store_true",
         help="compare the file with the model on a split of --data: outputs, accuracy, latency",
     )
-    parser.add_argument(
-        "--split", default="test", help="of --check: train, val or test (default: test)"
-    )
+    parser.add_argument("--split", help=f"of --check: train, val or test (default: {SPLIT})")
     parser.add_argument(
         "--check-clips",
         type=whole_number,
@@ -238,7 +239,7 @@ def _check_arguments(arguments: argparse.Namespace, target: Target) -> None:
     for option, given in _of_calibration(arguments).items():
         if given and arguments.precision != "int8":
             raise UserError(f"{option} is for --precision int8")
-    if arguments.keep_float and not target.keeps_float:
+    if arguments.keep_float is not None and not target.keeps_float:
         raise UserError(f"--keep-float is not for --to {target.name}: all layers become int8")
     for option, given in (
         ("--sensitivity", arguments.sensitivity),
@@ -248,6 +249,8 @@ def _check_arguments(arguments: argparse.Namespace, target: Target) -> None:
             raise UserError(f"{option} is not for --to {target.name}")
     if arguments.max_drop is not None and not 0 <= arguments.max_drop < 1:
         raise UserError(f"--max-drop {arguments.max_drop:g}: must be from 0 to below 1")
+    if arguments.split is not None and not arguments.check:
+        raise UserError(f"--split {arguments.split}: is for --check")
     if arguments.check_clips is not None and (arguments.check_clips < 1 or not arguments.check):
         raise UserError("--check-clips is for --check, and must be at least 1")
     if arguments.calibration_clips is not None and arguments.calibration_clips < 1:
@@ -259,7 +262,7 @@ def _check_arguments(arguments: argparse.Namespace, target: Target) -> None:
 def _of_calibration(arguments: argparse.Namespace) -> dict[str, bool]:
     """Return the options of quantisation after training, and whether each was given."""
     return {
-        "--keep-float": bool(arguments.keep_float),
+        "--keep-float": arguments.keep_float is not None,
         "--calibration-clips": arguments.calibration_clips is not None,
         "--seed": arguments.seed is not None,
         "--sensitivity": arguments.sensitivity,
@@ -309,7 +312,7 @@ def _calibration(
 
 def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Return the names of layers that stay in float32."""
-    kept = arguments.keep_float or "first"
+    kept = "first" if arguments.keep_float is None else arguments.keep_float
     return () if kept == "none" else tuple(kept.split(","))
 
 

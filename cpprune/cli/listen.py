@@ -59,9 +59,10 @@ def listen(argv: list[str]) -> int:
     )
     parser.add_argument("--value", help=VALUE_HELP)
     arguments = parser.parse_args(argv)
-    if arguments.raw and sys.stdin.isatty():
+    if arguments.raw and (sys.stdin is None or sys.stdin.isatty()):
+        what = "closed" if sys.stdin is None else "a terminal"
         raise UserError(
-            "--raw: standard input is a terminal; pipe samples into it, such as those of arecord"
+            f"--raw: standard input is {what}; pipe samples into it, such as those of arecord"
         )
     if not 0 <= arguments.smoothing <= 3600:
         raise UserError(f"--smoothing {arguments.smoothing:g}: must be from 0 to 3600 seconds")
@@ -100,7 +101,9 @@ def listen(argv: list[str]) -> int:
             raise UserError(f"{name}: {reason}") from reason
     if clipped:
         message(f"{name}: {clipped:,} of {listener.heard:,} samples clipped to full scale")
-    if listener.heard < model.clip_shape[0]:
+    if not listener.classified:
+        message(f"{name}: stopped before the end of the first window: nothing classified")
+    elif listener.heard < model.clip_shape[0]:
         message(f"{name}: shorter than a window: padded with silence")
     elif rest := listener.heard - listener.classified:
         message(f"{name}: {rest / rate:.2f} s after the last window not classified")

@@ -168,6 +168,26 @@ def test_mistakes_are_one_line(refused, tiny_run, recording, tmp_path, monkeypat
     refused("listen", tiny_run / "model", *words, names=names)
 
 
+def test_standard_input_that_is_closed(refused, tiny_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    refused("listen", tiny_run / "model", "--raw", names=["--raw", "standard input is closed"])
+
+
+def test_ctrl_c_before_the_first_window(cli, tiny_run, monkeypatch):
+    class Interrupted(io.BytesIO):
+        def read1(self, size=-1):
+            if not (data := super().read1(size)):
+                raise KeyboardInterrupt
+            return data
+
+    stdin = types.SimpleNamespace(buffer=Interrupted(bytes(2000)), isatty=lambda: False)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    outcome = cli("listen", tiny_run / "model", "--raw")
+    assert (outcome.status, outcome.out) == (0, "")
+    assert "nothing classified" in outcome.err
+    assert "padded" not in outcome.err
+
+
 @pytest.mark.parametrize(
     ("data", "said"), [(b"", "no samples"), (bytes(64_001), "within a sample")]
 )

@@ -128,7 +128,9 @@ def test_wilson_interval():
         (["--out", "a.onnx", "--precision", "int8"], ["--precision int8", "--data"]),
         (["--out", "a.onnx", "--check"], ["--check", "--data"]),
         (["--out", "a.onnx", "--check-clips", "3"], ["--check-clips is for --check"]),
+        (["--out", "a.onnx", "--split", "val"], ["--split val", "for --check"]),
         (["--out", "a.onnx", "--keep-float", "in_c.0"], ["--keep-float", "int8"]),
+        (["--out", "a.onnx", "--keep-float", ""], ["--keep-float", "int8"]),
         (["--out", "a.onnx", "--sensitivity"], ["--sensitivity is for --precision int8"]),
         (["--out", "a.onnx", "--max-drop", "0.1"], ["--max-drop is for --precision int8"]),
         (
