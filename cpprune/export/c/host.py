@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +26,7 @@ from shards.errors import UserError
 STANDARD = ("-std=c99",)
 ARM = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
 SMALL = "-Os"
+Command = tuple[str, ...]
 
 
 class Sizes(TypedDict):
@@ -40,9 +42,13 @@ class Sizes(TypedDict):
     ram: int
 
 
-def host_compiler() -> str | None:
-    """Return the C compiler of this machine: $CC, or cc; None if there is none."""
-    return shutil.which(os.environ.get("CC") or "cc")
+def host_compiler() -> Command | None:
+    """Return the C compiler of this machine: $CC, maybe with options, or cc; None if there is none."""
+    try:
+        words = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError:  # a quotation does not end
+        return None
+    return tuple(words) if shutil.which(words[0]) else None
 
 
 def sizes(sources: Mapping[str, str]) -> Sizes | None:
@@ -51,12 +57,12 @@ def sizes(sources: Mapping[str, str]) -> Sizes | None:
     Args:
         sources: of the model, by name.
     """
-    compilers: list[tuple[str | None, str, tuple[str, ...]]] = [
-        (shutil.which("arm-none-eabi-gcc"), "arm-none-eabi-size", ARM),
+    compilers: list[tuple[Command | None, str, Command]] = [
+        (("arm-none-eabi-gcc",), "arm-none-eabi-size", ARM),
         (host_compiler(), "size", ()),
     ]
     for compiler, size, machine in compilers:
-        if compiler is None or shutil.which(size) is None:
+        if compiler is None or not (shutil.which(compiler[0]) and shutil.which(size)):
             continue
         options = [*STANDARD, SMALL, *machine]
         with _built(sources, compiler, [*options, "-c"]) as folder:
@@ -68,10 +74,10 @@ def sizes(sources: Mapping[str, str]) -> Sizes | None:
             ).stdout.splitlines()[1:]
         text, data, bss = (sum(int(line.split()[k]) for line in lines) for k in range(3))
         version = subprocess.run(
-            [compiler, "-dumpfullversion"], capture_output=True, text=True, check=False
+            [*compiler, "-dumpfullversion"], capture_output=True, text=True, check=False
         ).stdout.strip()
         return {
-            "compiler": f"{Path(compiler).name} {version}".strip(),
+            "compiler": " ".join([Path(compiler[0]).name, *compiler[1:], version]).strip(),
             "machine": f" {machine[0]}" if machine else "",
             "options": " ".join(options),
             "flash": text + data,
@@ -124,7 +130,7 @@ class CModel:
         return self._complexity
 
 
-def required_compiler(what: str) -> str:
+def required_compiler(what: str) -> Command:
     """Return the C compiler of this machine; raise UserError if there is none.
 
     Args:
@@ -140,7 +146,7 @@ def required_compiler(what: str) -> str:
 
 @contextmanager
 def _built(
-    sources: Mapping[str, str], compiler: str, options: Sequence[str], *libraries: str
+    sources: Mapping[str, str], compiler: Command, options: Sequence[str], *libraries: str
 ) -> Iterator[Path | None]:
     """Compile sources in a folder for the time of the block; None if that fails."""
     with tempfile.TemporaryDirectory() as name:
@@ -149,6 +155,6 @@ def _built(
             (folder / file).write_text(text)
         files = [file for file in sources if file.endswith(".c")]
         done = subprocess.run(
-            [compiler, *options, *files, *libraries], cwd=folder, capture_output=True, check=False
+            [*compiler, *options, *files, *libraries], cwd=folder, capture_output=True, check=False
         )
         yield None if done.returncode else folder
