@@ -166,12 +166,14 @@ def replaced_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
     try:
         yield new
         sync(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         _dismantle(new, files)
         raise
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
     sync(parent)
     _dismantle(old, files, folder)
 

@@ -1,5 +1,7 @@
 """What others made outlives a build, a download and a synthesis into its folder."""
 
+import errno
+import os
 import resource
 import subprocess
 import sys
@@ -296,3 +298,23 @@ def test_a_folder_that_is_replaced_has_a_name(
     with pytest.raises(UserError, match=f"^--out {Path(name)} would be replaced as a whole"):
         claim(Path(name), kind, "--out")
     claim(Path(), replace(kind, replaced=False), "--out")
+
+
+@pytest.mark.parametrize("which", ["new", "old"])
+def test_nothing_is_left_if_a_folder_cannot_be_renamed(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    fill(folder, "weights", "notes.txt")
+    before = snapshot(tmp_path)
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if f".{which}-" in f"{path} {target}" and path.name != f".model.old-{os.getpid()}":
+            raise OSError(errno.EBUSY, "busy")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="busy"), replaced_folder(folder, ["weights"]) as new:
+        (new / "weights").write_text("new")
+    assert snapshot(tmp_path) == before
