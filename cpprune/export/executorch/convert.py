@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cpprune.evaluation import dcase
 from cpprune.evaluation.operations import count_operations
-from cpprune.export.agreement import FLOATS, INTEGERS, agree
+from cpprune.export.agreement import INTEGERS, agree
 from cpprune.export.buffer_name import buffer_name
 from cpprune.export.executorch.model import Costs, Sizes
 from cpprune.export.executorch.runtime import Program
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
 BATCH = 16
+FLOATS = 1e-4  # of the largest logit
 # How the names of tensors begin.
 FRONT_END, NETWORK, QUANTIZED = "front_end.", "network.", "network.integers."
 WITH_WEIGHTS = (
