@@ -114,11 +114,13 @@ class Quantizing(Intercept):
     def call(self, func: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         """Call the function on quantised tensors, where its kind is quantised."""
         args = [self._latest(value) for value in args]
+        kwargs = {key: self._latest(value) for key, value in kwargs.items()}
         other, options = _out_of_place(func, kwargs)
         result = self._call(other, args, options)
         in_place = other is not func or options is not kwargs
-        if in_place and isinstance(result, Tensor) and isinstance(args[0], Tensor):
-            self._replace(args[0], result)
+        target = args[0] if args else None
+        if in_place and isinstance(result, Tensor) and isinstance(target, Tensor):
+            self._replace(target, result)
         return result
 
     def _call(self, func: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
