@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,7 +94,6 @@ def save_imported(model: Model, file: Path, out: Path) -> None:
     """
     claim(out, artifact.MODEL, "--out")
     model.metadata = {"provenance": {"imported": file.name}, "metrics": {}}
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - a symbolic link at its end is kept
     busy = f"{out}: another import is writing it"
     with writing(out, "--out"), locked(out.parent / f".{out.name}.lock", busy):
         artifact.save(model, out)

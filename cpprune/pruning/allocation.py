@@ -188,7 +188,8 @@ def meet_measured(
     """Return the first widths along the narrowing that meet a limit when measured.
 
     They are found by bisection and measured once more, since a measurement can be off; if they fail
-    then, the search goes on among narrower ones.
+    then, the search goes on among narrower ones. A latency that fails is measured a second time, since
+    other work on the machine can only slow it down.
 
     Args:
         limit: on what has to be measured, such as latency.
@@ -207,11 +208,12 @@ def meet_measured(
         widths = np.minimum(start, allowed.fit(narrowing(float(fraction))))
         if (widths != path[-1]).any():
             path.append(widths)
+    tries = 2 if limit.quantity == "latency" else 1
     slow, fast = 0, len(path) - 1
     while True:
         while fast - slow > 1:
             middle = (slow + fast) // 2
-            fits = measure(path[middle]) <= limit.bound
+            fits = any(measure(path[middle]) <= limit.bound for _ in range(tries))
             slow, fast = (slow, middle) if fits else (middle, fast)
         taken = measure(path[fast])
         if taken <= limit.bound:

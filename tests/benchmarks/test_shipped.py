@@ -77,5 +77,5 @@ def test_int8_that_loses_too_much_is_made_in_other_ways(shipped, bench, monkeypa
     static = {(to, p) for to, target in shipped.targets().items() for p in target.precisions}
     assert set(made[: len(static)]) == static
     others = [("c", shipped.MAX_DROP)]
-    others += [(to, shipped.TRAINED) for to in ("c", "executorch", "onnx")]
+    others += [(to, shipped.TRAINED) for to in ("c", "executorch", "onnx", "tflite")]
     assert made[len(static) :] == (others if more else [])

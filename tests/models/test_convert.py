@@ -131,16 +131,6 @@ def test_numbers_that_are_not_finite_are_refused(refused: Callable[..., str]) ->
     assert "not finite, in stage1.block1.conv1.weight" in refused(saved(state))
 
 
-def test_the_current_folder_may_become_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "small.pth").write_bytes(saved(trained(widths=[4, 5, 6]).state_dict()))
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path / "model")
-    import_state_dict(tmp_path / "small.pth", Path(), "cpjku22_256")
-    assert (tmp_path / "model/model.json").is_file()
-
-
 def test_another_rho_is_refused(refused: Callable[..., str]) -> None:
     state = trained(widths=[4, 5, 6], rho=6).state_dict()
     assert "--rho 4" in refused(saved(state))
