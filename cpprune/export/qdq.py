@@ -86,6 +86,10 @@ class _Integers(nn.Module):
         """The quantised layers by name, with what is folded into each."""
         return self.fake.layers
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x: as a child of nn.Sequential, it is the last module."""
+        return x
+
     def activation(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Return x as it is quantised, and its scale."""
         name = f"activation_{number}"

@@ -12,6 +12,7 @@ from cpprune.export.network import export_network
 from cpprune.export.quantize import quantize_int8
 from cpprune.export.sensitivity import _log_prob
 from cpprune.export.target import targets
+from cpprune.models.quantized import calibrate, quantize
 
 
 class Twice(nn.Module):
@@ -80,6 +81,13 @@ class TwoReaders(nn.Module):
         return self.last(y).mean((2, 3))
 
 
+class Squeeze(nn.Module):
+    """Removes the last two dimensions."""
+
+    def forward(self, x):
+        return x.squeeze(3).squeeze(2)
+
+
 @pytest.mark.parametrize(
     ("network", "target", "precision"),
     [
@@ -112,3 +120,27 @@ def test_a_linear_layer_alone_in_integers():
     alone = quantize_int8(whole, x, (), integer=True, only=layer)
     difference = abs(_log_prob(alone, x) - _log_prob(whole, x)).max()
     assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize("target", ["onnx", "c", slow("executorch"), slow("tflite")])
+@pytest.mark.parametrize("reshape", [nn.Flatten(), nn.Unflatten(1, (2, 4)), Squeeze()])
+def test_dropout_of_what_was_reshaped(reshape, target):
+    """In training it makes values larger, so before and after it the scale is another."""
+    torch.manual_seed(0)
+    head = [reshape, nn.Dropout(), nn.Flatten(), nn.Linear(8, 3)]
+    pool = nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Conv2d(4, 8, 1), nn.ReLU(), *head
+    )
+    model = make_model(network, None)
+    quantize(model.network, model.input_shape)
+    x = model.features(clips_of(model, 64))
+    calibrate(model.network, [x])
+    model.network.train()
+    for _ in range(50):
+        model.network(x)
+    model.network.eval()
+    made = targets()[target].make(job_of(model, None, "int8", calibration=None, run=True))
+    clips = clips_of(model, 32, seed=3)
+    expected, found = model.logits(clips), made.exported.logits(clips)
+    torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)

@@ -40,6 +40,11 @@ WITH_WEIGHTS = (
     torch.ops.aten.conv2d.default,
 )
 ACTIVATIONS = (torch.ops.aten.relu.default, torch.ops.aten.hardtanh.default)
+RESHAPES = (
+    torch.ops.aten.flatten.using_ints,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.view.default,
+)
 
 
 class WholeModel(nn.Module):
@@ -82,7 +87,8 @@ def convert(job: Job) -> tuple[bytes, Costs]:
                 integers.keep_float(layer)
             exported = torch.export.export(whole, example)
         tensors = _used(exported)
-        _without_views(exported.graph)
+        _without_identities(exported.graph)
+        _one_scale_for_reshapes(exported.graph)
         _one_scale_for_concatenation(exported.graph)
         _duplicate_dequantisation(exported.graph)
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
@@ -158,12 +164,28 @@ def _quantisations(node: Node) -> Iterator[Node]:
             yield from _quantisations(user)
 
 
-def _without_views(graph: Graph) -> None:
-    """Leave out views of whole tensors: XNNPACK computes a layer with the activation next to it."""
+def _without_identities(graph: Graph) -> None:
+    """Leave out what returns its input: XNNPACK computes a layer with the activation next to it."""
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.view_as.default and node.args[0] is node.args[1]:
+        same = node.target is torch.ops.aten.view_as.default and node.args[0] is node.args[1]
+        if same or node.target is torch.ops.aten.dropout.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _one_scale_for_reshapes(graph: Graph) -> None:
+    """Quantise what is only reshaped as it was before: XNNPACK knows no reshape to another scale."""
+    for node in list(graph.nodes):
+        if node.target in RESHAPES:
+            before = node.args[0]
+            others = [
+                user
+                for user in node.users
+                if user.target is not OPERATORS.quantize_per_tensor.default
+                or user.args[1:] != before.args[1:]
+            ]
+            if before.target is OPERATORS.dequantize_per_tensor.default and others:
+                round_for(others, node, before.args[1:])
 
 
 def _one_scale_for_concatenation(graph: Graph) -> None:
