@@ -1,7 +1,8 @@
 """Graphs whose operators take integers, of graphs with QuantizeLinear and DequantizeLinear (QDQ).
 
 An operator between DequantizeLinear and QuantizeLinear becomes one that computes with integers:
-QLinearConv of the ONNX standard, and QLinearAdd of onnxruntime. What has no such counterpart stays.
+QLinearConv of the ONNX standard, QLinearAdd and QLinearConcat of onnxruntime. What has no such
+counterpart stays.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ def _merged(
     elif node.op_type == "Add" and len(dequantized) == 2:
         inputs = [*dequantized[0].input, *dequantized[1].input, *scale]
         return helper.make_node("QLinearAdd", inputs, outputs, name=node.name, domain=DOMAIN)
+    elif node.op_type == "Concat" and len(dequantized) == len(node.input):
+        inputs = [*scale, *(name for part in dequantized for name in part.input)]
+        merged = helper.make_node("QLinearConcat", inputs, outputs, name=node.name, domain=DOMAIN)
+    elif node.op_type == "DequantizeLinear" and list(node.input[1:]) == scale:
+        return helper.make_node("Identity", node.input[:1], outputs, name=node.name)
     elif node.op_type in MOVES and dequantized and list(dequantized[0].input[1:]) == scale:
         inputs = [dequantized[0].input[0], *node.input[1:]]
         merged = helper.make_node(node.op_type, inputs, outputs, name=node.name)

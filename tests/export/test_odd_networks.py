@@ -8,7 +8,9 @@ from marks import slow
 from torch import nn
 from torch.nn import functional
 
+from cpprune.export.integer_operators import with_integer_operators
 from cpprune.export.network import export_network
+from cpprune.export.qdq import export_quantized
 from cpprune.export.quantize import quantize_int8
 from cpprune.export.sensitivity import _log_prob
 from cpprune.export.target import targets
@@ -142,5 +144,34 @@ def test_dropout_of_what_was_reshaped(reshape, target):
     model.network.eval()
     made = targets()[target].make(job_of(model, None, "int8", calibration=None, run=True))
     clips = clips_of(model, 32, seed=3)
+    expected, found = model.logits(clips), made.exported.logits(clips)
+    torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
+
+
+class Concatenation(nn.Module):
+    """Concatenates two layers' outputs, and leaves the last channels out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(6, 3, 1)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(torch.cat([self.left(x), self.right(x)], 1)[:, :6]).mean((2, 3))
+
+
+def test_a_concatenation_takes_integers_in_c():
+    torch.manual_seed(0)
+    model = make_model(Concatenation(), None)
+    quantize(model.network, model.input_shape)
+    calibrate(model.network, [model.features(clips_of(model, 16))])
+    graph = with_integer_operators(export_quantized(model.network, model.input_shape)).graph
+    operators = [node.op_type for node in graph.node]
+    assert "QLinearConcat" in operators
+    # The first layer stays in float32, and the logits are averages of float32 numbers.
+    assert operators.count("QuantizeLinear") == operators.count("DequantizeLinear") == 1
+    made = targets()["c"].make(job_of(model, None, "int8", calibration=None, run=True))
+    clips = clips_of(model, 8, seed=3)
     expected, found = model.logits(clips), made.exported.logits(clips)
     torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
