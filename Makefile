@@ -20,7 +20,7 @@ WORKERS += -n $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) < 4 ? $$(nproc 
 help:
 	@echo "make demo      set up, then the whole road on a synthetic dataset (about 5 minutes)"
 	@echo "make test      set up, then the tests (about 10 minutes on 2 cores)"
-	@echo "make test-all  set up, then all tests (under an hour; what the long ones need: CONTRIBUTING.md)"
+	@echo "make test-all  set up, then all tests (about 80 minutes on 2 cores; what the long ones need: CONTRIBUTING.md)"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
 	@echo "make lock      bring uv.lock up to date with pyproject.toml and the newest packages"
 	@echo "make docs      the pages of docs/ as a site, in site/"

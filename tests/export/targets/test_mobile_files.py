@@ -44,7 +44,7 @@ def make(target, product):
 @pytest.mark.slow
 @has_wheels
 @pytest.mark.parametrize(
-    ("name", "kind"), [("small", None), ("small", "int16"), ("cp_mobile", None), ("digits", None)]
+    ("name", "kind"), [("small", "int16"), ("cp_mobile", None), ("digits", None)]
 )
 def test_logits_are_torchs(exported, make, name, kind):
     model = exported(name).model
