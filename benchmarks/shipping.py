@@ -1,12 +1,13 @@
-"""Ways to compute the Fourier transform, and to choose the ranges of int8 activations.
+"""Latency of exported networks; ways to compute the Fourier transform; ranges of int8 activations.
 
-    python benchmarks/shipping.py [MODEL … --data DATASET]
+    python benchmarks/shipping.py [MODEL … [--data DATASET]]
 
-Without a model, times the front end of each preset in onnxruntime for one second of audio, with the
-Fourier transform in two steps of matrix products, as a product with the whole matrix, and by the
-operator DFT. With model folders, exports each in int8 with each choice of ranges, and compares it with
-the model on the test split. One thread; latencies are medians, as ratios to torch in the same run.
-`benchmarks/shipped.py` measures what ships.
+With model folders, times the network of each in every runtime and precision, the first model in fp32
+as 1. With a dataset, too, exports each in int8 with each choice of ranges instead, and compares it with
+the model on the test split. Without a model, times the front end of each preset in onnxruntime for one
+second of audio, with the Fourier transform in two steps of matrix products, as a product with the whole
+matrix, and by the operator DFT. One thread; latencies are medians of the process's time on the CPU,
+taken in turns. `benchmarks/shipped.py` measures what ships.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,13 @@ from cpprune.data.compatibility import open_for_model
 from cpprune.export import frontend, quantize
 from cpprune.export.build import build_file
 from cpprune.export.calibration import calibration_clips
-from cpprune.export.check import compare
+from cpprune.export.check import compare, noise
 from cpprune.export.graph import GraphBuilder
 from cpprune.export.inputs import choose_input
 from cpprune.export.network import export_network
 from cpprune.export.onnx_model import OnnxModel
+from cpprune.export.target import targets
+from cpprune.export.timed import to_be_timed
 from cpprune.models import artifact
 
 SAMPLES = 32_000
@@ -121,11 +125,32 @@ def in_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(ROUNDS + 5):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             call()
             if number >= 5:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(time.process_time() - begin)
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def latency(folders: list[Path]) -> None:
+    models = {str(folder): artifact.load(folder) for folder in folders}
+    forms = [f"{to}-{way}" for to, own in targets().items() for way in own.precisions]
+    print(f"| runtime | {' | '.join(models)} |")
+    print("|---|" + "---|" * len(models))
+    whole: dict[str, dict[str, float]] = {}
+    for form in ("torch-fp32", *forms):
+        calls: dict[str, Callable[[], Any]] = {}
+        for name, model in models.items():
+            if form == "torch-fp32":
+                calls[name] = partial(model.network, torch.zeros(1, *model.input_shape))
+            else:
+                made = to_be_timed(model.network, model.input_shape, form)
+                calls[name] = partial(made.logits, noise(made, 1))
+        with torch.no_grad():
+            whole[form] = in_turns(calls)
+        first = whole[f"{form.rpartition('-')[0]}-fp32"][str(folders[0])]
+        cells = [f"{took / first:.2f}" for took in whole[form].values()]
+        print(f"| {form} | {' | '.join(cells)} |", flush=True)
 
 
 def calibration(folders: list[Path], data: str) -> None:
@@ -184,7 +209,9 @@ def main() -> None:
     parser.add_argument("--data")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.models:
+    if arguments.models and not arguments.data:
+        latency(arguments.models)
+    elif arguments.models:
         calibration(arguments.models, arguments.data)
     else:
         fourier()
