@@ -18,7 +18,7 @@ WORKERS += -n $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) < 4 ? $$(nproc 
 .PHONY: help setup demo test test-all lint lock docs pages bench clean
 
 help:
-	@echo "make demo      set up, then the whole road on a synthetic dataset (about 5 minutes)"
+	@echo "make demo      set up, then the whole road on a synthetic dataset (5 to 15 minutes on 2 cores: quickest with AVX-512)"
 	@echo "make test      set up, then the tests (about 10 minutes on 2 cores)"
 	@echo "make test-all  set up, then all tests (about 80 minutes on 2 cores; what the long ones need: CONTRIBUTING.md)"
 	@echo "make lint      formatting, style, types, import contracts, spelling"
