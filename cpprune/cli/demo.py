@@ -85,7 +85,8 @@ def demo(argv: list[str]) -> int:
     parser = OneLineParser(
         "cpprune demo",
         description="Build a small synthetic dataset; train, prune, fine-tune and evaluate networks on "
-        "it; export the pruned one to ONNX and C. Takes 5 to 15 minutes on two CPU cores, the least with AVX-512.",
+        "it; export the pruned one to ONNX and C. Takes 5 to 15 minutes on two CPU cores, "
+        "the least with AVX-512.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)"
