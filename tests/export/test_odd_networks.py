@@ -149,16 +149,16 @@ def test_dropout_of_what_was_reshaped(reshape, target):
 
 
 class Concatenation(nn.Module):
-    """Concatenates two layers' outputs, and leaves the last channels out."""
+    """Concatenates two layers' outputs, and takes all channels, as GhostNet does."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(6, 3, 1)
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(8, 3, 1)
         self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
 
     def forward(self, x):
         x = torch.relu(self.first(x))
-        return self.last(torch.cat([self.left(x), self.right(x)], 1)[:, :6]).mean((2, 3))
+        return self.last(torch.cat([self.left(x), self.right(x)], 1)[:, :8]).mean((2, 3))
 
 
 def test_a_concatenation_takes_integers_in_c():
